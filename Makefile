@@ -1,0 +1,34 @@
+# Every target says what it does as it goes and works a second time in seconds.
+SHELL := /bin/bash
+PY := .venv/bin/python
+STAMP := .venv/.installed
+export PYTHONDONTWRITEBYTECODE ?=
+
+.PHONY: help venv lock check fix test test-unit test-api test-e2e demo demo-down crds images cluster bench clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## .venv with the locked dependencies and .venv/bin/moorage
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@echo "venv: installing the locked dependencies into .venv"
+	@test -x $(PY) || python3 -m venv .venv
+	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/dev.txt
+	@.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock: ## write requirements/*.txt from pyproject.toml
+	@python3 -m venv .venv && .venv/bin/pip install --quiet uv
+	@.venv/bin/uv pip compile $(if $(UPGRADE),--upgrade) --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements/runtime.txt
+	@.venv/bin/uv pip compile $(if $(UPGRADE),--upgrade) --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --group dev -c requirements/runtime.txt -o requirements/dev.txt
+
+check: venv ## format, lint, types, floors, generated files, sizes: seconds
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+	@$(PY) -m pytest -q tests/house
+
+fix: venv ## let ruff format and mend what it can
+	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .

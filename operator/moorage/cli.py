@@ -1,0 +1,40 @@
+"""The `moorage` command: one subcommand per process of the house, and the commands for people.
+
+Subcommands are imported when they are called, so that `moorage download` in a Job never pays for kopf or the
+Kubernetes client.
+"""
+
+import importlib
+
+import click
+
+from moorage import __version__
+
+COMMANDS = {
+    "operator": "moorage.control.main:command",
+    "download": "moorage.download.main:command",
+    "bench": "moorage.bench.main:command",
+}
+
+
+class LazyGroup(click.Group):
+    """A click group that imports a subcommand's module when it is first named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Names of all subcommands, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The subcommand called `cmd_name`, or None where there is none."""
+        target = COMMANDS.get(cmd_name)
+        if target is None:
+            return None
+        module, attribute = target.split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="moorage")
+def main() -> None:
+    """Run language models on your own GPUs, on Kubernetes."""

@@ -1,0 +1,79 @@
+"""Every name Moorage writes into a cluster: the API group, labels, annotations, field managers and child names.
+
+Child names are deterministic, so that nothing has to be remembered between two passes: the same owner always yields the
+same name, and a name that does not fit a Kubernetes limit is cut and given a hash of the whole.
+"""
+
+import hashlib
+import json
+import re
+from typing import Any
+
+GROUP = "moorage.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+FIELD_MANAGER = "moorage"
+
+# Labels of children. `managed-by` is Kubernetes' recommended label; the others say whose child it is.
+MANAGED_BY = "app.kubernetes.io/managed-by"
+COMPONENT = "app.kubernetes.io/component"
+MODEL_LABEL = f"{GROUP}/model"
+DOWNLOAD_LABEL = f"{GROUP}/download"
+
+# Annotations on children: what was applied (equal hash: no request) and what shaped the pod (equal: only replicas move).
+MANIFEST_HASH = f"{GROUP}/manifest-hash"
+INPUTS_HASH = f"{GROUP}/inputs-hash"
+
+# Annotations by which a person asks for something once; the value is an RFC 3339 time, as in `kubectl rollout restart`.
+BENCHMARK_AT = f"{GROUP}/benchmark-at"
+RESTART_AT = f"{GROUP}/restart-at"
+REFRESH_AT = f"{GROUP}/refresh-at"
+
+ENGINE_PORT = 8080
+ENGINE_PORT_NAME = "http"
+PROGRESS_PORT = 9400
+MODEL_MOUNT = "/models"
+
+_DNS_LABEL_LIMIT = 63
+
+
+def digest(value: Any, length: int = 12) -> str:
+    """Short hex SHA-256 of any JSON-able value; equal values give equal digests whatever the key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def dns_label(name: str, limit: int = _DNS_LABEL_LIMIT) -> str:
+    """`name` as a DNS-1035-ish label of at most `limit` characters.
+
+    A name that already is one comes back unchanged; otherwise dots become hyphens and a short hash of the original is
+    appended, so that `a.b` and `a-b` never meet.
+    """
+    if len(name) <= limit and re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name):
+        return name
+    clean = re.sub(r"[^a-z0-9-]", "-", name.lower()).strip("-")
+    if not clean or not clean[0].isalpha():
+        clean = f"m-{clean}"
+    return f"{clean[: limit - 7].rstrip('-')}-{digest(name, 6)}"
+
+
+def model_child(model: str) -> str:
+    """Name of a Model's Deployment and Service: the Model's own, mended only where DNS forbids it."""
+    return dns_label(model)
+
+
+def download_name(model_source: dict[str, Any], repo_hint: str) -> str:
+    """Name of the ModelDownload shared by all Models of one content: a readable hint and a hash of the content key."""
+    hint = dns_label(re.sub(r"[^a-z0-9-]", "-", repo_hint.lower()).strip("-")[:40].strip("-") or "files", 40)
+    return f"{hint}-{digest(model_source, 10)}"
+
+
+def download_child(download: str) -> str:
+    """Name of a ModelDownload's claim and Job."""
+    return dns_label(download)
+
+
+def benchmark_job(model: str, run: str) -> str:
+    """Name of the Job of one benchmark run; `run` identifies what is measured (template, commit, request)."""
+    return f"{dns_label(model, 48)}-bench-{run}"
