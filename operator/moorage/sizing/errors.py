@@ -1,0 +1,24 @@
+"""What reading a model's header can end in.
+
+MoorageError
+|-- HeaderError        the bytes are not a header Moorage accepts; the message says what and where
+NeedMoreBytes          not a failure: the prefix handed in is too short
+"""
+
+from moorage.errors import MoorageError
+
+
+class HeaderError(MoorageError):
+    """The header is broken, out of bounds, or of a kind that no engine here loads; reading it again cannot help."""
+
+
+class NeedMoreBytes(Exception):  # noqa: N818 - a request, not an error
+    """The header goes on behind the bytes handed in.
+
+    `at_least` is a length in bytes, counted from the start of the file: with fewer the next attempt cannot succeed
+    (with exactly that many it may ask again).
+    """
+
+    def __init__(self, at_least: int) -> None:
+        super().__init__(f"at least the first {at_least} bytes are needed")
+        self.at_least = at_least
