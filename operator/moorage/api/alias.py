@@ -1,0 +1,94 @@
+"""The ModelAlias: a name that points at Models."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from moorage.api.common import Count, Cut, Line, ObjectName, Resource, Rule, SpecPart, StatusPart, StatusWord
+from moorage.api.conditions import Condition
+
+
+class ModelRef(SpecPart):
+    """A Model of the same namespace."""
+
+    name: ObjectName = Field(description="Name of the Model.")
+
+
+class Target(SpecPart):
+    """A Model that serves a share of the requests."""
+
+    model_ref: ModelRef = Field(description="The Model.")
+    weight: int = Field(
+        default=100, ge=0, le=1000, description="Share of the requests, relative to the other targets; 0: none."
+    )
+
+
+class Fallback(SpecPart):
+    """A Model that serves when no target can."""
+
+    model_ref: ModelRef = Field(description="The Model.")
+
+
+class AliasSpec(SpecPart):
+    """Where the name points."""
+
+    rules: ClassVar = (
+        Rule(
+            "self.targets.exists(target, target.weight > 0)",
+            "at least one of spec.targets needs a weight above 0, or no request would be served",
+        ),
+        Rule(
+            "self.targets.all(one, self.targets.exists_one(other, other.modelRef.name == one.modelRef.name))",
+            "spec.targets names a Model twice; name it once, with the sum of the weights",
+        ),
+        Rule(
+            "!has(self.fallbacks) || self.fallbacks.all(one, "
+            "self.fallbacks.exists_one(other, other.modelRef.name == one.modelRef.name))",
+            "spec.fallbacks names a Model twice; name it once, where it should be tried first",
+        ),
+    )
+
+    targets: Annotated[list[Target], Field(min_length=1, max_length=8)] = Field(
+        description="Models that serve the requests, each by its weight."
+    )
+    fallbacks: Annotated[list[Fallback], Field(max_length=8)] = Field(
+        default=[], description="Models that serve when the chosen target cannot, in this order."
+    )
+
+
+class AliasSummary(StatusPart):
+    """What the columns of `kubectl get modelaliases` print."""
+
+    targets: StatusWord | None = Field(default=None, description="The targets and their weights in a line.")
+    ready: StatusWord | None = Field(default=None, description="Ready targets and all targets, such as 1/2.")
+    message: Line | None = Field(default=None, description="What is going on, in a line.")
+
+
+class StatusModelRef(StatusPart):
+    """A Model of the same namespace."""
+
+    name: StatusWord = Field(description="Name of the Model.")
+
+
+class CurrentTarget(StatusPart):
+    """A target as it stands now."""
+
+    model_ref: StatusModelRef = Field(description="The Model.")
+    weight: Count = Field(default=0, description="Share of the requests, relative to the other targets.")
+    ready: bool = Field(default=False, description="Whether the Model is ready.")
+
+
+class AliasStatus(StatusPart):
+    """Where the name points now."""
+
+    observed_generation: Count | None = Field(default=None, description="The metadata.generation this status is about.")
+    conditions: Annotated[list[Condition], Cut(16)] = Field(default=[], description="Resolved and Ready.")
+    summary: AliasSummary | None = Field(default=None, description="What the columns print.")
+    current: Annotated[list[CurrentTarget], Cut(8)] = Field(default=[], description="The targets as they stand now.")
+
+
+class ModelAlias(Resource):
+    """A name that clients use, pointing at one or several Models, so that these can change behind it."""
+
+    spec: AliasSpec = Field(description="Where the name points.")
+    status: AliasStatus = Field(default=AliasStatus(), description="Where the name points now.")

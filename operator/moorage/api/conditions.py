@@ -1,0 +1,291 @@
+"""Conditions, phases and the closed list of reasons, with a line of help for each reason.
+
+Conditions follow the Kubernetes API conventions; `Reconciling` and `Stalled` are read by kstatus (Flux, Argo CD).
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from moorage.api.common import Cut, Sentence, StatusPart, Time
+
+
+class ConditionStatus(StrEnum):
+    """What a condition says."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class ModelPhase(StrEnum):
+    """The one word that `kubectl get models` prints."""
+
+    PENDING = "Pending"
+    PLACING = "Placing"
+    DOWNLOADING = "Downloading"
+    LOADING = "Loading"
+    READY = "Ready"
+    SCALED_TO_ZERO = "ScaledToZero"
+    DEGRADED = "Degraded"
+    BLOCKED = "Blocked"
+    FAILED = "Failed"
+
+
+class DownloadPhase(StrEnum):
+    """The one word that `kubectl get modeldownloads` prints."""
+
+    PENDING = "Pending"
+    RESOLVING = "Resolving"
+    CHECKING = "Checking"
+    DOWNLOADING = "Downloading"
+    VERIFYING = "Verifying"
+    READY = "Ready"
+    RETRYING = "Retrying"
+    PAUSED = "Paused"
+    CANCELLED = "Cancelled"
+    FAILED = "Failed"
+
+
+class ModelCondition(StrEnum):
+    """Condition types of a Model; Ready is the roll-up of the first four."""
+
+    ACCEPTED = "Accepted"
+    DOWNLOADED = "Downloaded"
+    PLACED = "Placed"
+    SERVING = "Serving"
+    BENCHMARKED = "Benchmarked"
+    UP_TO_DATE = "UpToDate"
+    ACTIVE = "Active"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+    READY = "Ready"
+
+
+class DownloadCondition(StrEnum):
+    """Condition types of a ModelDownload."""
+
+    RESOLVED = "Resolved"
+    SPACE_AVAILABLE = "SpaceAvailable"
+    DOWNLOADED = "Downloaded"
+    VERIFIED = "Verified"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+    READY = "Ready"
+
+
+class AliasCondition(StrEnum):
+    """Condition types of a ModelAlias."""
+
+    RESOLVED = "Resolved"
+    READY = "Ready"
+
+
+class Reason(StrEnum):
+    """Every reason a condition may have. `REASON_HELP` says what each means and what to do."""
+
+    # Good and on the way
+    ACCEPTED = "Accepted"
+    RESOLVED = "Resolved"
+    SPACE_AVAILABLE = "SpaceAvailable"
+    DOWNLOADED = "Downloaded"
+    VERIFIED = "Verified"
+    PLACED = "Placed"
+    NO_ACCELERATOR_NEEDED = "NoAcceleratorNeeded"
+    SERVING = "Serving"
+    COMPLETED = "Completed"
+    READY = "Ready"
+    UP_TO_DATE = "UpToDate"
+    DISABLED = "Disabled"
+    SCALED_TO_ZERO = "ScaledToZero"
+    SETTLED = "Settled"
+    PENDING = "Pending"
+    PROGRESSING = "Progressing"
+    DOWNLOADING = "Downloading"
+    LOADING = "Loading"
+    VERIFYING = "Verifying"
+    NOT_VERIFIED = "NotVerified"
+    RUNNING = "Running"
+    BUSY = "Busy"
+    WAITING_FOR_NODE = "WaitingForNode"
+    WAITING_FOR_VOLUME = "WaitingForVolume"
+    ROLLOUT_AVAILABLE = "RolloutAvailable"
+    STALE = "Stale"
+    RETRYING = "Retrying"
+    PAUSED = "Paused"
+    CANCELLED = "Cancelled"
+    DELETING = "Deleting"
+    # A person must act
+    INVALID_SPEC = "InvalidSpec"
+    NAME_TAKEN = "NameTaken"
+    UNSUPPORTED_FORMAT = "UnsupportedFormat"
+    AMBIGUOUS_FILES = "AmbiguousFiles"
+    IMAGE_REQUIRED = "ImageRequired"
+    NO_GPU_FITS = "NoGPUFits"
+    NO_GPU_FREE = "NoGPUFree"
+    UNKNOWN_GPU_MEMORY = "UnknownGPUMemory"
+    INSUFFICIENT_MEMORY = "InsufficientMemory"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    FORBIDDEN = "Forbidden"
+    SECRET_NOT_FOUND = "SecretNotFound"
+    CLAIM_NOT_FOUND = "ClaimNotFound"
+    DOWNLOAD_NOT_FOUND = "DownloadNotFound"
+    DOWNLOAD_FAILED = "DownloadFailed"
+    TARGET_NOT_FOUND = "TargetNotFound"
+    TARGET_NOT_READY = "TargetNotReady"
+    # The server did not come up
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CRASH_LOOP = "CrashLoop"
+    OUT_OF_MEMORY = "OutOfMemory"
+    UNSCHEDULABLE = "Unschedulable"
+    ROLLOUT_FAILED = "RolloutFailed"
+    WARM_UP_FAILED = "WarmUpFailed"
+    NOT_READY = "NotReady"
+    BENCHMARK_FAILED = "BenchmarkFailed"
+    INTERNAL_ERROR = "InternalError"
+    API_UNAVAILABLE = "APIUnavailable"
+    # The source
+    SOURCE_NOT_FOUND = "SourceNotFound"
+    REPO_NOT_FOUND_OR_PRIVATE = "RepoNotFoundOrPrivate"
+    GATED_ACCESS_DENIED = "GatedAccessDenied"
+    ACCESS_DENIED = "AccessDenied"
+    UNAUTHORIZED = "Unauthorized"
+    REVISION_NOT_FOUND = "RevisionNotFound"
+    FILE_NOT_FOUND = "FileNotFound"
+    NO_FILES_MATCHED = "NoFilesMatched"
+    HUB_UNREACHABLE = "HubUnreachable"
+    HUB_ERROR = "HubError"
+    RATE_LIMITED = "RateLimited"
+    NOT_A_HUB = "NotAHub"
+    HOST_NOT_ALLOWED = "HostNotAllowed"
+    UNEXPECTED_CONTENT = "UnexpectedContent"
+    UNSAFE_NAME = "UnsafeName"
+    SIZE_MISMATCH = "SizeMismatch"
+    CHECKSUM_MISMATCH = "ChecksumMismatch"
+    INSUFFICIENT_STORAGE = "InsufficientStorage"
+    VOLUME_ERROR = "VolumeError"
+    NETWORK = "Network"
+    TIMEOUT = "Timeout"
+    STALLED = "Stalled"
+
+
+REASON_HELP: dict[Reason, str] = {
+    Reason.ACCEPTED: "The spec is valid and its source resolves to a repository, a commit and files.",
+    Reason.RESOLVED: "Everything the object points at was found.",
+    Reason.SPACE_AVAILABLE: "The volume has room for all files.",
+    Reason.DOWNLOADED: "All files lie complete in the volume.",
+    Reason.VERIFIED: "Every file has the expected size and, where the source names one, the expected checksum.",
+    Reason.PLACED: "A node with enough free GPU memory was chosen.",
+    Reason.NO_ACCELERATOR_NEEDED: "`accelerator.vendor: None`: the model runs on CPUs, any node will do.",
+    Reason.SERVING: "The wanted number of servers is ready and one generated a token through the Service.",
+    Reason.COMPLETED: "The benchmark ran to its end; the figures are in `status.benchmark`.",
+    Reason.READY: "All that readiness asks for is true.",
+    Reason.UP_TO_DATE: "The running pods are what the present spec and chart would render.",
+    Reason.DISABLED: "Switched off in the spec; nothing is wrong.",
+    Reason.SCALED_TO_ZERO: "`replicas` is 0, so no server runs and no GPU is held; scale it up to load the model.",
+    Reason.SETTLED: "Nothing is left to do.",
+    Reason.PENDING: "Not looked at yet, or an earlier step has to finish first.",
+    Reason.PROGRESSING: "A change is on its way; the message says which step.",
+    Reason.DOWNLOADING: "The download Job runs; the ModelDownload shows bytes, speed and time left.",
+    Reason.LOADING: "A server has started and reads the weights into memory.",
+    Reason.VERIFYING: "All bytes are there and their checksums are being compared.",
+    Reason.NOT_VERIFIED: "`verify: None`: nobody compared sizes or checksums.",
+    Reason.RUNNING: "The benchmark Job runs.",
+    Reason.BUSY: "Waits until a rollout or another benchmark of this Model is over.",
+    Reason.WAITING_FOR_NODE: "No node is there yet that the pod may run on; a cluster autoscaler may add one.",
+    Reason.WAITING_FOR_VOLUME: "The claim is not bound yet; see the events of the PersistentVolumeClaim.",
+    Reason.ROLLOUT_AVAILABLE: "The chart has a newer engine image; set the annotation `moorage.dev/restart-at`, or "
+    "`updatePolicy: Rolling`, to roll it out.",
+    Reason.STALE: "The figures were measured with an earlier spec, revision or image.",
+    Reason.RETRYING: "An attempt failed for a passing reason and is repeated; the message says why and when.",
+    Reason.PAUSED: "`state: Paused`: the files so far are kept; set `state: Active` to go on.",
+    Reason.CANCELLED: "`state: Cancelled`: partial files were discarded; set `state: Active` to start again.",
+    Reason.DELETING: "The object is being deleted.",
+    Reason.INVALID_SPEC: "The spec cannot work as written; the message names the field and what to change.",
+    Reason.NAME_TAKEN: "An object that Moorage did not make already has a child's name; rename one of the two.",
+    Reason.UNSUPPORTED_FORMAT: "No engine of this version can serve files of this format.",
+    Reason.AMBIGUOUS_FILES: "The repository holds several models; choose with `quantization` or `include`.",
+    Reason.IMAGE_REQUIRED: "Neither the Model nor the chart names an engine image; set `spec.image`.",
+    Reason.NO_GPU_FITS: "No GPU of the cluster is large enough; the message names the need and the largest.",
+    Reason.NO_GPU_FREE: "A GPU is large enough, but all such GPUs are taken.",
+    Reason.UNKNOWN_GPU_MEMORY: "Nodes have GPUs but neither an agent nor labels say how much memory they have.",
+    Reason.INSUFFICIENT_MEMORY: "The server needs more memory than its node or its limit allows.",
+    Reason.QUOTA_EXCEEDED: "A ResourceQuota of the namespace refused the pod or claim.",
+    Reason.FORBIDDEN: "The API server refused what the operator wanted to write: rights or an admission policy.",
+    Reason.SECRET_NOT_FOUND: "A Secret or ConfigMap that the source names, or its key, is not in the namespace.",
+    Reason.CLAIM_NOT_FOUND: "The PersistentVolumeClaim that the spec names does not exist in the namespace.",
+    Reason.DOWNLOAD_NOT_FOUND: "The ModelDownload that `downloadRef` names does not exist in the namespace.",
+    Reason.DOWNLOAD_FAILED: "The ModelDownload failed for good; its own conditions say why.",
+    Reason.TARGET_NOT_FOUND: "A Model that the alias points at does not exist in the namespace.",
+    Reason.TARGET_NOT_READY: "No Model that the alias points at is ready.",
+    Reason.IMAGE_PULL_FAILED: "The engine image cannot be pulled; check its name, the registry and imagePullSecrets.",
+    Reason.CRASH_LOOP: "The server exits again and again; the message has its last words.",
+    Reason.OUT_OF_MEMORY: "The server ran out of GPU or host memory; lower contextLength or maxSequences.",
+    Reason.UNSCHEDULABLE: "kube-scheduler finds no node for the pod; the message is the scheduler's.",
+    Reason.ROLLOUT_FAILED: "The new version did not become ready in time; an old one keeps serving.",
+    Reason.WARM_UP_FAILED: "The server reports ready but did not generate a token.",
+    Reason.NOT_READY: "A server that was ready is not; it is being watched.",
+    Reason.BENCHMARK_FAILED: "The benchmark gave no valid figures; the Model serves all the same.",
+    Reason.INTERNAL_ERROR: "Moorage itself failed; the operator's log has the stack trace. It is tried again.",
+    Reason.API_UNAVAILABLE: "The Kubernetes API did not answer; tried again with growing pauses.",
+    Reason.SOURCE_NOT_FOUND: "The source does not exist: check the repository, revision, URL or path.",
+    Reason.REPO_NOT_FOUND_OR_PRIVATE: "The hub shows no such repository; it is misspelt, or private and needs a token.",
+    Reason.GATED_ACCESS_DENIED: "The repository is gated: accept its terms on the hub with the account of the token.",
+    Reason.ACCESS_DENIED: "The source refused access; check the token and what it may read.",
+    Reason.UNAUTHORIZED: "The source wants a token, or the one given is invalid or has expired.",
+    Reason.REVISION_NOT_FOUND: "The repository has no such branch, tag or commit.",
+    Reason.FILE_NOT_FOUND: "A file that was asked for is not in the source.",
+    Reason.NO_FILES_MATCHED: "No file of the repository matches include, exclude and quantization.",
+    Reason.HUB_UNREACHABLE: "The source's host does not answer: DNS, a firewall, a proxy or an outage.",
+    Reason.HUB_ERROR: "The source answers with server errors; tried again with growing pauses.",
+    Reason.RATE_LIMITED: "The source asked to slow down; the download goes on when it said. A token raises the limit.",
+    Reason.NOT_A_HUB: "The endpoint answers, but not as a Hugging Face hub does; check `endpoint`.",
+    Reason.HOST_NOT_ALLOWED: "The host, or one it redirects to, is not among those the operator may fetch from.",
+    Reason.UNEXPECTED_CONTENT: "The source sent something else than the file, such as a login page.",
+    Reason.UNSAFE_NAME: "A file name in the source would leave the volume's folder, so it was refused.",
+    Reason.SIZE_MISMATCH: "A file has another size than the source said.",
+    Reason.CHECKSUM_MISMATCH: "A file's SHA-256 differs from the expected one even after it was fetched again.",
+    Reason.INSUFFICIENT_STORAGE: "The volume has too little room for the files; give it a larger `storage.size`.",
+    Reason.VOLUME_ERROR: "Reading or writing the volume failed; the message has the system's words.",
+    Reason.NETWORK: "Connections to the source break; tried again.",
+    Reason.TIMEOUT: "The source took too long to answer.",
+    Reason.STALLED: "No byte arrived for longer than `retry.stallTimeout`, several times in a row.",
+}
+
+
+class Condition(StatusPart):
+    """One condition of an object, as metav1.Condition."""
+
+    type: str = Field(max_length=64, description="What this is about, such as Ready.")
+    status: ConditionStatus = Field(description="True, False or Unknown.")
+    reason: Annotated[str, Cut(128)] = Field(default="", description="Why, as one word of a closed list.")
+    message: Sentence = Field(default="", description="Why, as a sentence for a person.")
+    observed_generation: int | None = Field(default=None, description="The metadata.generation this was said about.")
+    last_transition_time: Time | None = Field(default=None, description="When `status` last changed.")
+
+
+def get_condition(conditions: Iterable[Condition], kind: str) -> Condition | None:
+    """The condition of type `kind`, or None."""
+    return next((condition for condition in conditions if condition.type == kind), None)
+
+
+def is_true(conditions: Iterable[Condition], kind: str) -> bool:
+    """Whether the condition of type `kind` is there and True."""
+    found = get_condition(conditions, kind)
+    return found is not None and found.status == ConditionStatus.TRUE
+
+
+def set_condition(conditions: Sequence[Condition], new: Condition, now: datetime) -> list[Condition]:
+    """`conditions` with `new` in place of the one of its type, or at the end; the order never changes.
+
+    `lastTransitionTime` is kept while `status` stays the same and is `now` otherwise; what `new` has there is ignored.
+    """
+    old = get_condition(conditions, new.type)
+    since = old.last_transition_time if old and old.status == new.status and old.last_transition_time else now
+    stamped = Condition.model_validate({**dict(new), "last_transition_time": since})
+    if old is None:
+        return [*conditions, stamped]
+    return [stamped if condition.type == new.type else condition for condition in conditions]

@@ -1,0 +1,62 @@
+"""The engine arguments that Moorage sets itself, so that `spec.args` and `spec.env` may not set them again.
+
+One place for the names: the CRD's rules refuse them, the engines build their command lines from the same table.
+Source: `llama-server --help` of the pinned version; its parser takes `_` for `-` in names that start with `--`.
+"""
+
+# Where no field governs an argument, but probes, the Service, warm-up and benchmark depend on it.
+_SELF = "Moorage itself"
+
+# Argument of llama-server -> what to use instead. Every spelling of an argument has its own row.
+_BY_OWNER: dict[str, tuple[str, ...]] = {
+    "spec.source": (
+        *("--model", "-m", "--model-url", "-mu", "--hf-repo", "-hf", "-hfr", "--hf-file", "-hff", "--hf-token", "-hft"),
+        *("--docker-repo", "-dr", "--mmproj-url", "-mmu", "--models-dir", "--models-preset"),
+    ),
+    "metadata.name": ("--alias", "-a"),
+    "spec.contextLength": ("--ctx-size", "-c"),
+    "spec.maxSequences": ("--parallel", "-np"),
+    "spec.kvCacheType": ("--cache-type-k", "-ctk", "--cache-type-v", "-ctv"),
+    "spec.llamaCpp.threads": ("--threads", "-t"),
+    "spec.llamaCpp.batchSize": ("--batch-size", "-b"),
+    "spec.llamaCpp.ubatchSize": ("--ubatch-size", "-ub"),
+    "spec.llamaCpp.keep": ("--keep",),
+    "spec.llamaCpp.predict": ("--predict", "--n-predict", "-n"),
+    "spec.llamaCpp.gpuLayers": ("--gpu-layers", "--n-gpu-layers", "-ngl"),
+    "spec.llamaCpp.flashAttention": ("--flash-attn", "-fa"),
+    "spec.llamaCpp.unifiedKVCache": ("--kv-unified", "-kvu", "--no-kv-unified", "-no-kvu", "--kv-unified-per-slot"),
+    "spec.accelerator": ("--fit", "-fit", "--fit-target", "-fitt", "--fit-ctx", "-fitc"),
+    _SELF: (
+        *("--host", "--port", "--reuse-port", "--api-prefix", "--metrics"),
+        *("--api-key", "--api-key-file", "--ssl-key-file", "--ssl-cert-file"),
+    ),
+}
+
+LLAMA_CPP_MANAGED_ARGS: dict[str, str] = {name: owner for owner, names in _BY_OWNER.items() for name in names}
+
+# Environment variables by which llama-server takes the same arguments.
+_ENV_BY_OWNER: dict[str, tuple[str, ...]] = {
+    "spec.source": (
+        *("LLAMA_ARG_MODEL", "LLAMA_ARG_MODEL_URL", "LLAMA_ARG_HF_REPO", "LLAMA_ARG_HF_FILE"),
+        *("LLAMA_ARG_DOCKER_REPO", "LLAMA_ARG_MMPROJ_URL", "LLAMA_ARG_MODELS_DIR", "LLAMA_ARG_MODELS_PRESET"),
+    ),
+    "metadata.name": ("LLAMA_ARG_ALIAS",),
+    "spec.contextLength": ("LLAMA_ARG_CTX_SIZE",),
+    "spec.maxSequences": ("LLAMA_ARG_N_PARALLEL",),
+    "spec.kvCacheType": ("LLAMA_ARG_CACHE_TYPE_K", "LLAMA_ARG_CACHE_TYPE_V"),
+    "spec.llamaCpp.threads": ("LLAMA_ARG_THREADS",),
+    "spec.llamaCpp.batchSize": ("LLAMA_ARG_BATCH",),
+    "spec.llamaCpp.ubatchSize": ("LLAMA_ARG_UBATCH",),
+    "spec.llamaCpp.predict": ("LLAMA_ARG_N_PREDICT",),
+    "spec.llamaCpp.gpuLayers": ("LLAMA_ARG_N_GPU_LAYERS",),
+    "spec.llamaCpp.flashAttention": ("LLAMA_ARG_FLASH_ATTN",),
+    "spec.llamaCpp.unifiedKVCache": ("LLAMA_ARG_KV_UNIFIED", "LLAMA_ARG_KV_UNIFIED_PER_SLOT"),
+    "spec.accelerator": ("LLAMA_ARG_FIT", "LLAMA_ARG_FIT_TARGET", "LLAMA_ARG_FIT_CTX"),
+    _SELF: (
+        *("LLAMA_ARG_HOST", "LLAMA_ARG_PORT", "LLAMA_ARG_REUSE_PORT", "LLAMA_ARG_API_PREFIX"),
+        *("LLAMA_ARG_ENDPOINT_METRICS", "LLAMA_API_KEY", "LLAMA_ARG_API_KEY_FILE"),
+        *("LLAMA_ARG_SSL_KEY_FILE", "LLAMA_ARG_SSL_CERT_FILE"),
+    ),
+}
+
+LLAMA_CPP_MANAGED_ENV: dict[str, str] = {name: owner for owner, names in _ENV_BY_OWNER.items() for name in names}

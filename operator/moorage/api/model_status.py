@@ -1,0 +1,188 @@
+"""The status of a Model. Integers only, the unit in the name; texts and lists are cut to their bounds."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from moorage.api.common import Count, Cut, Line, Sentence, StatusPart, StatusPath, StatusWord, Time
+from moorage.api.conditions import Condition, ModelPhase
+
+
+class SizeClass(StrEnum):
+    """A model's size by its number of parameters."""
+
+    TINY = "Tiny"
+    SMALL = "Small"
+    MEDIUM = "Medium"
+    LARGE = "Large"
+
+
+class Confidence(StrEnum):
+    """How sure a memory estimate is."""
+
+    EXACT = "Exact"
+    BOUNDED = "Bounded"
+    GUESS = "Guess"
+
+
+class ModelSummary(StatusPart):
+    """What the columns of `kubectl get models` print."""
+
+    ready: StatusWord | None = Field(default=None, description="Ready and wanted servers, such as 1/1.")
+    vram: StatusWord | None = Field(default=None, description="GPU memory of one replica, such as 9.9Gi or 2x38Gi.")
+    tokens_per_second: StatusWord | None = Field(default=None, description="Generated tokens per second, as measured.")
+    node: StatusWord | None = Field(default=None, description="Node of the server, or how many nodes.")
+    message: Line | None = Field(default=None, description="What is going on, in a line.")
+    ttft: StatusWord | None = Field(default=None, description="Median time to the first token, such as 85ms.")
+    context: StatusWord | None = Field(default=None, description="Tokens one request may use.")
+    source: StatusWord | None = Field(default=None, description="Repository, file or volume the model comes from.")
+    reason: StatusWord | None = Field(default=None, description="Reason of the Ready condition.")
+
+
+class EngineStatus(StatusPart):
+    """The engine in use."""
+
+    name: StatusWord | None = Field(default=None, description="LlamaCpp.")
+    version: StatusWord | None = Field(default=None, description="Version of the server.")
+    image: Annotated[str, Cut(512)] | None = Field(default=None, description="Image the pods run.")
+    reason: Sentence | None = Field(default=None, description="Why this engine.")
+
+
+class SourceStatus(StatusPart):
+    """What the source resolved to; kept so that nothing is asked twice."""
+
+    download_name: StatusWord | None = Field(default=None, description="ModelDownload that holds the files.")
+    claim_name: StatusWord | None = Field(default=None, description="PersistentVolumeClaim that holds the files.")
+    path: StatusPath | None = Field(default=None, description="Folder of the files inside the volume.")
+    resolved_revision: StatusWord | None = Field(default=None, description="Commit, or SHA-256 of a plain URL's file.")
+    url: Annotated[str, Cut(2048)] | None = Field(default=None, description="Where a person can look at the source.")
+    repo: StatusWord | None = Field(default=None, description="Repository on the hub.")
+    files: Annotated[list[StatusPath], Cut(64)] = Field(default=[], description="Files to serve, the first 64.")
+    main_file: StatusPath | None = Field(default=None, description="File that the server is given.")
+    file_count: Count | None = Field(default=None, description="Number of files.")
+    size_bytes: Count | None = Field(default=None, description="Size of all files.")
+    format: StatusWord | None = Field(default=None, description="GGUF or Safetensors.")
+    architecture: StatusWord | None = Field(default=None, description="Architecture by the file header, such as qwen3.")
+    parameters: Count | None = Field(default=None, description="Number of parameters.")
+    size_class: SizeClass | None = Field(default=None, description="Tiny, Small, Medium or Large, by parameters.")
+    quantization: StatusWord | None = Field(default=None, description="Quantization of the weights, such as Q4_K_M.")
+    context_length: Count | None = Field(default=None, description="Tokens the model was trained for.")
+    license: StatusWord | None = Field(default=None, description="License as the source states it.")
+    inputs_hash: StatusWord | None = Field(default=None, description="Hash of the spec fields this was resolved from.")
+
+
+class MemoryStatus(StatusPart):
+    """Memory of one replica."""
+
+    estimated_mib: Count | None = Field(
+        default=None, description="GPU memory by the file header, the sum of the parts."
+    )
+    planned_mib: Count | None = Field(default=None, description="GPU memory that placement counts with.")
+    confidence: Confidence | None = Field(default=None, description="How sure the estimate is.")
+    weights_mib: Count | None = Field(default=None, description="Weights on the GPUs.")
+    kv_mib: Count | None = Field(default=None, description="KV cache on the GPUs.")
+    compute_mib: Count | None = Field(default=None, description="Compute buffers on the GPUs.")
+    overhead_mib: Count | None = Field(default=None, description="The GPU runtime's own memory.")
+    margin_mib: Count | None = Field(default=None, description="Margin for what the estimate cannot know.")
+    host_mib: Count | None = Field(default=None, description="Host memory.")
+    per_gpu_mib: Annotated[list[Count], Cut(8)] = Field(default=[], description="GPU memory on each GPU.")
+
+
+class PlacementStatus(StatusPart):
+    """Where the servers run, and why there."""
+
+    count: Count | None = Field(default=None, description="Accelerators per replica.")
+    vendor: StatusWord | None = Field(default=None, description="Whose accelerators; None: CPUs.")
+    reason: Sentence | None = Field(default=None, description="Why there.")
+    nodes: Annotated[list[StatusWord], Cut(64)] = Field(default=[], description="Nodes of the servers.")
+
+
+class StartupStatus(StatusPart):
+    """How long the last start took, step by step."""
+
+    schedule_milliseconds: Count | None = Field(default=None, description="From pod created to pod bound to a node.")
+    pull_milliseconds: Count | None = Field(default=None, description="Pulling the image.")
+    download_milliseconds: Count | None = Field(default=None, description="Downloading and verifying the files.")
+    load_milliseconds: Count | None = Field(default=None, description="From container start to ready.")
+    first_token_milliseconds: Count | None = Field(default=None, description="The warm-up request.")
+
+
+class Percentiles(StatusPart):
+    """Percentiles over all requests of a run, in the unit of the field's name."""
+
+    p50: Count | None = Field(default=None, description="Median.")
+    p90: Count | None = Field(default=None, description="90th percentile.")
+    p99: Count | None = Field(default=None, description="99th percentile.")
+
+
+class RequestCounts(StatusPart):
+    """Requests of a run."""
+
+    total: Count = Field(default=0, description="Requests sent.")
+    failed: Count = Field(default=0, description="Requests that failed.")
+
+
+class BenchmarkFigures(StatusPart):
+    """The figures of one run."""
+
+    ttft_microseconds: Percentiles | None = Field(default=None, description="Time to the first token.")
+    tpot_microseconds: Percentiles | None = Field(default=None, description="Time per further token of a request.")
+    e2e_microseconds: Percentiles | None = Field(default=None, description="Time of a whole request.")
+    chunk_gap_p99_microseconds: Count | None = Field(
+        default=None, description="99th percentile of the gaps between two chunks of an answer."
+    )
+    output_tokens_per_second_milli: Count | None = Field(
+        default=None, description="Generated tokens per second over all requests, in thousandths."
+    )
+    requests_per_second_milli: Count | None = Field(
+        default=None, description="Finished requests per second, in thousandths."
+    )
+    goodput_requests_per_second_milli: Count | None = Field(
+        default=None, description="Requests per second that met the service level, in thousandths; only with slo."
+    )
+    requests: RequestCounts | None = Field(default=None, description="Requests of the run.")
+
+
+class BenchmarkRow(BenchmarkFigures):
+    """The figures at one concurrency."""
+
+    concurrency: Count = Field(description="Requests in flight at once.")
+
+
+class BenchmarkStatus(BenchmarkFigures):
+    """The last benchmark; the figures on top are those of the first row."""
+
+    profile: StatusWord | None = Field(default=None, description="Latency or Throughput.")
+    rows: Annotated[list[BenchmarkRow], Cut(5)] = Field(default=[], description="The figures at each concurrency.")
+    run: StatusWord | None = Field(default=None, description="Identifies what was measured; part of the Job's name.")
+    completed_at: Time | None = Field(default=None, description="When the run ended.")
+    stale: bool | None = Field(default=None, description="Whether what is served has changed since.")
+    message: Sentence | None = Field(default=None, description="Why there are no figures, or what they lack.")
+
+
+class ModelStatus(StatusPart):
+    """What Moorage found and did."""
+
+    phase: ModelPhase | None = Field(default=None, description="Where the Model stands, in a word.")
+    observed_generation: Count | None = Field(default=None, description="The metadata.generation this status is about.")
+    conditions: Annotated[list[Condition], Cut(16)] = Field(
+        default=[],
+        description="Accepted, Downloaded, Placed, Serving, Benchmarked, UpToDate, Active, Reconciling, "
+        "Stalled, Ready.",
+    )
+    replicas: Count | None = Field(default=None, description="Servers that exist.")
+    ready_replicas: Count | None = Field(default=None, description="Servers that are ready.")
+    desired_replicas: Count | None = Field(default=None, description="Servers that Moorage wants now.")
+    selector: Annotated[str, Cut(512)] | None = Field(default=None, description="Label selector of the pods.")
+    endpoint: Annotated[str, Cut(512)] | None = Field(
+        default=None, description="URL of the Service inside the cluster."
+    )
+    summary: ModelSummary | None = Field(default=None, description="What the columns print.")
+    engine: EngineStatus | None = Field(default=None, description="The engine in use.")
+    source: SourceStatus | None = Field(default=None, description="What the source resolved to.")
+    memory: MemoryStatus | None = Field(default=None, description="Memory of one replica.")
+    placement: PlacementStatus | None = Field(default=None, description="Where the servers run, and why there.")
+    startup: StartupStatus | None = Field(default=None, description="How long the last start took.")
+    benchmark: BenchmarkStatus | None = Field(default=None, description="The last benchmark.")
+    template: StatusWord | None = Field(default=None, description="Hash of the inputs of the pods last applied.")
