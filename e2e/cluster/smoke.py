@@ -1,0 +1,6 @@
+"""Smoke test."""
+
+from .cluster import Cluster
+
+
+def run(cluster: Cluster, say) -> None: ...
