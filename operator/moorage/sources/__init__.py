@@ -1,0 +1,37 @@
+"""What Moorage knows about model sources without asking one: names, selection, addresses, URLs and reasons. Pure.
+
+`moorage.hub` (operator) and `moorage.download` (the Job) share it, so that both read an answer of a hub alike.
+"""
+
+from moorage.sources.errors import classify, rate_limit, retry_after, source_error
+from moorage.sources.files import RepoFile, check_name, check_names, formats
+from moorage.sources.hosts import HostPolicy
+from moorage.sources.reasons import CATALOG, Reason, ReasonFacts
+from moorage.sources.selection import Selection, select
+from moorage.sources.tree import parse_commit, parse_tree_page
+from moorage.sources.urls import DEFAULT_ENDPOINT, Access, Repository, next_page, origin, same_origin
+
+__all__ = [
+    "CATALOG",
+    "DEFAULT_ENDPOINT",
+    "Access",
+    "HostPolicy",
+    "Reason",
+    "ReasonFacts",
+    "RepoFile",
+    "Repository",
+    "Selection",
+    "check_name",
+    "check_names",
+    "classify",
+    "formats",
+    "next_page",
+    "origin",
+    "parse_commit",
+    "parse_tree_page",
+    "rate_limit",
+    "retry_after",
+    "same_origin",
+    "select",
+    "source_error",
+]

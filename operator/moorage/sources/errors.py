@@ -1,0 +1,111 @@
+"""From what a server said to a reason and a sentence.
+
+Facts: `X-Error-Code` and statuses of the Hugging Face hub as huggingface_hub 2.4 reads them
+(`utils/_http.py`, hf_raise_for_status); `RateLimit` is the IETF draft header the hub sends with 429.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from moorage.errors import SourceError
+from moorage.sources.reasons import CATALOG, Reason
+
+_CODES = {
+    "RepoNotFound": Reason.REPO_NOT_FOUND,
+    "GatedRepo": Reason.GATED,
+    "RevisionNotFound": Reason.REVISION_NOT_FOUND,
+    "EntryNotFound": Reason.FILE_NOT_FOUND,
+}
+_SAID = 300
+
+
+def source_error(reason: Reason, message: str, *, after: float | None = None) -> SourceError:
+    """A SourceError whose `retryable` is what the table of reasons says."""
+    return SourceError(reason.value, message, retryable=CATALOG[reason].retryable, retry_after=after)
+
+
+def classify(
+    status: int, headers: Mapping[str, str], what: str, *, with_token: bool, now: datetime, api: bool = False
+) -> SourceError:
+    """What an answer other than success means; `api` says that metadata was asked for, not a file.
+
+    `headers` must be looked up without regard to case; `what` names the thing asked for in the message ("repository
+    acme/model on https://hub"); `with_token` tells "no token" from "the token may not"; `now` is needed for dates in
+    Retry-After.
+    """
+    code = headers.get("X-Error-Code") or ""
+    said = _printable(headers.get("X-Error-Message") or "")
+    reason = _CODES.get(code) or _by_status(status)
+    if api and reason is Reason.FILE_NOT_FOUND and not code:
+        # Mirrors leave the code out; a hub at least answers in JSON, any other web server with a page.
+        reason = Reason.REPO_NOT_FOUND if "json" in (headers.get("Content-Type") or "") else Reason.NOT_A_HUB
+    after = retry_after(headers, now)
+    return source_error(reason, _sentence(reason, status, what, with_token=with_token, said=said), after=after)
+
+
+def _by_status(status: int) -> Reason:
+    if status >= 500:
+        return Reason.SERVER_ERROR
+    known = {
+        401: Reason.UNAUTHORIZED,
+        403: Reason.ACCESS_DENIED,
+        404: Reason.FILE_NOT_FOUND,
+        407: Reason.REQUEST_REFUSED,
+        408: Reason.TIMEOUT,
+        410: Reason.FILE_NOT_FOUND,
+        416: Reason.SIZE_MISMATCH,
+        425: Reason.SERVER_ERROR,
+        429: Reason.RATE_LIMITED,
+    }
+    return known.get(status, Reason.REQUEST_REFUSED if status >= 400 else Reason.UNEXPECTED_CONTENT)
+
+
+def _sentence(reason: Reason, status: int, what: str, *, with_token: bool, said: str) -> str:
+    no_token = "no token was given"
+    texts = {
+        Reason.REPO_NOT_FOUND: f"not found: {what} does not exist, or it is private and "
+        + ("the token may not see it" if with_token else no_token),
+        Reason.GATED: f"access denied: {what} is gated, and "
+        + ("the token has no permission" if with_token else no_token),
+        Reason.ACCESS_DENIED: f"access denied: {what}",
+        Reason.UNAUTHORIZED: f"unauthorized: {what} needs a token"
+        + (", and the one given is not valid" if with_token else f", and {no_token}"),
+        Reason.REVISION_NOT_FOUND: f"revision not found: {what}",
+        Reason.FILE_NOT_FOUND: f"not found: {what}",
+        Reason.NOT_A_HUB: f"not a Hugging Face-compatible hub: {what}",
+        Reason.RATE_LIMITED: f"too many requests (rate limited): {what}",
+        Reason.SERVER_ERROR: f"server error: {what}",
+        Reason.TIMEOUT: f"timed out: {what}",
+        Reason.SIZE_MISMATCH: f"size mismatch: {what} is shorter than the repository says",
+        Reason.UNEXPECTED_CONTENT: f"unexpected answer: {what}",
+    }
+    text = texts.get(reason, f"request refused: {what}")
+    return f"{text} (HTTP {status}{': ' + said if said else ''})"
+
+
+def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Seconds to wait as the server asked: Retry-After in seconds or as a date, else RateLimit; None if unsaid."""
+    value = (headers.get("Retry-After") or "").strip()
+    if re.fullmatch(r"\d{1,9}", value):
+        return float(value)
+    if value:
+        try:
+            date = parsedate_to_datetime(value)
+        except ValueError:
+            return rate_limit(headers)
+        aware = date if date.tzinfo else date.replace(tzinfo=UTC)
+        return max(0.0, (aware - now).total_seconds())
+    return rate_limit(headers)
+
+
+def rate_limit(headers: Mapping[str, str]) -> float | None:
+    """Seconds until the quota is renewed from `RateLimit: "api";r=0;t=55`; None while requests remain or if unsaid."""
+    value = headers.get("RateLimit") or ""
+    remaining, reset = re.search(r"\br=(\d+)", value), re.search(r"\bt=(\d{1,9})", value)
+    return float(reset[1]) if reset and remaining and int(remaining[1]) == 0 else None
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text[:_SAID]).strip()

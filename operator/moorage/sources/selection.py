@@ -1,0 +1,140 @@
+"""Which files of a repository are wanted: patterns, exact names, a quantization.
+
+Patterns are fnmatch over the whole path, `*` crossing `/`, and `folder/` meaning all below it, as in
+`huggingface_hub.utils.filter_repo_objects`. GGUF part names (`-00001-of-00003.gguf`) are llama.cpp's (`gguf-split`).
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from moorage.sources.errors import source_error
+from moorage.sources.files import RepoFile, check_names
+from moorage.sources.reasons import Reason
+
+_PART = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<total>\d{5})\.gguf$", re.IGNORECASE)
+_SHOWN = 20
+
+# A projector is small beside its model, so precision is preferred to size.
+_PROJECTORS = ("f16", "bf16", "f32", "q8_0")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is wanted; nothing given means every file.
+
+    `files` are exact paths, each of which must exist. `include` and `exclude` are patterns. `quantization` (such as
+    `Q4_K_M`, any case) picks one GGUF model with all of its parts, and the multimodal projector beside it if there is
+    one. They narrow each other; `files` stand beside what the patterns pick.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    quantization: str | None = None
+
+
+def select(available: Sequence[RepoFile], wanted: Selection) -> list[RepoFile]:
+    """The wanted files sorted by path.
+
+    Raises SourceError: FileNotFound, NoFilesMatched, AmbiguousSelection, UnsafeName (of a wanted file only: a
+    repository is not refused for a name nobody asked for).
+    """
+    by_path = {file.path: file for file in available}
+    missing = [path for path in wanted.files if path not in by_path]
+    if missing:
+        raise source_error(Reason.FILE_NOT_FOUND, f"file not found: {', '.join(missing)}; there are {_names(by_path)}")
+    chosen = {path: by_path[path] for path in wanted.files}
+    if wanted.include or wanted.quantization or not wanted.files:
+        rest = [f for f in available if _passes(f.path, wanted.include, wanted.exclude)]
+        if wanted.quantization:
+            rest = _quantized(rest, wanted.quantization)
+        if not rest:
+            raise source_error(
+                Reason.NO_FILES_MATCHED, f"no files matched {_asked(wanted)}; the repository has {_names(by_path)}"
+            )
+        chosen |= {f.path: f for f in rest}
+    check_names(f.path for f in available if f.path in chosen)
+    return sorted(chosen.values(), key=lambda f: f.path)
+
+
+def _passes(path: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    kept = not include or any(fnmatchcase(path, _whole(p)) for p in include)
+    return kept and not any(fnmatchcase(path, _whole(p)) for p in exclude)
+
+
+def _whole(pattern: str) -> str:
+    return f"{pattern}*" if pattern.endswith("/") else pattern
+
+
+def _quantized(files: Sequence[RepoFile], quantization: str) -> list[RepoFile]:
+    ggufs = [f for f in files if f.path.lower().endswith(".gguf")]
+    weights = [f for f in ggufs if not _is_projector(f.path)]
+    matching = _labelled(weights, quantization)
+    models: dict[tuple[str, str], list[RepoFile]] = {}
+    for file in matching:
+        part = _PART.match(file.path)
+        models.setdefault((part["stem"], part["total"]) if part else (file.path, ""), []).append(file)
+    if not models:
+        return []
+    if len(models) > 1:
+        listed = ", ".join(sorted(parts[0].path for parts in models.values()))
+        raise source_error(Reason.AMBIGUOUS, f"{len(models)} models match quantization {quantization}: {listed}")
+    ((_, total), parts) = next(iter(models.items()))
+    _check_parts(parts, total)
+    return [*parts, *_projector(ggufs)]
+
+
+def _labelled(files: Sequence[RepoFile], quantization: str) -> list[RepoFile]:
+    """Files of this quantization: by their own name, else by a folder's; `Q4_K_M` means UD-Q4_K_M only if alone."""
+    if not re.match(r"[A-Za-z-]+\d", quantization):
+        return []  # "XS" or "M" is the end of a label, not one
+    label = re.escape(quantization)
+    plain = re.compile(rf"(?<![a-z0-9])(?<!ud[-_]){label}(?![a-z0-9_])", re.IGNORECASE)
+    dynamic = re.compile(rf"(?<![a-z0-9]){label}(?![a-z0-9_])", re.IGNORECASE)
+    for pattern in (plain, dynamic):
+        for by_folder in (False, True):
+            named = [f for f in files if pattern.search(f.path if by_folder else f.path.rsplit("/", 1)[-1])]
+            if named:
+                return named
+    return []
+
+
+def _check_parts(parts: Sequence[RepoFile], total: str) -> None:
+    if not total:
+        return
+    there = {int(found["part"]) for f in parts if (found := _PART.match(f.path))}
+    missing = sorted(set(range(1, int(total) + 1)) - there)
+    if missing:
+        numbers = ", ".join(map(str, missing[:_SHOWN]))
+        raise source_error(
+            Reason.FILE_NOT_FOUND, f"file not found: part {numbers} of {int(total)} of split GGUF {parts[0].path}"
+        )
+
+
+def _is_projector(path: str) -> bool:
+    return "mmproj" in path.rsplit("/", 1)[-1].lower()
+
+
+def _projector(files: Iterable[RepoFile]) -> list[RepoFile]:
+    """The one projector to take along: F16 before BF16 before F32 before Q8_0 before any other."""
+
+    def rank(file: RepoFile) -> tuple[int, str]:
+        name = file.path.lower()
+        known = (i for i, kind in enumerate(_PROJECTORS) if re.search(rf"(?<![a-z0-9]){kind}(?![a-z0-9_])", name))
+        return next(known, len(_PROJECTORS)), file.path
+
+    return sorted((f for f in files if _is_projector(f.path)), key=rank)[:1]
+
+
+def _asked(wanted: Selection) -> str:
+    asked = {"quantization": wanted.quantization, "include": wanted.include, "exclude": wanted.exclude}
+    return ", ".join(f"{k} {v if isinstance(v, str) else ' '.join(v)}" for k, v in asked.items() if v) or "anything"
+
+
+def _names(by_path: Iterable[str]) -> str:
+    """The first 20 names, and how many more there are."""
+    names = sorted(by_path)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(name[:200] for name in names[:_SHOWN]) or "no files") + more

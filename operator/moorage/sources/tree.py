@@ -1,0 +1,51 @@
+"""Reads the hub's JSON answers. They are untrusted: whatever is odd becomes SourceError(NotAHub)."""
+
+import re
+from typing import Any
+
+from moorage.errors import SourceError
+from moorage.sources.errors import source_error
+from moorage.sources.files import RepoFile
+from moorage.sources.reasons import Reason
+
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_MAX_SIZE = 1 << 50
+
+
+def parse_commit(answer: Any) -> str:
+    """The commit (40 hex) in the answer of the revision API."""
+    commit = answer.get("sha") if isinstance(answer, dict) else None
+    if not isinstance(commit, str) or not _COMMIT.match(commit):
+        raise _odd("the revision answer has no commit (sha)")
+    return commit
+
+
+def parse_tree_page(answer: Any) -> list[RepoFile]:
+    """The files of one page of the tree API, directories left out."""
+    if not isinstance(answer, list):
+        raise _odd("the tree answer is not a list")
+    return [_file(item) for item in answer if not (isinstance(item, dict) and item.get("type") == "directory")]
+
+
+def _file(item: Any) -> RepoFile:
+    if not isinstance(item, dict) or not isinstance(item.get("path"), str):
+        raise _odd("an entry of the tree has no path")
+    lfs = item.get("lfs")
+    size = lfs.get("size") if isinstance(lfs, dict) else item.get("size")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < _MAX_SIZE:
+        raise _odd(f"the tree gives {item['path'][:200]!r} no usable size")
+    if isinstance(lfs, dict):
+        return RepoFile(item["path"], size, sha256=_hex(lfs.get("oid") or lfs.get("sha256"), _SHA256, item["path"]))
+    return RepoFile(item["path"], size, git_sha1=_hex(item.get("oid"), _COMMIT, item["path"]))
+
+
+def _hex(value: Any, pattern: re.Pattern[str], path: str) -> str:
+    text = value.removeprefix("sha256:").lower() if isinstance(value, str) else ""
+    if not pattern.match(text):
+        raise _odd(f"the tree gives {path[:200]!r} no checksum")
+    return text
+
+
+def _odd(what: str) -> SourceError:
+    return source_error(Reason.NOT_A_HUB, f"not a Hugging Face-compatible hub: {what}")

@@ -1,0 +1,108 @@
+"""Addresses of a Hugging Face-compatible hub, and questions about origins."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import quote, urljoin, urlsplit
+
+from moorage.sources.errors import source_error
+from moorage.sources.reasons import Reason
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+_REPO = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?$")
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository on a hub: `repo` is `org/name` (or `name`), `revision` a branch, tag or commit."""
+
+    repo: str
+    revision: str = "main"
+    endpoint: str = DEFAULT_ENDPOINT
+
+    def __post_init__(self) -> None:
+        if not _REPO.match(self.repo) or ".." in self.repo:
+            raise source_error(Reason.REPO_NOT_FOUND, f"{self.repo!r} is not a repository name (org/name)")
+        parts = urlsplit(self.endpoint)
+        if parts.scheme not in _PORTS or not parts.hostname or "@" in parts.netloc:
+            shown = without_query(self.endpoint)
+            raise source_error(Reason.NOT_A_HUB, f"endpoint {shown!r} is not a plain http(s) address")
+
+    def revision_url(self) -> str:
+        """Answers with the commit of the revision."""
+        return f"{self._base}/api/models/{quote(self.repo)}/revision/{quote(self.revision, safe='')}"
+
+    def tree_url(self, commit: str) -> str:
+        """First page of the file list of `commit`."""
+        return f"{self._base}/api/models/{quote(self.repo)}/tree/{quote(commit, safe='')}?recursive=true&expand=false"
+
+    def file_url(self, commit: str, path: str) -> str:
+        """The file itself, perhaps by a redirect to a CDN."""
+        return f"{self._base}/{quote(self.repo)}/resolve/{quote(commit, safe='')}/{quote(path)}"
+
+    @property
+    def _base(self) -> str:
+        return self.endpoint.rstrip("/")
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a source wants to see: a bearer `token`, `headers`, and `ca`, a PEM bundle trusted beside the system's.
+
+    Token and headers go to the origin of the source only, never along a redirect to another.
+    """
+
+    token: str | None = field(default=None, repr=False)
+    ca: str | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def sent(self) -> dict[str, str]:
+        """The request headers for the source's own origin."""
+        return {**self.headers, **({"Authorization": f"Bearer {self.token}"} if self.token else {})}
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port; raises SourceError(RequestRefused) for what is not an http(s) address."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or parts.scheme not in _PORTS:
+        raise source_error(Reason.REQUEST_REFUSED, f"not an http(s) address: {without_query(url)[:200]}")
+    return parts.scheme, host.lower(), port or _PORTS[parts.scheme]
+
+
+def same_origin(one: str, other: str) -> bool:
+    """Whether a token for `one` may be sent to `other`; another port is another origin."""
+    return origin(one) == origin(other)
+
+
+def redirect(url: str, location: str | None) -> str:
+    """Where a redirect of `url` leads."""
+    if not location:
+        raise source_error(Reason.UNEXPECTED_CONTENT, f"{without_query(url)} redirects without saying where to")
+    return urljoin(url, location)
+
+
+def next_page(url: str, link: str | None) -> str | None:
+    """The `rel="next"` target of a Link header, None on the last page.
+
+    Raises SourceError(NotAHub) where it leaves the origin: a list of files must come from one place, and the token
+    goes along.
+    """
+    for part in (link or "").split(","):
+        found = re.match(r'\s*<([^>]+)>\s*;.*\brel="?next"?', part)
+        if found:
+            target: str = urljoin(url, found[1])
+            if not same_origin(url, target):
+                raise source_error(Reason.NOT_A_HUB, f"the file list goes on at another host: {without_query(target)}")
+            return target
+    return None
+
+
+def without_query(url: str) -> str:
+    """`url` for a message: signed links and passwords must not get into logs."""
+    bare = re.sub(r"[?#].*$", "", url)
+    return re.sub(r"//[^/@]*@", "//", bare)

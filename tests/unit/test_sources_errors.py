@@ -1,0 +1,132 @@
+"""What servers say and what it means."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moorage.errors import SourceError
+from moorage.sources import CATALOG, Reason, classify, parse_commit, parse_tree_page, retry_after
+
+NOW = datetime(2025, 1, 1, 12, 0, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "api", "reason", "retryable"),
+    [
+        (401, {"X-Error-Code": "RepoNotFound"}, True, "RepoNotFoundOrPrivate", False),
+        (404, {"X-Error-Code": "RepoNotFound"}, True, "RepoNotFoundOrPrivate", False),
+        (401, {"X-Error-Code": "GatedRepo"}, False, "GatedAccessDenied", False),
+        (403, {"X-Error-Code": "GatedRepo"}, False, "GatedAccessDenied", False),
+        (404, {"X-Error-Code": "RevisionNotFound"}, True, "RevisionNotFound", False),
+        (404, {"X-Error-Code": "EntryNotFound"}, False, "FileNotFound", False),
+        (401, {}, True, "Unauthorized", False),
+        (403, {}, True, "AccessDenied", False),
+        (404, {}, False, "FileNotFound", False),
+        (404, {"Content-Type": "application/json"}, True, "RepoNotFoundOrPrivate", False),
+        (404, {"Content-Type": "text/html"}, True, "NotAHub", False),
+        (400, {}, False, "RequestRefused", False),
+        (451, {}, False, "RequestRefused", False),
+        (408, {}, True, "Timeout", True),
+        (429, {"Retry-After": "7"}, True, "RateLimited", True),
+        (500, {}, True, "ServerError", True),
+        (503, {}, False, "ServerError", True),
+        (204, {}, False, "UnexpectedContent", False),
+    ],
+)
+def test_answers(status, headers, api, reason, retryable):
+    error = classify(status, headers, "acme/model", with_token=True, now=NOW, api=api)
+    assert (error.reason, error.retryable) == (reason, retryable)
+    assert "acme/model" in error.message
+    assert f"HTTP {status}" in error.message
+
+
+def test_messages_tell_a_missing_token_from_a_wrong_one():
+    gated = {"X-Error-Code": "GatedRepo"}
+    assert "no token was given" in classify(401, gated, "x", with_token=False, now=NOW).message
+    assert "no permission" in classify(403, gated, "x", with_token=True, now=NOW).message
+
+
+def test_what_the_server_says_is_shown_but_bounded():
+    error = classify(400, {"X-Error-Message": "bad\x1b[31m" + "y" * 999}, "x", with_token=False, now=NOW)
+    assert "bad" in error.message
+    assert "\x1b" not in error.message
+    assert len(error.message) < 400
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "120"}, 120),
+        ({"Retry-After": "0"}, 0),
+        ({"Retry-After": "Wed, 01 Jan 2025 12:00:30 GMT"}, 30),
+        ({"Retry-After": "Wed, 01 Jan 2025 11:00:00 GMT"}, 0),
+        ({"Retry-After": "soon"}, None),
+        ({"RateLimit": '"api";r=0;t=55'}, 55),
+        ({"RateLimit": '"api";r=3;t=55'}, None),
+        ({"Retry-After": "soon", "RateLimit": '"api";r=0;t=9'}, 9),
+        ({}, None),
+    ],
+)
+def test_retry_after(headers, seconds):
+    assert retry_after(headers, NOW) == seconds
+
+
+def test_exit_codes_are_one_per_reason_and_in_their_ranges():
+    assert set(CATALOG) == set(Reason)
+    codes = [facts.exit_code for facts in CATALOG.values()]
+    assert len(set(codes)) == len(codes)
+    for reason, facts in CATALOG.items():
+        if reason not in (Reason.COMPLETE, Reason.INTERRUPTED):
+            assert (30 <= facts.exit_code <= 49) if facts.retryable else (10 <= facts.exit_code <= 29)
+
+
+LFS = {"type": "file", "path": "m.gguf", "size": 9, "oid": "a" * 40, "lfs": {"oid": "B" * 64, "size": 7}}
+SMALL = {"type": "file", "path": "c.json", "size": 5, "oid": "c" * 40}
+
+
+def test_tree_page():
+    large, small = parse_tree_page([LFS, {"type": "directory", "path": "d", "oid": "x"}, SMALL])
+    assert (large.path, large.size, large.sha256, large.git_sha1) == ("m.gguf", 7, "b" * 64, None)
+    assert (small.size, small.sha256, small.git_sha1) == (5, None, "c" * 40)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        5,
+        {},
+        {"path": 1},
+        {**SMALL, "size": -1},
+        {**SMALL, "size": "5"},
+        {**SMALL, "size": True},
+        {**SMALL, "oid": "x"},
+        {**SMALL, "size": 1 << 60},
+        {**LFS, "lfs": {"oid": "b", "size": 1}},
+        {**LFS, "lfs": {"size": 1}},
+    ],
+)
+def test_odd_tree_entries(entry):
+    with pytest.raises(SourceError) as caught:
+        parse_tree_page([entry])
+    assert caught.value.reason == "NotAHub"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["path", "size", "oid", "lfs", "type", "sha"]), inner, max_size=6)
+    ),
+    max_leaves=12,
+)
+
+
+@given(json_values)
+def test_no_answer_of_a_hub_breaks_the_parser(value):
+    for parse in (parse_tree_page, parse_commit):
+        try:
+            parse(value)
+        except SourceError as error:
+            assert error.reason == "NotAHub"
