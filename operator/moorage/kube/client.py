@@ -27,7 +27,6 @@ _APPLY = (
     "application/apply-patch+yaml"  # JSON is YAML: https://kubernetes.io/docs/reference/using-api/server-side-apply/
 )
 _MERGE_PATCH = "application/merge-patch+json"  # RFC 7386
-_REQUEST_SECONDS = 30.0
 _LIST_SECONDS = 60.0  # the API server's own limit
 _WARNINGS_REMEMBERED = 200
 
@@ -39,22 +38,28 @@ class KubeClient:
     `requests` counts what was sent by verb: get, list, watch, create, apply, patch, delete, logs.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, timeout: float = 30.0) -> None:
         self._session = session
+        self._timeout = timeout
         self._warned: set[str] = set()
         self.requests: Counter[str] = Counter()
 
     @classmethod
     async def connect(
-        cls, kubeconfig: Path | None = None, context: str | None = None, *, user_agent: str | None = None
+        cls,
+        kubeconfig: Path | None = None,
+        context: str | None = None,
+        *,
+        user_agent: str | None = None,
+        timeout: float = 30.0,
     ) -> Self:
         """Read the configuration (a kubeconfig, or the ServiceAccount of our own pod); sends nothing yet.
 
-        Raises MoorageError where there is no usable one.
+        `timeout` is for one answer, in seconds; a list's page has 60 s, a watch its own limits. Raises MoorageError where there is no usable one.
         """
         session = Session(kubeconfig, context, user_agent)
         await session.open()
-        return cls(session)
+        return cls(session, timeout)
 
     async def __aenter__(self) -> Self:
         return self
@@ -249,11 +254,11 @@ class KubeClient:
         params: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
-        seconds: float = _REQUEST_SECONDS,
+        seconds: float | None = None,
     ) -> bytes:
         self.requests[verb] += 1
         data = orjson.dumps(body) if body is not None else None
-        timeout = request_timeout(seconds)
+        timeout = request_timeout(seconds or self._timeout)
         async with self._session.request(
             method, path, timeout=timeout, params=params, body=data, content_type=content_type
         ) as answer:

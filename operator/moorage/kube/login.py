@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from ssl import SSLContext
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
@@ -60,7 +62,7 @@ async def log_in(kubeconfig: Path | None = None, context: str | None = None) -> 
         authorization=lambda: _authorization(configuration),
         namespace=namespace,
         tls_server_name=configuration.tls_server_name,
-        proxy=configuration.proxy,
+        proxy=configuration.proxy or _proxy_from_environment(configuration.host),
     )
 
 
@@ -88,6 +90,17 @@ def _kubeconfig_from_environment() -> str | None:
         return named
     default = _DEFAULT_KUBECONFIG.expanduser()
     return str(default) if default.exists() else None
+
+
+def _proxy_from_environment(server: str) -> str | None:
+    """What `HTTPS_PROXY` and `NO_PROXY` say about this server; asked once, since aiohttp's `trust_env` asks per request.
+
+    That was measured to cost 0.5 ms of CPU in each, three times the request itself.
+    """
+    parts = urlsplit(server)
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    return getproxies().get(parts.scheme)
 
 
 async def _authorization(configuration: Configuration) -> str | None:

@@ -99,6 +99,10 @@ class Reflector(Generic[T]):
                 if self._version_is_suspect(error):
                     self._version = ""
                 await self._wait(error)
+            except Exception as bug:  # a mirror that dies unseen would stop the operator: list again and say so
+                log.exception("%s: a defect in the mirror", self._resource.plural)
+                self._version = ""
+                await self._wait(Unavailable(f"a defect in the mirror: {bug!r}"))
 
     def _version_is_suspect(self, error: ApiError) -> bool:
         """410, or one server error after the other: a server restored from a backup never reaches our version."""

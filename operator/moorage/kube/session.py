@@ -136,7 +136,7 @@ class Session:
         connector = aiohttp.TCPConnector(
             ssl=login.ssl_context, limit=_MAX_CONNECTIONS, keepalive_timeout=_KEEP_ALIVE_SECONDS
         )
-        return aiohttp.ClientSession(connector=connector, headers=self._headers, trust_env=True)
+        return aiohttp.ClientSession(connector=connector, headers=self._headers)
 
 
 def request_timeout(seconds: float) -> aiohttp.ClientTimeout:
