@@ -32,3 +32,6 @@ check: venv ## format, lint, types, floors, generated files, sizes: seconds
 
 fix: venv ## let ruff format and mend what it can
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
+
+crds: venv ## write crds/ from the types in operator/moorage/api
+	@$(PY) -m moorage.api.crd crds/

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from moorage.api.common import Count, Cut, Line, ObjectName, Resource, Rule, SpecPart, StatusPart, StatusWord
-from moorage.api.conditions import Condition
+from moorage.api.conditions import Conditions
 
 
 class ModelRef(SpecPart):
@@ -82,7 +82,7 @@ class AliasStatus(StatusPart):
     """Where the name points now."""
 
     observed_generation: Count | None = Field(default=None, description="The metadata.generation this status is about.")
-    conditions: Annotated[list[Condition], Cut(16)] = Field(default=[], description="Resolved and Ready.")
+    conditions: Conditions = Field(default=[], description="Resolved and Ready.")
     summary: AliasSummary | None = Field(default=None, description="What the columns print.")
     current: Annotated[list[CurrentTarget], Cut(8)] = Field(default=[], description="The targets as they stand now.")
 

@@ -6,6 +6,7 @@ that going back a version never crashes on it.
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,7 +15,6 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -42,19 +42,16 @@ def camel(name: str) -> str:
 class Rule:
     """A CEL rule that the API server checks; `message` is a sentence that a person can act on.
 
-    `expression` computes the message where it has to name what was given. The same object serves for a class (in its
-    `rules`) and for one string (inside `Annotated`).
+    The same object serves for a class (in its `rules`) and for one string (inside `Annotated`).
     Source: https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/#validation-rules
     """
 
     cel: str
     message: str
-    expression: str | None = None
 
     def manifest(self) -> dict[str, str]:
         """The rule as an item of `x-kubernetes-validations`."""
-        item = {"rule": self.cel, "message": self.message}
-        return item | {"messageExpression": self.expression} if self.expression else item
+        return {"rule": self.cel, "message": self.message}
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Append the rule to the schema of the annotated type."""
@@ -218,7 +215,7 @@ RelativePath = Annotated[
     str,
     Field(min_length=1, max_length=512),
     Rule(
-        "!self.startsWith('/') && !self.contains('\\\\') && !self.split('/').exists(part, part == '..')",
+        "!self.startsWith('/') && !self.contains('\\\\') && !self.matches('(^|/)[.][.](/|$)')",
         "write a path relative to the root of the repository or volume: without a leading '/', '..' or '\\'",
     ),
 ]
@@ -226,25 +223,8 @@ RelativePath = Annotated[
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15} | {
     f"{unit}i": 1024**power for power, unit in enumerate("KMGTP", start=1)
 }
-QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+QUANTITY_PATTERN = r"^[0-9]+([.][0-9]+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 DURATION_PATTERN = r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"
-
-
-def _text_of_number(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-# Bytes as Kubernetes writes them (`10Gi`, `500M`, 1024). Source: core/v1 resource.Quantity, less exponents
-# and fractions of a byte.
-Quantity = Annotated[
-    str,
-    BeforeValidator(_text_of_number),
-    Field(pattern=QUANTITY_PATTERN, max_length=24),
-    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 24}),
-]
-
-# Length of time as Gateway API writes it (`30s`, `1h30m`). Source: GEP-2257.
-Duration = Annotated[str, Field(pattern=DURATION_PATTERN, max_length=24)]
 
 
 def quantity_bytes(text: str) -> int:
@@ -262,3 +242,36 @@ def duration_seconds(text: str) -> float:
         raise ValueError(f"not a duration: {text!r}")
     factor = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
     return sum(int(number) * factor[unit] for number, unit in re.findall(r"([0-9]+)(ms|h|m|s)", text))
+
+
+def _readable(parse: Callable[[str], float]) -> AfterValidator:
+    """Refuse what `parse` cannot read, so that who reads the field later never meets a ValueError."""
+
+    def check(text: str) -> str:
+        parse(text)
+        return text
+
+    return AfterValidator(check)
+
+
+# Bytes as Kubernetes writes them (`10Gi`, `500M`, `1024`). Source: core/v1 resource.Quantity, less exponents
+# and fractions of a byte.
+Quantity = Annotated[
+    str,
+    _readable(quantity_bytes),
+    Field(min_length=1, max_length=24),
+    Rule(
+        f"self.matches('{QUANTITY_PATTERN}')",
+        "write an amount of bytes as a number with a unit such as 20Gi, 500Mi or 10G",
+    ),
+]
+
+# Length of time as Gateway API writes it (`30s`, `1h30m`). Source: GEP-2257.
+Duration = Annotated[
+    str,
+    _readable(duration_seconds),
+    Field(min_length=1, max_length=24),
+    Rule(
+        f"self.matches('{DURATION_PATTERN}')", "write a length of time as a number with a unit such as 30s, 5m or 1h30m"
+    ),
+]

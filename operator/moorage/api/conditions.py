@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from moorage.api.common import Cut, Sentence, StatusPart, Time
+from moorage.api.common import Cut, Extension, Sentence, StatusPart, Time
 
 
 class ConditionStatus(StrEnum):
@@ -265,6 +265,15 @@ class Condition(StatusPart):
     message: Sentence = Field(default="", description="Why, as a sentence for a person.")
     observed_generation: int | None = Field(default=None, description="The metadata.generation this was said about.")
     last_transition_time: Time | None = Field(default=None, description="When `status` last changed.")
+
+
+# The conditions of an object, one of each type.
+Conditions = Annotated[
+    list[Condition],
+    Cut(16),
+    Extension("x-kubernetes-list-type", "map"),
+    Extension("x-kubernetes-list-map-keys", ["type"]),
+]
 
 
 def get_condition(conditions: Iterable[Condition], kind: str) -> Condition | None:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema
 
+from moorage.api.managed_args import ENV_RULES
+
 _NAME = {"type": "string", "maxLength": 253}
 _OPTIONAL = {"type": "boolean", "description": "Whether it may be missing."}
 
@@ -65,7 +67,12 @@ _ENV = {
     "type": "object",
     "required": ["name"],
     "properties": {
-        "name": {**_NAME, "minLength": 1, "description": "Name of the variable."},
+        "name": {
+            **_NAME,
+            "minLength": 1,
+            "description": "Name of the variable. One by which Moorage's own arguments could be set again is refused.",
+            "x-kubernetes-validations": [rule.manifest() for rule in ENV_RULES],
+        },
         "value": {"type": "string", "maxLength": 8192, "description": "Value of the variable."},
         "valueFrom": {
             "type": "object",
@@ -147,8 +154,6 @@ ImagePullSecrets = Annotated[list[dict[str, str]], Field(max_length=16), WithJso
 Resources = Annotated[dict[str, dict[str, int | str]], WithJsonSchema(_RESOURCES)]
 Affinity = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})]
 
-# Label keys and values as metav1 bounds them.
-LabelKey = Annotated[str, Field(max_length=317)]
-NodeSelector = Annotated[dict[LabelKey, Annotated[str, Field(max_length=63)]], Field(max_length=32)]
-Labels = NodeSelector
-Annotations = Annotated[dict[LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=32)]
+# Label values as metav1 bounds them.
+Labels = Annotated[dict[str, Annotated[str, Field(max_length=63)]], Field(max_length=32)]
+Annotations = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=32)]

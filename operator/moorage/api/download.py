@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from moorage.api.common import (
+    DURATION_PATTERN,
     Count,
     Cut,
     Duration,
@@ -22,7 +23,7 @@ from moorage.api.common import (
     StatusWord,
     Time,
 )
-from moorage.api.conditions import Condition, DownloadPhase
+from moorage.api.conditions import Conditions, DownloadPhase
 from moorage.api.source import STORAGE_IS_IMMUTABLE, DownloadSource, Storage
 
 
@@ -51,7 +52,8 @@ class Retry(SpecPart):
     stall_timeout: Annotated[
         Duration,
         Rule(
-            "duration(self) >= duration('1s') && duration(self) <= duration('10m')",
+            f"!self.matches('{DURATION_PATTERN}') "
+            "|| (duration(self) >= duration('1s') && duration(self) <= duration('10m'))",
             "spec.retry.stallTimeout must be between 1s and 10m",
         ),
     ] = Field(default="30s", description="A connection that brings no byte for this long is dropped and tried again.")
@@ -90,7 +92,7 @@ class DownloadSpec(SpecPart):
         Annotated[
             Quantity,
             Rule(
-                "quantity(string(self)).compareTo(quantity('64Ki')) >= 0",
+                "!isQuantity(self) || quantity(self).compareTo(quantity('64Ki')) >= 0",
                 "spec.bandwidthLimit is in bytes per second and must be at least 64Ki, such as 50Mi",
             ),
         ]
@@ -118,8 +120,8 @@ class DownloadSummary(StatusPart):
 class Progress(StatusPart):
     """How much of how much."""
 
-    total: Count | None = Field(default=None, description="All.")
-    done: Count | None = Field(default=None, description="Safely on disk.")
+    total: Count = Field(default=0, description="All.")
+    done: Count = Field(default=0, description="Safely on disk.")
 
 
 class DownloadItem(StatusPart):
@@ -161,7 +163,7 @@ class DownloadStatus(StatusPart):
 
     phase: DownloadPhase | None = Field(default=None, description="Where the download stands, in a word.")
     observed_generation: Count | None = Field(default=None, description="The metadata.generation this status is about.")
-    conditions: Annotated[list[Condition], Cut(16)] = Field(
+    conditions: Conditions = Field(
         default=[], description="Resolved, SpaceAvailable, Downloaded, Verified, Reconciling, Stalled, Ready."
     )
     summary: DownloadSummary | None = Field(default=None, description="What the columns print.")
@@ -187,6 +189,9 @@ class DownloadStatus(StatusPart):
     attempts: Count | None = Field(default=None, description="Attempts in a row that failed.")
     next_attempt_at: Time | None = Field(default=None, description="When the next attempt begins.")
     facts: Facts | None = Field(default=None, description="What the header of the main file says.")
+    inputs_hash: StatusWord | None = Field(
+        default=None, description="Hash of the spec fields that this status was resolved from."
+    )
 
 
 class ModelDownload(Resource):

@@ -4,11 +4,13 @@ One place for the names: the CRD's rules refuse them, the engines build their co
 Source: `llama-server --help` of the pinned version; its parser takes `_` for `-` in names that start with `--`.
 """
 
-# Where no field governs an argument, but probes, the Service, warm-up and benchmark depend on it.
-_SELF = "Moorage itself"
+from moorage.api.common import Rule
 
-# Argument of llama-server -> what to use instead. Every spelling of an argument has its own row.
-_BY_OWNER: dict[str, tuple[str, ...]] = {
+# Where no field governs an argument, but probes, the Service, warm-up and benchmark depend on it.
+MOORAGE = "Moorage itself"
+
+# What sets an argument of llama-server -> every spelling of the argument.
+LLAMA_CPP_ARGS_BY_OWNER: dict[str, tuple[str, ...]] = {
     "spec.source": (
         *("--model", "-m", "--model-url", "-mu", "--hf-repo", "-hf", "-hfr", "--hf-file", "-hff", "--hf-token", "-hft"),
         *("--docker-repo", "-dr", "--mmproj-url", "-mmu", "--models-dir", "--models-preset"),
@@ -26,16 +28,16 @@ _BY_OWNER: dict[str, tuple[str, ...]] = {
     "spec.llamaCpp.flashAttention": ("--flash-attn", "-fa"),
     "spec.llamaCpp.unifiedKVCache": ("--kv-unified", "-kvu", "--no-kv-unified", "-no-kvu", "--kv-unified-per-slot"),
     "spec.accelerator": ("--fit", "-fit", "--fit-target", "-fitt", "--fit-ctx", "-fitc"),
-    _SELF: (
+    MOORAGE: (
         *("--host", "--port", "--reuse-port", "--api-prefix", "--metrics"),
         *("--api-key", "--api-key-file", "--ssl-key-file", "--ssl-cert-file"),
     ),
 }
 
-LLAMA_CPP_MANAGED_ARGS: dict[str, str] = {name: owner for owner, names in _BY_OWNER.items() for name in names}
+LLAMA_CPP_MANAGED_ARGS = frozenset(name for names in LLAMA_CPP_ARGS_BY_OWNER.values() for name in names)
 
 # Environment variables by which llama-server takes the same arguments.
-_ENV_BY_OWNER: dict[str, tuple[str, ...]] = {
+LLAMA_CPP_ENV_BY_OWNER: dict[str, tuple[str, ...]] = {
     "spec.source": (
         *("LLAMA_ARG_MODEL", "LLAMA_ARG_MODEL_URL", "LLAMA_ARG_HF_REPO", "LLAMA_ARG_HF_FILE"),
         *("LLAMA_ARG_DOCKER_REPO", "LLAMA_ARG_MMPROJ_URL", "LLAMA_ARG_MODELS_DIR", "LLAMA_ARG_MODELS_PRESET"),
@@ -52,11 +54,36 @@ _ENV_BY_OWNER: dict[str, tuple[str, ...]] = {
     "spec.llamaCpp.flashAttention": ("LLAMA_ARG_FLASH_ATTN",),
     "spec.llamaCpp.unifiedKVCache": ("LLAMA_ARG_KV_UNIFIED", "LLAMA_ARG_KV_UNIFIED_PER_SLOT"),
     "spec.accelerator": ("LLAMA_ARG_FIT", "LLAMA_ARG_FIT_TARGET", "LLAMA_ARG_FIT_CTX"),
-    _SELF: (
+    MOORAGE: (
         *("LLAMA_ARG_HOST", "LLAMA_ARG_PORT", "LLAMA_ARG_REUSE_PORT", "LLAMA_ARG_API_PREFIX"),
         *("LLAMA_ARG_ENDPOINT_METRICS", "LLAMA_API_KEY", "LLAMA_ARG_API_KEY_FILE"),
         *("LLAMA_ARG_SSL_KEY_FILE", "LLAMA_ARG_SSL_CERT_FILE"),
     ),
 }
 
-LLAMA_CPP_MANAGED_ENV: dict[str, str] = {name: owner for owner, names in _ENV_BY_OWNER.items() for name in names}
+
+def _refusals(subject: str, owners: dict[str, tuple[str, ...]], where: str) -> tuple[Rule, ...]:
+    """One rule per owner: the string is none of its names. `subject` is CEL for the name in it."""
+    return tuple(
+        Rule(
+            f"!({subject} in [{', '.join(repr(name) for name in names)}])",
+            f"{', '.join(names)}: {_instead(owner)} remove it from {where}",
+        )
+        for owner, names in owners.items()
+    )
+
+
+def _instead(owner: str) -> str:
+    if owner == MOORAGE:
+        return "Moorage sets this itself;"
+    return f"Moorage sets this from {owner}; change it there and"
+
+
+ARG_RULES = (
+    Rule(
+        "!self.matches('^-[^ =]* ')",
+        "write an argument and its value as two items of spec.args, not as one with a space between them",
+    ),
+    *_refusals("self.split('=')[0].replace('_', '-')", LLAMA_CPP_ARGS_BY_OWNER, "spec.args"),
+)
+ENV_RULES = _refusals("self", LLAMA_CPP_ENV_BY_OWNER, "spec.env")

@@ -13,11 +13,10 @@ from moorage.api.corev1 import (
     EnvFrom,
     ImagePullSecrets,
     Labels,
-    NodeSelector,
     Resources,
     Tolerations,
 )
-from moorage.api.managed_args import LLAMA_CPP_MANAGED_ARGS, LLAMA_CPP_MANAGED_ENV
+from moorage.api.managed_args import ARG_RULES
 from moorage.api.model_status import ModelStatus
 from moorage.api.source import STORAGE_IS_IMMUTABLE, ModelSource, Storage
 
@@ -92,9 +91,7 @@ class LlamaCpp(SpecPart):
     rules: ClassVar = (
         Rule(
             "self.ubatchSize <= self.batchSize",
-            "spec.llamaCpp.ubatchSize must be at most batchSize",
-            "'spec.llamaCpp.ubatchSize (' + string(self.ubatchSize) + ') must be at most batchSize (' "
-            "+ string(self.batchSize) + ')'",
+            "spec.llamaCpp.ubatchSize (absent: 512) must be at most batchSize (absent: 2048)",
         ),
     )
 
@@ -220,27 +217,10 @@ class Benchmark(SpecPart):
     slo: Slo | None = Field(default=None, description="Service level; the figures then say how many requests met it.")
 
 
-def _refuse(field: str, items: str, name: str, managed: dict[str, str]) -> Rule:
-    """The rule that no item of the list `field` names something of `managed`; `name` is CEL for an item's name."""
-    table = "{" + ", ".join(f"'{key}': '{owner}'" for key, owner in managed.items()) + "}"
-    found = f"self.{field}.filter(item, {name} in {table})"
-    return Rule(
-        f"!has(self.{field}) || !self.{field}.exists(item, {name} in {table})",
-        f"spec.{field} sets {items} that Moorage manages",
-        f"'spec.{field} must not set ' + {found}.map(item, {name})[0] + ', because it is set by ' "
-        f"+ {table}[{found}.map(item, {name})[0]] + '; remove it from spec.{field}'",
-    )
-
-
-_ARG_NAME = "(item.startsWith('--') ? item.split('=')[0].replace('_', '-') : item)"
-
-
 class ModelSpec(SpecPart):
     """What should be served, and how."""
 
     rules: ClassVar = (
-        _refuse("args", "an argument", _ARG_NAME, LLAMA_CPP_MANAGED_ARGS),
-        _refuse("env", "a variable", "item.name", LLAMA_CPP_MANAGED_ENV),
         Rule(
             "!(has(self.source.persistentVolumeClaim) || has(self.source.downloadRef)) "
             "|| !(has(self.storage.claimName) || has(self.storage.size) || has(self.storage.storageClassName))",
@@ -295,7 +275,7 @@ class ModelSpec(SpecPart):
     )
     llama_cpp: LlamaCpp | None = Field(default=None, description="Settings of the llama.cpp server.")
     accelerator: Accelerator = Field(default=Accelerator(), description="Which accelerators one replica uses.")
-    node_selector: NodeSelector = Field(default={}, description="Labels that a node must have, as in core/v1.")
+    node_selector: Labels = Field(default={}, description="Labels that a node must have, as in core/v1.")
     tolerations: Tolerations = Field(default=[], description="Taints that the pods tolerate, as in core/v1.")
     affinity: Affinity | None = Field(default=None, description="Affinity of the pods, as in core/v1.")
     priority_class_name: Annotated[str, Field(min_length=1, max_length=253)] | None = Field(
@@ -307,9 +287,11 @@ class ModelSpec(SpecPart):
         description="CPU, memory and other requests and limits of the server, as in core/v1. GPUs are requested by "
         "accelerator.",
     )
-    args: Annotated[list[Annotated[str, Field(min_length=1, max_length=1024)]], Field(max_length=64)] = Field(
-        default=[],
-        description="Further arguments of the server, after Moorage's own. One that Moorage sets is refused.",
+    args: Annotated[list[Annotated[str, Field(min_length=1, max_length=1024), *ARG_RULES]], Field(max_length=64)] = (
+        Field(
+            default=[],
+            description="Further arguments of the server, after Moorage's own. One that Moorage sets is refused.",
+        )
     )
     env: Env = Field(default=[], description="Environment variables of the server, as in core/v1.")
     env_from: EnvFrom = Field(default=[], description="ConfigMaps and Secrets as environment variables, as in core/v1.")

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from moorage.api.common import Count, Cut, Line, Sentence, StatusPart, StatusPath, StatusWord, Time
-from moorage.api.conditions import Condition, ModelPhase
+from moorage.api.conditions import Conditions, ModelPhase
 
 
 class SizeClass(StrEnum):
@@ -166,7 +166,7 @@ class ModelStatus(StatusPart):
 
     phase: ModelPhase | None = Field(default=None, description="Where the Model stands, in a word.")
     observed_generation: Count | None = Field(default=None, description="The metadata.generation this status is about.")
-    conditions: Annotated[list[Condition], Cut(16)] = Field(
+    conditions: Conditions = Field(
         default=[],
         description="Accepted, Downloaded, Placed, Serving, Benchmarked, UpToDate, Active, Reconciling, "
         "Stalled, Ready.",

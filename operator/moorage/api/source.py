@@ -1,6 +1,7 @@
 """Where a model's files come from and where they go: the parts that Model and ModelDownload share."""
 
 from enum import StrEnum
+from itertools import combinations
 from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
@@ -194,18 +195,22 @@ class DownloadRef(SpecPart):
     name: ObjectName = Field(description="Name of the ModelDownload.")
 
 
-def exactly_one(where: str, fields: tuple[str, ...]) -> Rule:
-    """The rule that one and only one of `fields` is set; its message says which ones were."""
-    flags = ", ".join(f"has(self.{field})" for field in fields)
-    given = ", ".join(f"has(self.{field}) ? '{field}' : ''" for field in fields)
-    names = ", ".join(fields)
-    return Rule(
-        cel=f"[{flags}].filter(given, given).size() == 1",
-        message=f"{where} needs exactly one of {names}",
-        expression=f"'{where} needs exactly one of {names}; given: ' + "
-        f"([{given}].filter(name, name != '').size() == 0 ? 'none' : "
-        f"[{given}].filter(name, name != '').join(', '))",
+def exactly_one(where: str, fields: tuple[str, ...]) -> tuple[Rule, ...]:
+    """The rules that one and only one of `fields` is set.
+
+    One for none and one per pair, so that the message names what was given: a computed message would need a bound that
+    the API server cannot see, and it refuses such a CRD for its cost.
+    """
+    any_of = " || ".join(f"has(self.{field})" for field in fields)
+    missing = Rule(any_of, f"{where} is empty; it needs exactly one of {', '.join(fields)}")
+    pairs = tuple(
+        Rule(
+            f"!(has(self.{one}) && has(self.{other}))",
+            f"{where} has both {one} and {other}; keep exactly one of {', '.join(fields)}",
+        )
+        for one, other in combinations(fields, 2)
     )
+    return (missing, *pairs)
 
 
 class _Source(SpecPart):
@@ -223,7 +228,7 @@ class _Source(SpecPart):
 class DownloadSource(_Source):
     """Where the files come from; exactly one of the fields."""
 
-    rules: ClassVar = (exactly_one("spec.source", ("huggingFace", "http", "persistentVolumeClaim")),)
+    rules: ClassVar = exactly_one("spec.source", ("huggingFace", "http", "persistentVolumeClaim"))
 
     hugging_face: HuggingFaceSource | None = Field(
         default=None, description="A repository on the Hugging Face hub or a mirror of it."
@@ -237,7 +242,7 @@ class DownloadSource(_Source):
 class ModelSource(DownloadSource):
     """Where the model's files come from; exactly one of the fields."""
 
-    rules: ClassVar = (exactly_one("spec.source", ("huggingFace", "http", "persistentVolumeClaim", "downloadRef")),)
+    rules: ClassVar = exactly_one("spec.source", ("huggingFace", "http", "persistentVolumeClaim", "downloadRef"))
 
     download_ref: DownloadRef | None = Field(
         default=None, description="A ModelDownload that a person made; its files are served."
