@@ -13,7 +13,7 @@ class Backoff:
 
     first: float = 0.5
     longest: float = 30.0
-    random: random.Random = field(default_factory=random.Random)
+    chance: random.Random = field(default_factory=random.Random)
     failures: int = 0
 
     def reset(self) -> None:
@@ -24,4 +24,4 @@ class Backoff:
         """Count one more failure and say how long to wait; `retry_after` is the server's own word, in seconds."""
         delay = min(self.longest, self.first * 2.0 ** min(self.failures, 32))
         self.failures += 1
-        return max(delay * self.random.uniform(0.5, 1.0), retry_after or 0.0)
+        return max(delay * self.chance.uniform(0.5, 1.0), retry_after or 0.0)

@@ -55,7 +55,8 @@ class KubeClient:
     ) -> Self:
         """Read the configuration (a kubeconfig, or the ServiceAccount of our own pod); sends nothing yet.
 
-        `timeout` is for one answer, in seconds; a list's page has 60 s, a watch its own limits. Raises MoorageError where there is no usable one.
+        `timeout` is for one answer, in seconds; a list's page has 60 s, a watch its own limits. Raises MoorageError
+        where there is no usable configuration.
         """
         session = Session(kubeconfig, context, user_agent)
         await session.open()

@@ -93,9 +93,9 @@ def _kubeconfig_from_environment() -> str | None:
 
 
 def _proxy_from_environment(server: str) -> str | None:
-    """What `HTTPS_PROXY` and `NO_PROXY` say about this server; asked once, since aiohttp's `trust_env` asks per request.
+    """What `HTTPS_PROXY` and `NO_PROXY` say about this server.
 
-    That was measured to cost 0.5 ms of CPU in each, three times the request itself.
+    Asked once: aiohttp's `trust_env` asks per request, measured at 0.5 ms of CPU, three times the request itself.
     """
     parts = urlsplit(server)
     if proxy_bypass(parts.hostname or ""):
