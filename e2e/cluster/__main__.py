@@ -16,13 +16,21 @@ _GROUPS = {"control-plane": components.CONTROL_PLANE, "node": components.NODE}
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; its exit status."""
-    options = parser().parse_args(arguments)
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         options.run(options)
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options; `rest` holds what follows the first `--`, which is another program's business."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser().parse_args(arguments[:end])
+    options.rest = arguments[end + 1 :]
+    return options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,8 +50,7 @@ def parser() -> argparse.ArgumentParser:
     load = _command(commands, "load", "import OCI archives into the node", _load, named=True)
     load.add_argument("archive", nargs="+", type=Path)
     _command(commands, "smoke", "check pods, Services, DNS, volumes, logs and exec", _smoke, named=True)
-    kubectl = _command(commands, "kubectl", "run kubectl: `kubectl NAME -- get pods`", _kubectl, named=True)
-    kubectl.add_argument("rest", nargs=argparse.REMAINDER)
+    _command(commands, "kubectl", "run kubectl: `kubectl NAME -- get pods`", _kubectl, named=True)
     path = _command(commands, "bin", "print the path of kubectl, helm, ctr, ...", _bin)
     path.add_argument("binary")
     return root
@@ -81,9 +88,8 @@ def _up(options: argparse.Namespace) -> None:
     began = time.monotonic()
     cluster = Cluster(options.name, _say)
     cluster.up(control_plane=options.control_plane, kwok=options.kwok)
-    _say(
-        f"cluster {cluster.name} is ready after {time.monotonic() - began:.1f} s: export KUBECONFIG={cluster.kubeconfig}"
-    )
+    took = time.monotonic() - began
+    _say(f"cluster {cluster.name} is ready after {took:.1f} s: export KUBECONFIG={cluster.kubeconfig}")
 
 
 def _down(options: argparse.Namespace) -> None:
@@ -113,9 +119,8 @@ def _smoke(options: argparse.Namespace) -> None:
 
 def _kubectl(options: argparse.Namespace) -> None:
     cluster = Cluster(options.name, _say)
-    rest = options.rest[1:] if options.rest[:1] == ["--"] else options.rest
     kubectl = str(cluster.binary("kubectl"))
-    os.execv(kubectl, [kubectl, "--kubeconfig", str(cluster.kubeconfig), *rest])
+    os.execv(kubectl, [kubectl, "--kubeconfig", str(cluster.kubeconfig), *options.rest])
 
 
 def _bin(options: argparse.Namespace) -> None:

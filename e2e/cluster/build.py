@@ -35,14 +35,11 @@ def build(components: list[Component], say: Say) -> None:
         with _only_one_builder(component):
             if all(locate(binary) is not None for binary, _ in component.binaries):
                 continue  # another process built it while this one waited
-            say(
-                f"[{number}/{len(missing)}] {component.name} {component.version}: building, which takes minutes the first time"
-            )
+            title = f"[{number}/{len(missing)}] {component.name} {component.version}"
+            say(f"{title}: building, which takes minutes the first time")
             began = time.monotonic()
             _build_one(component)
-            say(
-                f"[{number}/{len(missing)}] {component.name} {component.version}: built in {time.monotonic() - began:.0f} s"
-            )
+            say(f"{title}: built in {time.monotonic() - began:.0f} s")
 
 
 def _build_one(component: Component) -> None:

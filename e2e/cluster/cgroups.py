@@ -17,7 +17,7 @@ def root_name(link: str) -> str:
 
 
 def parse_hierarchies(mountinfo: str) -> list[tuple[Path, str]]:
-    """Mount point and type (`cgroup` or `cgroup2`) of each hierarchy in /proc/self/mountinfo (proc_pid_mountinfo(5))."""
+    """Mount point and type (`cgroup` or `cgroup2`) of each hierarchy in a mountinfo file (proc_pid_mountinfo(5))."""
     found = []
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")

@@ -15,8 +15,8 @@ class Component:
     """One thing to build.
 
     binaries: file name -> Go package. module: the folder whose go.mod pins everything, or None when the packages are
-    installed as their authors release them (`go install PACKAGE@VERSION`). sources: folders whose content is part of the
-    version, because the program is ours.
+    installed as their authors release them (`go install PACKAGE@VERSION`). sources: folders whose content is part of
+    the version, because the program is ours.
     """
 
     name: str

@@ -42,7 +42,7 @@ def make(folder: Path, *, addresses: list[str], node: str) -> dict[str, str]:
 def _authority(folder: Path) -> None:
     key, certificate = str(folder / "ca.key"), str(folder / "ca.crt")
     _openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key)
-    # Key identifiers and usages are written out: Python 3.13 and later refuse a chain without them (VERIFY_X509_STRICT).
+    # Key identifiers and usages are written out: Python from 3.13 on refuses a chain without (VERIFY_X509_STRICT).
     _openssl(
         *(
             "req",

@@ -1,7 +1,7 @@
 """Starting processes that outlive this one, and stopping exactly those again.
 
-A record names a process by its id, its start time and the boot of the machine, so that an id that the kernel has given to
-somebody else is never signalled.
+A record names a process by its id, its start time and the boot of the machine, so that an id that the kernel has
+given to somebody else is never signalled.
 """
 
 import os
@@ -41,7 +41,7 @@ def boot_id() -> str:
 
 
 def parse_stat(text: str) -> tuple[str, int]:
-    """The state letter and the start time in a line of /proc/PID/stat. The program's name may hold spaces and brackets."""
+    """The state letter and the start time in a line of /proc/PID/stat, whose program name may hold spaces and `)`."""
     fields = text[text.rindex(")") + 2 :].split()
     return fields[0], int(fields[19])
 
