@@ -1,11 +1,18 @@
-"""`python -m e2e.tinymodels gguf OUT.gguf` or `python -m e2e.tinymodels safetensors OUTDIR`."""
+"""`python -m e2e.tinymodels gguf OUT.gguf`, `... safetensors OUTDIR` or `... hub OUTDIR`."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
 from e2e.tinymodels.gguf_file import write_gguf
+from e2e.tinymodels.hub_folder import write_hub
 from e2e.tinymodels.safetensors_dir import write_safetensors
+
+_WRITERS: dict[str, Callable[..., list[Path]]] = {
+    "gguf": write_gguf,
+    "safetensors": write_safetensors,
+    "hub": write_hub,
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -21,14 +28,15 @@ def _parser() -> argparse.ArgumentParser:
     safetensors.add_argument("--seed", type=int, default=0)
     safetensors.add_argument("--shards", type=int, default=1, metavar="N")
     safetensors.add_argument("--intermediate-size", type=int, default=128, metavar="N", help="768 bytes per unit")
+    hub = kinds.add_parser("hub", help="the local hub's folder of repositories")
+    hub.add_argument("out", type=Path)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Write what the command line asks for and print each weight file with its size in bytes."""
     options = vars(_parser().parse_args(arguments))
-    writers: dict[str, Callable[..., list[Path]]] = {"gguf": write_gguf, "safetensors": write_safetensors}
-    write = writers[options.pop("kind")]
+    write = _WRITERS[options.pop("kind")]
     for path in write(options.pop("out"), **options):
         print(f"{path} {path.stat().st_size}")
 

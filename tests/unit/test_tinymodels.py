@@ -8,6 +8,7 @@ from safetensors import safe_open
 
 from e2e.tinymodels import write_gguf, write_safetensors
 from e2e.tinymodels.__main__ import main
+from e2e.tinymodels.hub_folder import write_hub
 from e2e.tinymodels.vocabulary import EOS_ID, SPECIAL_TOKENS, build_vocabulary
 from e2e.tinymodels.weights import Shape, generate
 
@@ -120,3 +121,10 @@ def test_the_command_line_prints_what_it_wrote(tmp_path, capsys):
     assert sum(sizes) == 1_000_000
     main(["safetensors", str(tmp_path / "hf")])
     assert "model.safetensors" in capsys.readouterr().out
+
+
+def test_the_hub_folder_has_every_layout(tmp_path):
+    sizes = {path.relative_to(tmp_path).as_posix(): path.stat().st_size for path in write_hub(tmp_path)}
+    assert sizes["moorage/harbor-llama-GGUF/harbor-llama-F16.gguf"] == 64 << 20
+    assert sum(size for name, size in sizes.items() if "fleet-llama-GGUF" in name) == 24 << 20
+    assert {name.split("/")[1] for name in sizes} == {path.name for path in (tmp_path / "moorage").iterdir()}
