@@ -14,6 +14,7 @@ from moorage.api.common import (
     RelativePath,
     Rule,
     SpecPart,
+    camel,
 )
 
 # scheme://host[:port]/path without user:password@ before the host.
@@ -218,9 +219,10 @@ class _Source(SpecPart):
 
     @model_validator(mode="after")
     def _one(self) -> "_Source":
-        given = sorted(self.model_fields_set & {name for name in type(self).model_fields if getattr(self, name)})
+        fields = type(self).model_fields
+        given = [camel(name) for name in fields if getattr(self, name) is not None]
         if len(given) != 1:
-            choices = ", ".join(field.alias or name for name, field in type(self).model_fields.items())
+            choices = ", ".join(camel(name) for name in fields)
             raise ValueError(f"needs exactly one of {choices}; given: {', '.join(given) or 'none'}")
         return self
 
