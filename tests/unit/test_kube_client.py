@@ -81,7 +81,7 @@ async def test_apply_is_a_patch_in_our_name(setting: Setting):
 
 async def test_apply_status_sends_the_status_alone(setting: Setting):
     async with await setting.client() as client:
-        await client.apply_status(MODELS, "team-a", "m", {"phase": "Ready"}, uid="u-1")
+        await client.apply_status(MODELS, "team-a", "m", {"phase": "Ready"}, resource_version="7")
     method, path, body = setting.sent()
     assert (method, path) == (
         "PATCH",
@@ -90,7 +90,7 @@ async def test_apply_status_sends_the_status_alone(setting: Setting):
     assert body == {
         "apiVersion": "moorage.dev/v1alpha1",
         "kind": "Model",
-        "metadata": {"name": "m", "namespace": "team-a", "uid": "u-1"},
+        "metadata": {"name": "m", "namespace": "team-a", "resourceVersion": "7"},
         "status": {"phase": "Ready"},
     }
 

@@ -61,6 +61,13 @@ def test_a_kind_that_is_not_served_differs_from_an_object_that_is_not_there():
     )
 
 
+def test_a_field_outside_the_schema_is_invalid_though_the_server_says_500():
+    message = "failed to create typed patch object (a/m; v1, Kind=Model): .status.foo: field not declared in schema"
+    error = from_response(500, status(500, "", message), {}, "PATCH /x")
+    assert isinstance(error, Invalid)
+    assert ".status.foo" in str(error)
+
+
 def test_an_answer_that_is_no_status_is_quoted_and_bounded():
     error = from_response(502, b"<html>" + b"x" * 100_000, {}, "GET /x")
     assert isinstance(error, Unavailable)

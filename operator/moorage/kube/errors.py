@@ -19,6 +19,9 @@ TRANSPORT_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
 # The reason given where the API server does not know the kind at all (a CRD that is not installed, an older cluster).
 KIND_NOT_SERVED = "KindNotServed"
 
+# Server-side apply answers 500 without a reason (Kubernetes 1.36) where a field does not fit the schema.
+_NOT_IN_SCHEMA = "failed to create typed patch object"
+
 _MESSAGE_LIMIT = 1024
 _BY_STATUS: dict[int, type[ApiError]] = {
     400: Invalid,
@@ -83,6 +86,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def _error(code: int, reason: str, message: str, wait: float | None) -> ApiError:
     kind = _BY_STATUS.get(code, Unavailable if code == 0 or code >= 500 else ApiError)
+    if code == 500 and message.startswith(_NOT_IN_SCHEMA):
+        kind, reason = Invalid, "Invalid"
     return kind(_one_line(message), status=code, reason=reason, retry_after=wait)
 
 

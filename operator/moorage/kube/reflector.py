@@ -55,7 +55,7 @@ class Reflector(Generic[T]):
         namespace: str | None = None,
         label_selector: str | None = None,
         field_selector: str | None = None,
-        page: int = 500,
+        page: int = 250,
         silence_seconds: float = SILENCE_SECONDS,
         backoff: Backoff | None = None,
     ) -> None:

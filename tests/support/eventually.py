@@ -1,0 +1,16 @@
+"""Waiting for what is going to be true, with a time limit, instead of sleeping and hoping."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+
+async def eventually(
+    predicate: Callable[[], object], timeout: float = 10.0, what: str = "", every: float = 0.02
+) -> None:
+    """Return as soon as `predicate()` is true; AssertionError after `timeout` seconds, with its last value."""
+    deadline = time.monotonic() + timeout
+    while not (value := predicate()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what or predicate} not within {timeout:g} s; last: {value!r}")
+        await asyncio.sleep(every)
