@@ -1,0 +1,1 @@
+"""The kopf process: watches, queues, observes, plans, applies."""

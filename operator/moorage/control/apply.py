@@ -1,0 +1,97 @@
+"""Carries a plan out: the only place of the operator that writes to the cluster."""
+
+import asyncio
+import logging
+
+from moorage import names
+from moorage.control.children import Children
+from moorage.control.store import ALIAS, DOWNLOAD, MODEL, Key, Store
+from moorage.errors import Conflict, Forbidden, Invalid, MoorageError, NotFound
+from moorage.kube.client import KubeClient
+from moorage.kube.events import EventRecorder
+from moorage.kube.resources import MODEL_ALIASES, MODEL_DOWNLOADS, MODELS, Resource, resource_of
+from moorage.planning.types import Manifest, Plan, Ref
+
+log = logging.getLogger(__name__)
+
+RESOURCES: dict[str, Resource] = {MODEL: MODELS, DOWNLOAD: MODEL_DOWNLOADS, ALIAS: MODEL_ALIASES}
+
+
+class Refused(MoorageError):
+    """The API server refused a child for good: quota, an admission policy, an invalid object, or a name in use."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class Applier:
+    """Applies manifests, patches, deletions, status and Events of plans; what needs no request makes none."""
+
+    def __init__(self, kube: KubeClient, store: Store, children: Children, events: EventRecorder) -> None:
+        self._kube, self._store, self._children, self._events = kube, store, children, events
+
+    async def apply(self, key: Key, owner: Manifest, plan: Plan) -> None:
+        """Write what `plan` asks for: first deletions, then children (together), then Events and the status.
+
+        A refused child does not keep the status from being written; it is raised afterwards as Refused.
+        """
+        for ref in plan.delete:
+            await self._delete(ref)
+        outcomes = await asyncio.gather(
+            *(self._child(m) for m in plan.apply), *(self._patch(p.ref, p.body) for p in plan.patch),
+            return_exceptions=True,
+        )  # fmt: skip
+        failures = [o for o in outcomes if isinstance(o, BaseException)]
+        for event in plan.events:
+            self._events.record(owner, "Warning" if event.type == "Warning" else "Normal", event.reason, event.message)
+        if plan.status is not None and not failures:
+            await self.status(key, owner, plan.status)
+        if failures:
+            raise failures[0]
+
+    async def status(self, key: Key, owner: Manifest, status: Manifest) -> None:
+        """Write `status` unless it already stands there; the store learns it at once, before the watch tells."""
+        if owner.get("status") == status:
+            return
+        meta = owner["metadata"]
+        try:
+            new = await self._kube.apply_status(RESOURCES[key.kind], meta["namespace"], meta["name"], status)
+        except NotFound:
+            return  # deleted meanwhile; the watch will say so
+        self._store.put(key, new)
+
+    async def _child(self, manifest: Manifest) -> None:
+        resource, meta = resource_of(manifest), manifest["metadata"]
+        where = (meta["namespace"], meta["name"])
+        wanted = meta["annotations"][names.MANIFEST_HASH]
+        live = self._children.get(resource, where)
+        if self._children.applied(resource, where) == wanted or (live and live.get("manifestHash") == wanted):
+            return
+        try:
+            made = await self._kube.apply(manifest, force=live is not None)
+        except Conflict as error:
+            text = f"{manifest['kind']} {meta['name']} exists and is not Moorage's: {error.message}"
+            raise Refused("NameTaken", text) from error
+        except Forbidden as error:
+            reason = "QuotaExceeded" if "exceeded quota" in error.message else "Forbidden"
+            raise Refused(reason, error.message) from error
+        except Invalid as error:
+            raise Refused("InvalidSpec", error.message) from error
+        self._children.remember(resource, where, wanted, made["metadata"]["uid"])
+
+    async def _patch(self, ref: Ref, body: Manifest) -> None:
+        resource = resource_of({"apiVersion": ref.api_version, "kind": ref.kind})
+        try:
+            await self._kube.merge_patch(resource, ref.namespace, ref.name, {"metadata": {"uid": ref.uid}, **body})
+        except NotFound:
+            log.info("%s %s/%s was deleted before it could be patched", ref.kind, ref.namespace, ref.name)
+
+    async def _delete(self, ref: Ref) -> None:
+        resource = resource_of({"apiVersion": ref.api_version, "kind": ref.kind})
+        try:
+            await self._kube.delete(resource, ref.namespace, ref.name, uid=ref.uid)
+        except Conflict:
+            log.info("%s %s/%s was replaced before it could be deleted", ref.kind, ref.namespace, ref.name)
+        self._children.forget(resource, (ref.namespace, ref.name))

@@ -1,0 +1,142 @@
+"""The children and surroundings of the three kinds: one mirror per resource, and whose child each object is."""
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from moorage import names
+from moorage.control import projections
+from moorage.control.store import DOWNLOAD, MODEL, Key, Store
+from moorage.kube.client import KubeClient
+from moorage.kube.reflector import Reflector
+from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS, NODES, PODS, SERVICES, STORAGE_CLASSES, Resource
+
+Manifest = dict[str, Any]
+Where = tuple[str, str]
+
+_KINDS: dict[Resource, Callable[[Manifest], Manifest | None]] = {
+    DEPLOYMENTS: projections.deployment,
+    SERVICES: projections.service,
+    JOBS: projections.job,
+    CLAIMS: projections.claim,
+    PODS: projections.pod,
+    NODES: projections.node,
+    STORAGE_CLASSES: projections.storage_class,
+}
+
+REMEMBER_SECONDS = 30.0
+
+
+class Children:
+    """Mirrors of what Moorage makes and of what it looks at, with the reverse way from a child to its owner's key.
+
+    `wake(key)` is called for the owner of every child that changes; `surroundings()` when nodes or storage classes do.
+    """
+
+    def __init__(
+        self, kube: KubeClient, store: Store, wake: Callable[[Key], None], surroundings: Callable[[], None]
+    ) -> None:
+        self._store, self._wake, self._surroundings = store, wake, surroundings
+        self._mine: dict[tuple[Resource, Key], set[Where]] = defaultdict(set)
+        self._applied: dict[tuple[Resource, Where], tuple[str, str, float]] = {}
+        self.mirrors: dict[Resource, Reflector[Manifest]] = {
+            resource: Reflector(kube, resource, project=project, on_change=self._listener(resource))
+            for resource, project in _KINDS.items()
+        }
+
+    async def run(self) -> None:
+        """Keep all mirrors going until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for mirror in self.mirrors.values():
+                group.create_task(mirror.run())
+
+    async def wait_synced(self, timeout: float) -> None:
+        """Return once every mirror has listed; Unavailable if that takes more than `timeout` seconds."""
+        await asyncio.gather(*(m.wait_synced(timeout) for m in self.mirrors.values()))
+
+    def get(self, resource: Resource, where: Where) -> Manifest | None:
+        """The projection of one object (namespace, name)."""
+        mirror = self.mirrors.get(resource)
+        if mirror is None:  # our own kinds live in the store
+            obj = self._store.get(Key(resource.kind, *where))
+            return None if obj is None else projections.child_meta(obj)
+        return mirror.items.get(where)
+
+    def of(self, resource: Resource, key: Key) -> Iterator[Manifest]:
+        """Projections of `key`'s children of one resource."""
+        items = self.mirrors[resource].items
+        for where in self._mine.get((resource, key), ()):
+            if (item := items.get(where)) is not None:
+                yield item
+
+    # -- what was just written, until the mirror shows it ---------------------------------------------------------
+
+    def applied(self, resource: Resource, where: Where) -> str | None:
+        """Manifest hash of what was applied a moment ago and is not in the mirror yet."""
+        known = self._applied.get((resource, where))
+        if known is None or time.monotonic() - known[2] > REMEMBER_SECONDS:
+            return None
+        return known[0]
+
+    def remember(self, resource: Resource, where: Where, manifest_hash: str, uid: str) -> None:
+        """Note that `manifest_hash` was applied as the object `uid`."""
+        self._applied[(resource, where)] = (manifest_hash, uid, time.monotonic())
+
+    def forget(self, resource: Resource, where: Where) -> None:
+        """Drop the note: the object was deleted or changed."""
+        self._applied.pop((resource, where), None)
+
+    # -- surroundings ----------------------------------------------------------------------------------------------
+
+    def gpus(self) -> dict[str, int]:
+        """Allocatable GPUs by resource name over all ready, schedulable nodes."""
+        found: Counter[str] = Counter()
+        for node in self.mirrors[NODES].items.values():
+            if node["ready"] and not node["unschedulable"]:
+                found.update(node["gpus"])
+        return dict(found)
+
+    def storage_class_trouble(self, wanted: str | None) -> str | None:
+        """Why a claim with class `wanted` (None: the default) could never bind; None where it could."""
+        classes = self.mirrors[STORAGE_CLASSES].items.values()
+        if wanted is not None:
+            if any(c["name"] == wanted for c in classes):
+                return None
+            names_ = ", ".join(sorted(c["name"] for c in classes)) or "none"
+            return f"there is no StorageClass {wanted}; the cluster has: {names_}"
+        if any(c["default"] for c in classes):
+            return None
+        return "the cluster has no default StorageClass; name one in spec.storage.storageClassName"
+
+    # -- whose child -------------------------------------------------------------------------------------------------
+
+    def _listener(self, resource: Resource) -> Callable[[Where, Manifest | None, Manifest | None], None]:
+        if resource in (NODES, STORAGE_CLASSES):
+            return lambda _where, _old, _new: self._surroundings()
+        return lambda where, old, new: self._changed(resource, where, old, new)
+
+    def _changed(self, resource: Resource, where: Where, old: Manifest | None, new: Manifest | None) -> None:
+        known = self._applied.get((resource, where))
+        if known and (new is None or new.get("manifestHash") == known[0] or new.get("uid") != known[1]):
+            self.forget(resource, where)  # the mirror has caught up, or the object is gone
+        before, after = self._owner(where, old), self._owner(where, new)
+        if before != after and before is not None:
+            self._mine[(resource, before)].discard(where)
+            if not self._mine[(resource, before)]:
+                del self._mine[(resource, before)]
+        if after is not None:
+            self._mine[(resource, after)].add(where)
+        for key in {before, after} - {None}:
+            assert key is not None
+            self._wake(key)
+
+    def _owner(self, where: Where, item: Manifest | None) -> Key | None:
+        if item is None:
+            return None
+        labels = item.get("labels") or {}
+        for label, kind in ((names.MODEL_LABEL, MODEL), (names.DOWNLOAD_LABEL, DOWNLOAD)):
+            if label in labels:
+                return self._store.by_label(kind, where[0], labels[label]) or Key(kind, where[0], labels[label])
+        return None

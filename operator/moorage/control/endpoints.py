@@ -1,0 +1,52 @@
+"""The operator's own HTTP endpoints: /healthz, /readyz and /metrics."""
+
+from collections import Counter
+
+from aiohttp import web
+
+from moorage.control import metrics
+from moorage.control.operator import Operator
+from moorage.errors import InvalidSpec
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """`HOST:PORT` as a pair; raises InvalidSpec with what is expected."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise InvalidSpec("InvalidListen", f"--listen wants HOST:PORT, such as 0.0.0.0:8080, not {text!r}")
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
+async def serve(operator: Operator, listen: str) -> web.AppRunner:
+    """Answer on `listen` until the returned runner is cleaned up."""
+
+    async def healthz(_request: web.Request) -> web.Response:
+        problem = operator.failed()
+        return web.Response(text=problem or "ok", status=500 if problem else 200)
+
+    async def readyz(_request: web.Request) -> web.Response:
+        return web.Response(text="ok" if operator.ready else "starting", status=200 if operator.ready else 503)
+
+    async def numbers(_request: web.Request) -> web.Response:
+        _collect(operator)
+        return web.Response(body=metrics.render(), content_type="text/plain", charset="utf-8")
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", numbers)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, *parse_listen(listen)).start()
+    return runner
+
+
+def _collect(operator: Operator) -> None:
+    metrics.QUEUE_DEPTH.set(operator.queue.depth)
+    for verb, count in operator.kube.requests.items():
+        metrics.API_REQUESTS.labels(verb).set(count)
+    phases: Counter[tuple[str, str]] = Counter()
+    for key in operator.store.all_keys():
+        obj = operator.store.get(key) or {}
+        phases[(key.kind, (obj.get("status") or {}).get("phase") or "None")] += 1
+    metrics.OBJECTS.clear()
+    for (kind, phase), count in phases.items():
+        metrics.OBJECTS.labels(kind, phase).set(count)

@@ -1,0 +1,54 @@
+"""`moorage operator`: the process that reconciles Models, ModelAliases and ModelDownloads.
+
+Exit codes: 0 stopped on request, 1 could not start or could not go on (the Deployment starts it again), 2 wrong usage.
+"""
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+import click
+import uvloop
+
+from moorage.control.kopf_app import run
+from moorage.control.settings import load
+from moorage.errors import MoorageError
+
+
+@click.command("operator")
+@click.option(
+    "--kubeconfig",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Cluster to work in; absent: the one this runs in, or KUBECONFIG.",
+)
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file with settings, as the chart renders it.",
+)
+@click.option(
+    "--listen",
+    default="0.0.0.0:8080",
+    show_default=True,
+    help="HOST:PORT of /healthz, /readyz and /metrics; empty: none.",
+)
+@click.option("--verbose", is_flag=True, help="Log every decision.")
+def command(kubeconfig: Path | None, config_file: Path | None, listen: str, verbose: bool) -> None:
+    """Reconcile Models, ModelAliases and ModelDownloads.
+
+    Runs in a cluster, or beside one:
+
+        moorage operator --kubeconfig ~/.kube/config --listen 127.0.0.1:8080
+    """
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    for noisy in ("kopf", "aiohttp", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        settings = load(config_file)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run(kubeconfig, settings, listen or None))
+    except MoorageError as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,82 @@
+"""Takes the snapshot that a plan is made from."""
+
+from datetime import UTC, datetime
+
+from moorage import names
+from moorage.control.children import Children
+from moorage.control.progress import ProgressPoller
+from moorage.control.sidetasks import SideTasks
+from moorage.control.store import DOWNLOAD, MODEL, Key, Store
+from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS, PODS, SERVICES
+from moorage.planning.types import Defaults, Manifest, ObservedAlias, ObservedDownload, ObservedModel
+
+
+def now() -> datetime:
+    """The present, in whole seconds, as Kubernetes writes times."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+class Observer:
+    """Puts together what is known of one key; reads memory only, so a snapshot is consistent."""
+
+    def __init__(
+        self,
+        store: Store,
+        children: Children,
+        defaults: Defaults,
+        *,
+        resolving: SideTasks,
+        warming: SideTasks,
+        progress: ProgressPoller,
+    ) -> None:
+        self._store, self._children, self._defaults = store, children, defaults
+        self._resolving, self._warming, self._progress = resolving, warming, progress
+
+    def model(self, key: Key, obj: Manifest) -> ObservedModel:
+        """Snapshot of a Model."""
+        children, where = self._children, (key.namespace, names.model_child(key.name))
+        download = self._download_of(key, obj)
+        return ObservedModel(
+            model=obj,
+            now=now(),
+            defaults=self._defaults,
+            download=self._store.get(download) if download else None,
+            deployment=children.get(DEPLOYMENTS, where),
+            service=children.get(SERVICES, where),
+            pods=tuple(children.of(PODS, key)),
+            jobs=tuple(children.of(JOBS, key)),
+            gpus=children.gpus(),
+            resolved=self._resolving.answer(key),
+            warmed=self._warming.answer(key),
+        )
+
+    def _download_of(self, key: Key, obj: Manifest) -> Key | None:
+        ref = ((obj.get("spec") or {}).get("source") or {}).get("downloadRef") or {}
+        found = ref.get("name") or ((obj.get("status") or {}).get("source") or {}).get("downloadName")
+        return Key(DOWNLOAD, key.namespace, found) if found else None
+
+    def download(self, key: Key, obj: Manifest) -> ObservedDownload:
+        """Snapshot of a ModelDownload."""
+        children, child = self._children, names.download_child(key.name)
+        spec: Manifest = obj.get("spec") or {}
+        storage = spec.get("storage") or {}
+        prefilled = (spec.get("source") or {}).get("persistentVolumeClaim") or {}
+        claim = prefilled.get("claimName") or storage.get("claimName") or child
+        users = tuple(k.name for k in self._store.dependents(key) if k.kind == MODEL)
+        return ObservedDownload(
+            download=obj,
+            now=now(),
+            defaults=self._defaults,
+            claim=children.get(CLAIMS, (key.namespace, claim)),
+            job=children.get(JOBS, (key.namespace, child)),
+            pods=tuple(children.of(PODS, key)),
+            users=users,
+            progress=self._progress.latest(key),
+            resolved=self._resolving.answer(key),
+            storage_class_missing=children.storage_class_trouble(storage.get("storageClassName")),
+        )
+
+    def alias(self, key: Key, obj: Manifest) -> ObservedAlias:
+        """Snapshot of a ModelAlias."""
+        models = {k.name: self._store.get(k) for k in self._store.links(key)}
+        return ObservedAlias(alias=obj, now=now(), models=models)

@@ -1,0 +1,168 @@
+"""The operator as an object: everything it is made of, put together once, started and stopped as a whole."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from moorage.control import metrics
+from moorage.control.apply import RESOURCES, Applier
+from moorage.control.children import Children
+from moorage.control.observe import Observer
+from moorage.control.prober import HttpProber, Prober
+from moorage.control.progress import ProgressPoller
+from moorage.control.queue import KeyedQueue
+from moorage.control.resolver import Resolver
+from moorage.control.runner import Runner
+from moorage.control.settings import Settings
+from moorage.control.sidetasks import SideTasks
+from moorage.control.store import Change, Key, Store
+from moorage.errors import ApiError
+from moorage.hub import HubClient
+from moorage.kube.client import KubeClient
+from moorage.kube.events import EventRecorder
+from moorage.sources import HostPolicy
+
+log = logging.getLogger(__name__)
+
+SYNC_SECONDS = 120.0
+WARM_UP_FIRST_PAUSE = 0.25  # a Service takes a moment to know a pod that just became ready
+
+
+class Operator:
+    """Watches, queues, plans and applies until stopped. `put` and `drop` are fed by kopf's watches."""
+
+    def __init__(self, kube: KubeClient, settings: Settings, *, prober: Prober | None = None) -> None:
+        self.kube, self.settings = kube, settings
+        self.ready = False
+        self._prober = prober or HttpProber()
+        self._hub = HubClient(policy=HostPolicy(allow_loopback=settings.sources.allow_private_hosts))
+        self._events = EventRecorder(kube, instance="moorage")
+        self.store = Store(self._object_changed, self._wake)
+        self.children = Children(kube, self.store, self._wake, self._surroundings_changed)
+        self._resolver = Resolver(kube, self._hub, settings.defaults())
+        self._resolving = SideTasks(self._resolve, self._wake)
+        self._warming = SideTasks(self._warm_up, self._wake, first_pause=WARM_UP_FIRST_PAUSE)
+        self._progress = ProgressPoller(self._wake)
+        side: dict[str, Any] = {
+            "resolving": self._resolving,
+            "warming": self._warming,
+            "progress": self._progress,
+        }
+        observer = Observer(self.store, self.children, settings.defaults(), **side)
+        applier = Applier(kube, self.store, self.children, self._events)
+        self.runner = Runner(self.store, self.children, observer, applier, **side)
+        self.queue: KeyedQueue[Key] = KeyedQueue(self._handle, workers=settings.workers, on_error=self._pass_failed)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def connect(cls, kubeconfig: Path | None, settings: Settings, *, prober: Prober | None = None) -> Self:
+        """An operator for the cluster of `kubeconfig` (None: the cluster it runs in)."""
+        return cls(await KubeClient.connect(kubeconfig, user_agent="moorage-operator"), settings, prober=prober)
+
+    async def start(self) -> None:
+        """Mirror the cluster, list our kinds, then start working; raises Unavailable where that takes too long."""
+        self._events.start()
+        self._tasks.append(asyncio.create_task(self.children.run(), name="mirrors"))
+        await self.children.wait_synced(SYNC_SECONDS)
+        await self._list_all()
+        self._tasks.append(asyncio.create_task(self.queue.run(), name="queue"))
+        self._tasks.append(asyncio.create_task(self._resync(), name="resync"))
+        self.ready = True
+        log.info("ready: %d objects", len(self.store.all_keys()))
+
+    async def stop(self) -> None:
+        """Stop working; what was begun is either written or will be planned again by the next operator."""
+        self.ready = False
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for part in (self._resolving, self._warming, self._progress, self._prober, self._events, self._hub, self.kube):
+            with contextlib.suppress(ApiError):
+                await part.close()
+
+    def failed(self) -> str | None:
+        """Why the operator cannot go on, None while all of its tasks run."""
+        for task in self._tasks:
+            if task.done() and not task.cancelled():
+                return f"{task.get_name()} ended: {task.exception()!r}"
+        return None
+
+    # -- what wakes a key ---------------------------------------------------------------------------------------
+
+    def put(self, kind: str, obj: dict[str, Any]) -> None:
+        """An object of one of the three kinds as a watch saw it."""
+        self.store.put(_key(kind, obj), obj)
+
+    def drop(self, kind: str, obj: dict[str, Any]) -> None:
+        """An object of one of the three kinds was deleted."""
+        self.store.drop(_key(kind, obj))
+
+    def _object_changed(self, key: Key, change: Change) -> None:
+        if change.wanted:
+            self._wake(key)
+        for dependent in self.store.dependents(key):
+            self._wake(dependent)
+
+    def _wake(self, key: Key) -> None:
+        self.queue.add(key)
+
+    def _surroundings_changed(self) -> None:
+        """Nodes or storage classes changed: whoever waits looks again; who is settled is not disturbed."""
+        if not self.ready:
+            return
+        for key in self.store.all_keys():
+            obj = self.store.get(key) or {}
+            if (obj.get("status") or {}).get("phase") != "Ready":
+                self._wake(key)
+
+    # -- passes ---------------------------------------------------------------------------------------------------
+
+    async def _handle(self, key: Key) -> float | None:
+        started = time.perf_counter()
+        again = await self.runner.handle(key)
+        metrics.PASS_SECONDS.labels(key.kind).observe(time.perf_counter() - started)
+        return again
+
+    def _pass_failed(self, key: Key, error: Exception, failures: int) -> None:
+        metrics.PASS_FAILURES.labels(key.kind, type(error).__name__).inc()
+        if isinstance(error, ApiError):
+            log.warning("%s: the API server said: %s (failure %d)", key, error, failures)
+        else:
+            log.error("%s: a defect of Moorage (failure %d)", key, failures, exc_info=error)
+
+    async def _resolve(self, key: Key, ask: Any) -> dict[str, Any]:
+        return await self._resolver.resolve(key.namespace, ask.source, ask.files)
+
+    async def _warm_up(self, _key: Key, ask: Any) -> dict[str, Any]:
+        return await self._prober.warm_up(ask)
+
+    # -- the safety net -----------------------------------------------------------------------------------------
+
+    async def _list_all(self) -> None:
+        """List the three kinds: put what is there, drop what is gone (a watch can miss a deletion, a list cannot)."""
+        for kind, resource in RESOURCES.items():
+            gone = set(self.store.all_keys(kind))
+            async for items, _version in self.kube.pages(resource):
+                for item in items:
+                    self.store.put(_key(kind, item), item)
+                    gone.discard(_key(kind, item))
+            for key in gone:
+                self.store.drop(key)
+
+    async def _resync(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.resync_seconds * random.uniform(0.9, 1.1))
+            try:
+                await self._list_all()
+            except ApiError as error:
+                log.warning("resync: %s", error)
+            for key in self.store.all_keys():
+                self._wake(key)
+
+
+def _key(kind: str, obj: dict[str, Any]) -> Key:
+    return Key(kind, obj["metadata"].get("namespace", ""), obj["metadata"]["name"])

@@ -1,0 +1,72 @@
+"""Asks a freshly started server for one token, through its Service."""
+
+import asyncio
+import time
+from typing import Any, Protocol
+
+import aiohttp
+
+from moorage.errors import SourceError
+from moorage.planning.types import WarmUp
+
+_TIMEOUT = aiohttp.ClientTimeout(total=60, connect=3)
+
+
+class Prober(Protocol):
+    """Finds out whether a Model answers."""
+
+    async def warm_up(self, ask: WarmUp) -> dict[str, Any]:
+        """`{firstTokenMilliseconds}` once one token came; raises SourceError(WarmUpFailed) in words otherwise."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+class HttpProber:
+    """The real one: a chat completion of one token at the Service's cluster IP."""
+
+    def __init__(self) -> None:
+        self._session: aiohttp.ClientSession | None = None
+
+    async def warm_up(self, ask: WarmUp) -> dict[str, Any]:
+        """See Prober."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=_TIMEOUT)
+        host = f"[{ask.cluster_ip}]" if ":" in ask.cluster_ip else ask.cluster_ip
+        url = f"http://{host}:{ask.port}/v1/chat/completions"
+        body = {"model": ask.model, "max_tokens": 1, "messages": [{"role": "user", "content": "Hello"}]}
+        started = time.monotonic()
+        try:
+            async with self._session.post(url, json=body) as answer:
+                text = (await answer.text())[:300]
+                if answer.status != 200:
+                    raise _failed(f"the server answered {answer.status} to one chat request: {text}")
+                found = await answer.json(content_type=None)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise _failed(f"no answer through the Service: {error or type(error).__name__}") from error
+        if not isinstance(found, dict) or not found.get("choices"):
+            raise _failed(f"the server answered without a choice: {text}")
+        return {"firstTokenMilliseconds": int((time.monotonic() - started) * 1000)}
+
+    async def close(self) -> None:
+        """See Prober."""
+        if self._session is not None:
+            await self._session.close()
+
+
+class FakeProber:
+    """For nodes that run no processes (kwok's simulated ones): believes that every ready pod answers."""
+
+    async def warm_up(self, ask: WarmUp) -> dict[str, Any]:
+        """Always one token, in no time."""
+        await asyncio.sleep(0)
+        return {"firstTokenMilliseconds": 0}
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+def _failed(message: str) -> SourceError:
+    return SourceError("WarmUpFailed", message, retryable=True)

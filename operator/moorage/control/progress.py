@@ -1,0 +1,71 @@
+"""Follows running downloads by asking their pods; the pods need no rights in the cluster for that."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+
+from moorage.control.store import Key
+from moorage.planning.types import Progress
+
+PERIOD_SECONDS = 1.0
+FORGET_SECONDS = 30.0
+
+
+class ProgressPoller:
+    """One task per followed download; what it last heard is kept, and a change re-adds the key."""
+
+    def __init__(self, changed: Callable[[Key], None]) -> None:
+        self._changed = changed
+        self._tasks: dict[Key, tuple[str, asyncio.Task[None]]] = {}
+        self._asked: dict[Key, float] = {}
+        self._latest: dict[Key, dict[str, Any]] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    def latest(self, key: Key) -> dict[str, Any] | None:
+        """The newest progress of `key`'s present pod, as `GET /progress` answers it."""
+        return self._latest.get(key)
+
+    def follow(self, key: Key, ask: Progress) -> None:
+        """Poll `ask.url` until nobody has asked for it for half a minute, or another pod takes its place."""
+        self._asked[key] = time.monotonic()
+        known = self._tasks.get(key)
+        if known and known[0] == ask.pod:
+            return
+        self.forget(key)
+        self._asked[key] = time.monotonic()
+        self._tasks[key] = (ask.pod, asyncio.create_task(self._poll(key, ask.url)))
+
+    def forget(self, key: Key) -> None:
+        """Stop following `key`."""
+        known = self._tasks.pop(key, None)
+        if known:
+            known[1].cancel()
+        self._latest.pop(key, None)
+        self._asked.pop(key, None)
+
+    async def close(self) -> None:
+        """Stop all polling."""
+        tasks = [task for _, task in self._tasks.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    async def _poll(self, key: Key, url: str) -> None:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3))
+        while time.monotonic() - self._asked.get(key, 0.0) < FORGET_SECONDS:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
+                async with self._session.get(url) as answer:
+                    found = await answer.json(content_type=None)
+                if isinstance(found, dict) and found != self._latest.get(key):
+                    self._latest[key] = found
+                    self._changed(key)
+            await asyncio.sleep(PERIOD_SECONDS)
+        del self._tasks[key]
+        self._latest.pop(key, None)

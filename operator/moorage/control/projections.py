@@ -1,0 +1,203 @@
+"""What the operator keeps of the objects it watches: the few fields that planning reads, as small plain dicts.
+
+A cluster's pods and nodes are large; a projection is a few hundred bytes. None means: nothing here concerns us.
+"""
+
+from typing import Any
+
+from moorage import names
+
+Manifest = dict[str, Any]
+
+GPU_RESOURCES = ("nvidia.com/gpu", "amd.com/gpu")
+
+
+def child_meta(obj: Manifest) -> Manifest:
+    """Identity, ownership and hashes of one of our children."""
+    meta = obj["metadata"]
+    annotations = meta.get("annotations") or {}
+    owner = next((o for o in meta.get("ownerReferences", ()) if o.get("controller")), None)
+    return {
+        "name": meta["name"],
+        "namespace": meta.get("namespace", ""),
+        "uid": meta["uid"],
+        "generation": meta.get("generation", 0),
+        "deleting": "deletionTimestamp" in meta,
+        "labels": {k: v for k, v in (meta.get("labels") or {}).items() if k.startswith(names.GROUP)},
+        "owner": owner["uid"] if owner else None,
+        "manifestHash": annotations.get(names.MANIFEST_HASH),
+        "inputsHash": annotations.get(names.INPUTS_HASH),
+    }
+
+
+def stranger(obj: Manifest) -> Manifest | None:
+    """Someone else's object, of which only the name matters: that it is taken. None where the object is ours."""
+    labels = obj["metadata"].get("labels") or {}
+    if labels.get(names.MANAGED_BY) == "moorage":
+        return None
+    return {"stranger": True, "uid": obj["metadata"]["uid"]}
+
+
+def deployment(obj: Manifest) -> Manifest | None:
+    """A Deployment of ours: wanted and ready replicas, the conditions, its image; or a stranger."""
+    if other := stranger(obj):
+        return other
+    status, spec = obj.get("status", {}), obj["spec"]
+    return {
+        **child_meta(obj),
+        "wanted": spec.get("replicas", 1),
+        "observedGeneration": status.get("observedGeneration", 0),
+        "replicas": status.get("replicas", 0),
+        "updated": status.get("updatedReplicas", 0),
+        "ready": status.get("readyReplicas", 0),
+        "available": status.get("availableReplicas", 0),
+        "image": spec["template"]["spec"]["containers"][0]["image"],
+        "restartAt": (obj["metadata"].get("annotations") or {}).get(names.RESTART_AT, ""),
+        "conditions": {
+            c["type"]: {"status": c["status"], "reason": c.get("reason", ""), "message": c.get("message", "")}
+            for c in status.get("conditions", ())
+        },
+    }
+
+
+def service(obj: Manifest) -> Manifest | None:
+    """A Service of ours: where it answers; or a stranger."""
+    if other := stranger(obj):
+        return other
+    spec = obj["spec"]
+    return {**child_meta(obj), "clusterIP": spec.get("clusterIP", ""), "port": spec["ports"][0]["port"]}
+
+
+def claim(obj: Manifest) -> Manifest | None:
+    """A PersistentVolumeClaim, ours or one that a spec may name: its phase and size."""
+    spec, status = obj["spec"], obj.get("status", {})
+    return {
+        **child_meta(obj),
+        "phase": status.get("phase", "Pending"),
+        "storageClass": spec.get("storageClassName"),
+        "request": spec.get("resources", {}).get("requests", {}).get("storage"),
+        "capacity": status.get("capacity", {}).get("storage"),
+    }
+
+
+def job(obj: Manifest) -> Manifest | None:
+    """A Job of ours: running, complete or failed, and why; or a stranger."""
+    if other := stranger(obj):
+        return other
+    status = obj.get("status", {})
+    conditions = {c["type"]: c for c in status.get("conditions", ()) if c.get("status") == "True"}
+    failed = conditions.get("Failed") or {}
+    return {
+        **child_meta(obj),
+        "active": status.get("active", 0),
+        "failedPods": status.get("failed", 0),
+        "complete": "Complete" in conditions,
+        "failed": bool(failed),
+        "reason": failed.get("reason", ""),
+        "message": failed.get("message", ""),
+        "suspended": bool(obj["spec"].get("suspend")),
+        "started": status.get("startTime"),
+    }
+
+
+def pod(obj: Manifest) -> Manifest | None:
+    """A pod of ours in some detail, or a stranger's that holds GPUs; other pods are nobody's business here."""
+    meta, spec, status = obj["metadata"], obj["spec"], obj.get("status", {})
+    gpus = gpu_requests(spec)
+    base: Manifest = {
+        "name": meta["name"],
+        "namespace": meta["namespace"],
+        "uid": meta["uid"],
+        "node": spec.get("nodeName", ""),
+        "phase": status.get("phase", "Pending"),
+        "gpus": gpus,
+    }
+    labels = meta.get("labels") or {}
+    if labels.get(names.MANAGED_BY) != "moorage":
+        return base if gpus else None
+    conditions = {c["type"]: c for c in status.get("conditions", ())}
+    scheduled = conditions.get("PodScheduled", {})
+    return {
+        **base,
+        "labels": {k: v for k, v in labels.items() if k.startswith(names.GROUP) or k == names.COMPONENT},
+        "templateHash": labels.get("pod-template-hash", ""),
+        "owner": next((o["uid"] for o in meta.get("ownerReferences", ()) if o.get("controller")), None),
+        "created": meta.get("creationTimestamp"),
+        "started": status.get("startTime"),
+        "deleting": "deletionTimestamp" in meta,
+        "ip": status.get("podIP", ""),
+        "ready": conditions.get("Ready", {}).get("status") == "True",
+        "readyAt": conditions.get("Ready", {}).get("lastTransitionTime"),
+        "scheduledAt": scheduled.get("lastTransitionTime") if scheduled.get("status") == "True" else None,
+        "unschedulable": scheduled.get("message", "") if scheduled.get("status") == "False" else "",
+        "disrupted": "DisruptionTarget" in conditions,
+        "reason": status.get("reason", ""),
+        "message": status.get("message", ""),
+        "containers": [_container(c) for c in status.get("containerStatuses", ())],
+    }
+
+
+def _container(status: Manifest) -> Manifest:
+    state, last = status.get("state", {}), status.get("lastState", {})
+    return {
+        "name": status["name"],
+        "ready": status.get("ready", False),
+        "restarts": status.get("restartCount", 0),
+        "startedAt": state.get("running", {}).get("startedAt"),
+        "waiting": _pick(state.get("waiting"), "reason", "message"),
+        "terminated": _terminated(state.get("terminated")),
+        "last": _terminated(last.get("terminated")),
+    }
+
+
+def _terminated(state: Manifest | None) -> Manifest | None:
+    return _pick(state, "exitCode", "signal", "reason", "message", "startedAt", "finishedAt")
+
+
+def _pick(state: Manifest | None, *keys: str) -> Manifest | None:
+    return None if state is None else {k: state[k] for k in keys if k in state}
+
+
+def gpu_requests(spec: Manifest) -> dict[str, int]:
+    """GPUs a pod holds, by resource name: the sum over containers, or one init container's where that is more."""
+    wanted: dict[str, int] = {}
+    for resource in GPU_RESOURCES:
+        running = sum(_gpu_limit(c, resource) for c in spec.get("containers", ()))
+        starting = max((_gpu_limit(c, resource) for c in spec.get("initContainers", ())), default=0)
+        if most := max(running, starting):
+            wanted[resource] = most
+    return wanted
+
+
+def _gpu_limit(container: Manifest, resource: str) -> int:
+    return int(container.get("resources", {}).get("limits", {}).get(resource, 0))
+
+
+def node(obj: Manifest) -> Manifest | None:
+    """A node: whether it can take pods, and the GPUs it offers."""
+    status = obj.get("status", {})
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", ()))
+    allocatable = status.get("allocatable", {})
+    gpus = {r: int(allocatable[r]) for r in GPU_RESOURCES if int(allocatable.get(r, 0) or 0) > 0}
+    return {
+        "name": obj["metadata"]["name"],
+        "ready": ready,
+        "unschedulable": bool(obj["spec"].get("unschedulable")),
+        "gpus": gpus,
+        "labels": {
+            k: v
+            for k, v in (obj["metadata"].get("labels") or {}).items()
+            if "gpu" in k or k == "kubernetes.io/hostname"
+        },
+    }
+
+
+def storage_class(obj: Manifest) -> Manifest | None:
+    """A StorageClass: its name, whether it is the default, and when it binds."""
+    annotations = obj["metadata"].get("annotations") or {}
+    return {
+        "name": obj["metadata"]["name"],
+        "default": annotations.get("storageclass.kubernetes.io/is-default-class") == "true",
+        "bindingMode": obj.get("volumeBindingMode", "Immediate"),
+        "expandable": bool(obj.get("allowVolumeExpansion")),
+    }

@@ -1,0 +1,83 @@
+"""One pass over one key: observe, plan, apply, ask. The level-triggered heart of the operator."""
+
+import logging
+
+from moorage.control.apply import Applier, Refused
+from moorage.control.children import Children
+from moorage.control.observe import Observer, now
+from moorage.control.progress import ProgressPoller
+from moorage.control.sidetasks import SideTasks
+from moorage.control.store import DOWNLOAD, MODEL, Key, Store
+from moorage.planning import refused
+from moorage.planning.alias import plan_alias
+from moorage.planning.download import plan_download
+from moorage.planning.model import plan_model
+from moorage.planning.types import Manifest, Plan, Progress, Resolve, WarmUp
+
+log = logging.getLogger(__name__)
+
+REFUSED_AGAIN_SECONDS = 60.0
+
+
+class Runner:
+    """Handles keys from the queue; a pass that changes nothing makes no request."""
+
+    def __init__(
+        self,
+        store: Store,
+        children: Children,
+        observer: Observer,
+        applier: Applier,
+        *,
+        resolving: SideTasks,
+        warming: SideTasks,
+        progress: ProgressPoller,
+    ) -> None:
+        self._store, self._children = store, children
+        self._observer, self._applier = observer, applier
+        self._resolving, self._warming, self._progress = resolving, warming, progress
+
+    async def handle(self, key: Key) -> float | None:
+        """Bring `key` one step on; returns seconds until it should be looked at again, None to wait for a change."""
+        obj = self._store.get(key)
+        if obj is None:
+            self._resolving.forget(key)
+            self._warming.forget(key)
+            self._progress.forget(key)
+            return None
+        links = self._store.links(key)
+        plan = self._plan(key, obj)
+        log.debug("%s: %s", key, plan.why)
+        pause = self._ask(key, plan)
+        try:
+            await self._applier.apply(key, obj, plan)
+        except Refused as error:
+            await self._refused(key, obj, plan, error)
+            return REFUSED_AGAIN_SECONDS
+        if self._store.links(key) != links:
+            return 0.0  # what it names has changed: the next step can be taken at once
+        waits = [w for w in (plan.requeue_after, pause) if w is not None]
+        return min(waits, default=None)
+
+    def _plan(self, key: Key, obj: Manifest) -> Plan:
+        if key.kind == MODEL:
+            return plan_model(self._observer.model(key, obj))
+        if key.kind == DOWNLOAD:
+            return plan_download(self._observer.download(key, obj))
+        return plan_alias(self._observer.alias(key, obj))
+
+    def _ask(self, key: Key, plan: Plan) -> float | None:
+        pauses = []
+        for ask in plan.ask:
+            if isinstance(ask, Resolve):
+                pauses.append(self._resolving.ask(key, ask, ask.inputs))
+            elif isinstance(ask, WarmUp):
+                pauses.append(self._warming.ask(key, ask, ask.template))
+            elif isinstance(ask, Progress):
+                self._progress.follow(key, ask)
+        return min((p for p in pauses if p is not None), default=None)
+
+    async def _refused(self, key: Key, obj: Manifest, plan: Plan, error: Refused) -> None:
+        """The API server said no to a child: the owner's status says so, in its words."""
+        told = refused.plan(key.kind, obj, plan, now(), error.reason, error.message)
+        await self._applier.apply(key, obj, told)

@@ -1,0 +1,59 @@
+"""Settings of the operator process, read once from a YAML file (the chart renders it from its values)."""
+
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from moorage import __version__
+from moorage.errors import InvalidSpec
+from moorage.planning.types import Defaults
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+class Images(_Section):
+    """Container images the operator puts into the pods it makes."""
+
+    moorage: str = f"ghcr.io/moorage/moorage:{__version__}"
+    llama_cpp: str = f"ghcr.io/moorage/llamacpp-cpu:{__version__}"
+    pull_secrets: tuple[str, ...] = ()
+
+
+class Sources(_Section):
+    """Where models may come from, as seen by the operator's own header reads."""
+
+    hugging_face_endpoint: str = "https://huggingface.co"
+    allow_private_hosts: bool = False
+    """Whether loopback and link-local addresses may be read: only for a hub on this very machine."""
+
+
+class Settings(_Section):
+    """All settings, with the defaults that a process beside a cluster gets."""
+
+    images: Images = Field(default_factory=Images)
+    sources: Sources = Field(default_factory=Sources)
+    workers: int = Field(default=16, ge=1, le=256)
+    resync_seconds: int = Field(default=600, ge=30)
+
+    def defaults(self) -> Defaults:
+        """The part that planners see."""
+        return Defaults(
+            moorage_image=self.images.moorage,
+            llamacpp_image=self.images.llama_cpp,
+            huggingface_endpoint=self.sources.hugging_face_endpoint,
+            image_pull_secrets=self.images.pull_secrets,
+        )
+
+
+def load(path: Path | None) -> Settings:
+    """Settings from the YAML file at `path`, or the defaults; raises InvalidSpec with the file's name and the fault."""
+    if path is None:
+        return Settings()
+    try:
+        return Settings.model_validate(yaml.safe_load(path.read_text()) or {})
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InvalidSpec("InvalidSettings", f"settings file {path}: {error}") from error

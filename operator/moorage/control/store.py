@@ -1,0 +1,148 @@
+"""What the operator knows of the three kinds: the newest object of each, and who depends on whom.
+
+Objects are kept as JSON bytes: a parsed Model costs ten times its text, and only the few that are being planned need to
+be parsed. Children live in the reflectors; the store holds the links between the kinds.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import orjson
+
+from moorage import names
+
+Manifest = dict[str, Any]
+
+MODEL, DOWNLOAD, ALIAS = "Model", "ModelDownload", "ModelAlias"
+
+
+class Key(NamedTuple):
+    """One object of one of the three kinds."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+
+class Change(NamedTuple):
+    """What a watch event changed: `wanted` the spec, labels, annotations or deletion, `status` the status."""
+
+    wanted: bool
+    status: bool
+
+
+class _Entry(NamedTuple):
+    version: int
+    wanted: int
+    status: int
+    body: bytes
+
+
+class Store:
+    """Newest known object per key, with reverse links from downloads to Models and from Models to aliases.
+
+    `changed(key, change)` hears of every change, whoever brought it (a watch or our own write); `linked(key)` of every
+    key that something began or ceased to name.
+    """
+
+    def __init__(
+        self,
+        changed: Callable[[Key, Change], None] = lambda _key, _change: None,
+        linked: Callable[[Key], None] = lambda _key: None,
+    ) -> None:
+        self._changed, self._linked = changed, linked
+        self._entries: dict[Key, _Entry] = {}
+        self._labels: dict[tuple[str, str, str], Key] = {}
+        self._links: dict[Key, frozenset[Key]] = {}
+        self._back: dict[Key, set[Key]] = defaultdict(set)
+
+    def put(self, key: Key, obj: Manifest) -> None:
+        """Take `obj` as the newest state of `key`, unless that or a newer one is known already.
+
+        Resource versions of one kind grow (Kubernetes API conventions, since 1.35 a promise to clients).
+        """
+        version = int(obj["metadata"].get("resourceVersion") or 0)
+        old = self._entries.get(key)
+        if old is not None and version <= old.version:
+            return
+        metadata = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
+        body = {**obj, "metadata": metadata}
+        wanted = hash(orjson.dumps([obj.get("spec"), _asked(metadata)], option=orjson.OPT_SORT_KEYS))
+        status = hash(orjson.dumps(obj.get("status"), option=orjson.OPT_SORT_KEYS))
+        self._entries[key] = _Entry(version, wanted, status, orjson.dumps(body))
+        self._labels[(key.kind, key.namespace, names.dns_label(key.name))] = key
+        self._link(key, links_of(key, body))
+        change = Change(True, True) if old is None else Change(wanted != old.wanted, status != old.status)
+        if any(change):
+            self._changed(key, change)
+
+    def drop(self, key: Key) -> None:
+        """Forget `key`: it was deleted."""
+        known = self._entries.pop(key, None)
+        self._labels.pop((key.kind, key.namespace, names.dns_label(key.name)), None)
+        self._link(key, frozenset())
+        if known is not None:
+            self._changed(key, Change(True, True))
+
+    def get(self, key: Key) -> Manifest | None:
+        """The newest object of `key`, freshly parsed."""
+        entry = self._entries.get(key)
+        return None if entry is None else orjson.loads(entry.body)
+
+    def by_label(self, kind: str, namespace: str, label: str) -> Key | None:
+        """The key whose children carry `label` as their moorage.dev/model or moorage.dev/download label."""
+        return self._labels.get((kind, namespace, label))
+
+    def dependents(self, key: Key) -> Iterator[Key]:
+        """Keys that name `key`: the Models of a download, the aliases of a Model."""
+        yield from self._back.get(key, ())
+
+    def links(self, key: Key) -> frozenset[Key]:
+        """Keys that `key` names."""
+        return self._links.get(key, frozenset())
+
+    def all_keys(self, kind: str | None = None) -> list[Key]:
+        """All keys, or those of one kind."""
+        return [k for k in self._entries if kind is None or k.kind == kind]
+
+    def _link(self, key: Key, targets: frozenset[Key]) -> None:
+        old = self._links.get(key, frozenset())
+        for gone in old - targets:
+            self._back[gone].discard(key)
+            if not self._back[gone]:
+                del self._back[gone]
+            self._linked(gone)
+        for new in targets - old:
+            self._back[new].add(key)
+            self._linked(new)
+        if targets:
+            self._links[key] = targets
+        else:
+            self._links.pop(key, None)
+
+
+def _asked(metadata: Manifest) -> list[Any]:
+    return [metadata.get("labels"), metadata.get("annotations"), metadata.get("deletionTimestamp"), metadata["uid"]]
+
+
+def links_of(key: Key, obj: Manifest) -> frozenset[Key]:
+    """The keys that an object names: a Model its download, an alias its targets and fallbacks."""
+    spec: Manifest = obj.get("spec") or {}
+    if key.kind == MODEL:
+        found: list[str | None] = [
+            ((obj.get("status") or {}).get("source") or {}).get("downloadName"),
+            ((spec.get("source") or {}).get("downloadRef") or {}).get("name"),
+        ]
+        return _keys(DOWNLOAD, key.namespace, found)
+    if key.kind == ALIAS:
+        targets = [*(spec.get("targets") or ()), *(spec.get("fallbacks") or ())]
+        return _keys(MODEL, key.namespace, (t["modelRef"]["name"] for t in targets))
+    return frozenset()
+
+
+def _keys(kind: str, namespace: str, found: Iterable[str | None]) -> frozenset[Key]:
+    return frozenset(Key(kind, namespace, name) for name in found if name)

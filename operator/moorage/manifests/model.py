@@ -1,0 +1,166 @@
+"""The Deployment and the Service of a Model."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from moorage import names
+from moorage.engines.base import EngineContainer, Probe
+from moorage.manifests.common import Manifest, container_security, metadata, pod_security, stamped, without_none
+
+CONTAINER = "engine"
+TERMINATION_GRACE_SECONDS = 30
+STARTUP_MARGIN_SECONDS = 120  # image pull and scheduling, on top of the engine's own patience
+
+
+@dataclass(frozen=True)
+class ServerPod:
+    """Everything that shapes a Model's pod; `passthrough` holds core/v1 pod fields taken from the spec as they are."""
+
+    image: str
+    engine: EngineContainer
+    claim: str
+    memory_request_mib: int
+    gpu_resource: str = ""
+    gpus: int = 0
+    node: str = ""
+    runtime_class: str | None = None
+    pull_secrets: tuple[str, ...] = ()
+    resources: dict[str, Any] = field(default_factory=dict)
+    env: tuple[dict[str, Any], ...] = ()
+    env_from: tuple[dict[str, Any], ...] = ()
+    pod_labels: dict[str, str] = field(default_factory=dict)
+    pod_annotations: dict[str, str] = field(default_factory=dict)
+    passthrough: dict[str, Any] = field(default_factory=dict)
+
+
+def labels(model: str) -> dict[str, str]:
+    """Labels of a Model's Deployment, Service and pods."""
+    return {names.COMPONENT: "server", names.MODEL_LABEL: names.dns_label(model)}
+
+
+def selector(model: str) -> str:
+    """The label selector of a Model's pods, as the scale subresource shows it."""
+    return ",".join(f"{k}={v}" for k, v in sorted(labels(model).items()))
+
+
+def deployment(owner: Manifest, pod: ServerPod, *, replicas: int, notes: dict[str, str], surge: bool) -> Manifest:
+    """The Deployment; `notes` are its annotations, `surge` starts a new pod before an old one stops."""
+    model = owner["metadata"]["name"]
+    strategy: Manifest = {"type": "Recreate"}
+    if surge:
+        strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    return stamped(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": metadata(names.model_child(model), owner, labels(model), annotations=notes),
+            "spec": {
+                "replicas": replicas,
+                "revisionHistoryLimit": 3,
+                "progressDeadlineSeconds": pod.engine.startup.failures + STARTUP_MARGIN_SECONDS,
+                "selector": {"matchLabels": labels(model)},
+                "strategy": strategy,
+                "template": pod_template(model, pod),
+            },
+        }
+    )
+
+
+def service(owner: Manifest) -> Manifest:
+    """The Service that carries the Model's name and answers OpenAI requests on port 80."""
+    model = owner["metadata"]["name"]
+    return stamped(
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata(names.model_child(model), owner, labels(model)),
+            "spec": {
+                "type": "ClusterIP",
+                "selector": labels(model),
+                "ports": [
+                    {
+                        "name": names.ENGINE_PORT_NAME,
+                        "port": 80,
+                        "targetPort": names.ENGINE_PORT_NAME,
+                        "protocol": "TCP",
+                    }
+                ],
+            },
+        }
+    )
+
+
+def pod_template(model: str, pod: ServerPod) -> Manifest:
+    """The pod template; the person's labels come first, so that ours (which select the pods) win."""
+    spec = without_none(
+        {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "terminationGracePeriodSeconds": TERMINATION_GRACE_SECONDS,
+            "securityContext": pod_security(),
+            "runtimeClassName": pod.runtime_class,
+            "imagePullSecrets": [{"name": s} for s in pod.pull_secrets],
+            "containers": [_container(pod)],
+            "volumes": [
+                {"name": "models", "persistentVolumeClaim": {"claimName": pod.claim, "readOnly": True}},
+                *({"name": _volume_name(path), "emptyDir": {"sizeLimit": "1Gi"}} for path in pod.engine.writable),
+            ],
+            **pod.passthrough,
+        }
+    )
+    meta = without_none(
+        {
+            "labels": {**pod.pod_labels, names.MANAGED_BY: "moorage", **labels(model)},
+            "annotations": pod.pod_annotations,
+        }
+    )
+    return {"metadata": meta, "spec": spec}
+
+
+def _container(pod: ServerPod) -> Manifest:
+    engine = pod.engine
+    env = [{"name": k, "value": v} for k, v in engine.env.items()]
+    return without_none(
+        {
+            "name": CONTAINER,
+            "image": pod.image,
+            "imagePullPolicy": "IfNotPresent",
+            "args": list(engine.args),
+            "env": [*env, *pod.env],
+            "envFrom": list(pod.env_from),
+            "ports": [{"name": names.ENGINE_PORT_NAME, "containerPort": engine.port}],
+            "resources": _resources(pod),
+            "securityContext": container_security(),
+            "startupProbe": _probe(engine.startup),
+            "readinessProbe": _probe(engine.readiness),
+            "livenessProbe": _probe(engine.liveness),
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+            "volumeMounts": [
+                {"name": "models", "mountPath": names.MODEL_MOUNT, "readOnly": True},
+                *({"name": _volume_name(path), "mountPath": path} for path in engine.writable),
+            ],
+        }
+    )
+
+
+def _resources(pod: ServerPod) -> Manifest:
+    requests = {"memory": f"{pod.memory_request_mib}Mi", **pod.resources.get("requests", {})}
+    limits = dict(pod.resources.get("limits", {}))
+    if "memory" in limits and "memory" not in pod.resources.get("requests", {}):
+        requests["memory"] = limits["memory"]  # a request above the limit would be refused
+    if pod.gpus:
+        limits[pod.gpu_resource] = str(pod.gpus)
+    return without_none({"requests": requests, "limits": limits})
+
+
+def _probe(probe: Probe) -> Manifest:
+    return {
+        "httpGet": {"path": probe.path, "port": names.ENGINE_PORT_NAME},
+        "periodSeconds": probe.period,
+        "timeoutSeconds": probe.timeout,
+        "failureThreshold": probe.failures,
+    }
+
+
+def _volume_name(path: str) -> str:
+    return path.strip("/").replace("/", "-")

@@ -1,0 +1,1 @@
+"""Which accelerator a Model gets, and why. Pure."""

@@ -1,0 +1,141 @@
+"""Filling a ModelDownload's status from facts, progress and results, and the sentences that go with it."""
+
+from datetime import datetime
+from typing import Any
+
+from moorage.api.conditions import DownloadPhase as Phase
+from moorage.api.download import (
+    DownloadItem,
+    DownloadStatus,
+    DownloadSummary,
+    Facts,
+    LastError,
+    ModelDownload,
+    Progress,
+)
+from moorage.planning import download_job as jobs
+from moorage.planning import text
+
+ITEMS_LIMIT = 64
+_PHASES = {"Verifying": Phase.VERIFYING, "Publishing": Phase.VERIFYING, "Downloading": Phase.DOWNLOADING}
+
+
+def take_facts(status: DownloadStatus, facts: dict[str, Any]) -> None:
+    """Copy what the source said: commit, files with sizes, header facts."""
+    files = facts.get("files") or []
+    status.resolved_revision = facts["commit"]
+    status.items = [
+        DownloadItem(path=f["path"], size_bytes=f["sizeBytes"], sha256=f.get("sha256"), verified=False)
+        for f in files[:ITEMS_LIMIT]
+    ]
+    total = sum(f["sizeBytes"] for f in files)
+    status.files = Progress(total=len(files), done=0) if files else None
+    status.bytes = Progress(total=total, done=0) if files else None
+    status.percent = 0 if files else None
+    status.bytes_per_second = status.remaining_seconds = None
+    status.facts = Facts.read(facts.get("facts") or {})
+
+
+def take_progress(status: DownloadStatus, progress: dict[str, Any] | None) -> None:
+    """Copy what the download pod last told; bytes and percent never go back."""
+    if progress is None:
+        if status.phase not in (Phase.DOWNLOADING, Phase.VERIFYING):
+            status.phase = Phase.CHECKING
+        return
+    status.phase = _PHASES.get(progress["phase"], Phase.CHECKING)
+    total = max(progress["bytes"]["total"], status.bytes.total if status.bytes else 0)
+    done = max(progress["bytes"]["done"], status.bytes.done if status.bytes else 0)
+    status.bytes = Progress(total=total, done=min(done, total))
+    status.files = Progress(total=progress["files"]["total"], done=progress["files"]["done"])
+    status.percent = max(status.percent or 0, done * 100 // total if total else 0)
+    status.bytes_per_second = progress.get("bytesPerSecond")
+    status.remaining_seconds = progress.get("remainingSeconds")
+    status.retries = progress.get("retries")
+    if progress.get("lastError"):
+        status.last_error = LastError.read(progress["lastError"])
+
+
+def take_report(status: DownloadStatus, report: dict[str, Any], download: ModelDownload, now: datetime) -> None:
+    """Copy the result of a Job that ended well."""
+    commit = report.get("commit") or report.get("revision") or status.resolved_revision or ""
+    status.resolved_revision = commit
+    status.manifest_digest = report.get("manifestDigest") or "none"
+    status.path = jobs.content_path(download, commit)
+    if report.get("facts"):
+        status.facts = Facts.read(report["facts"])
+    if status.bytes is None:
+        status.bytes = Progress(total=report.get("bytes", 0), done=0)
+    status.bytes = Progress(total=status.bytes.total, done=status.bytes.total)
+    count = status.files.total if status.files else report.get("fileCount", 0)
+    status.files = Progress(total=count, done=count)
+    status.percent = 100
+    status.bytes_per_second = status.remaining_seconds = None
+    status.last_error = None
+    status.attempts = None
+    status.next_attempt_at = None
+    status.completed_at = now
+    verified = download.spec.verify != "None"
+    status.items = [item.model_copy(update={"verified": verified}) for item in status.items or []]
+
+
+def last_error(reason: str, message: str, report: dict[str, Any] | None) -> LastError:
+    """The error as status keeps it."""
+    return LastError(reason=reason, message=message, file=(report or {}).get("file"))
+
+
+def resolved(status: DownloadStatus) -> str:
+    """What the source turned out to be."""
+    count, total = status.files, status.bytes
+    if count is None or total is None:
+        return "the files lie in the named claim"
+    files = "1 file" if count.total == 1 else f"{count.total} files"
+    return f"{files}, {text.size(total.total)}, at revision {(status.resolved_revision or '')[:12]}"
+
+
+def starting(status: DownloadStatus) -> str:
+    """What is being fetched, without numbers that move."""
+    return f"fetching {resolved(status)}" if status.files else "reading the files of the claim"
+
+
+def progressing(status: DownloadStatus) -> str:
+    """The progress line: 41% of 39.1Gi, 212 MiB/s, 1m50s left."""
+    total = status.bytes
+    if total is None or status.phase == Phase.CHECKING:
+        return "the download is being prepared"
+    parts = [f"{status.percent or 0}% of {text.size(total.total)}"]
+    if status.phase == Phase.VERIFYING:
+        return f"verifying {text.size(total.total)}"
+    if status.bytes_per_second:
+        parts.append(text.speed(status.bytes_per_second))
+    if status.remaining_seconds is not None:
+        parts.append(f"{text.duration(status.remaining_seconds)} left")
+    return ", ".join(parts)
+
+
+def downloaded(status: DownloadStatus) -> str:
+    """What lies in the volume."""
+    total, count = status.bytes, status.files
+    if total is None or count is None:
+        return f"ready in claim {status.claim_name}"
+    files = "1 file" if count.total == 1 else f"{count.total} files"
+    return f"{files}, {text.size(total.total)}, in claim {status.claim_name}"
+
+
+def summarise(status: DownloadStatus, message: str) -> None:
+    """The column texts."""
+    total = status.bytes
+    moving = status.phase == Phase.DOWNLOADING
+    status.summary = DownloadSummary(
+        progress=f"{status.percent}%" if status.percent is not None else None,
+        done=text.done_of(total.done, total.total) if total else None,
+        speed=text.speed(status.bytes_per_second) if moving and status.bytes_per_second else None,
+        eta=text.duration(status.remaining_seconds) if moving and status.remaining_seconds is not None else None,
+        verified=_verified(status),
+        message=text.line(message),
+        revision=(status.resolved_revision or "")[:12] or None,
+        files=f"{status.files.done}/{status.files.total}" if status.files else None,
+    )
+
+
+def _verified(status: DownloadStatus) -> str:
+    return "yes" if status.phase == Phase.READY and status.manifest_digest else "no"

@@ -1,0 +1,74 @@
+"""A status in the making: conditions set one by one, Events for those that changed, texts that fit their columns."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from moorage.api.conditions import Condition, ConditionStatus, Reason, get_condition, set_condition
+from moorage.planning.types import PlannedEvent
+
+TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
+
+# Which Event tells of a condition's change: (type, status, reason) -> Event reason; a reason of "*" matches any.
+EventTable = Mapping[Any, str]
+
+
+class Draft:
+    """Collects one pass' conditions over those of the last pass.
+
+    A condition that a pass does not set keeps what it said, so every step owns its own and no other.
+    """
+
+    def __init__(self, old: list[Condition], generation: int, now: datetime) -> None:
+        self._old = old
+        self.conditions = list(old)
+        self._generation = generation
+        self._now = now
+
+    def set(self, kind: str, status: ConditionStatus, reason: Reason | str, message: str) -> None:
+        """Say `status` of the condition `kind`, with a reason of the closed list and a sentence."""
+        new = Condition(
+            type=kind, status=status, reason=str(reason), message=message, observed_generation=self._generation
+        )
+        self.conditions = set_condition(self.conditions, new, self._now)
+
+    def get(self, kind: str) -> Condition | None:
+        """What this pass (or else the last one) says of `kind`."""
+        return get_condition(self.conditions, kind)
+
+    def true(self, kind: str) -> bool:
+        """Whether `kind` is True by now."""
+        found = self.get(kind)
+        return found is not None and found.status == TRUE
+
+    def was_true(self, kind: str) -> bool:
+        """Whether `kind` was True before this pass."""
+        found = get_condition(self._old, kind)
+        return found is not None and found.status == TRUE
+
+    def events(self, table: EventTable) -> tuple[PlannedEvent, ...]:
+        """One Event for each condition whose status or reason changed and that `table` has a word for."""
+        found = []
+        for new in self.conditions:
+            old = get_condition(self._old, new.type)
+            if old is not None and (old.status, old.reason) == (new.status, new.reason):
+                continue
+            word = table.get((new.type, new.status, new.reason), table.get((new.type, new.status, "*")))
+            if word:
+                bad = new.status == FALSE and new.reason not in _NORMAL
+                event_reason = new.reason if word == "*" else word
+                found.append(PlannedEvent("Warning" if bad else "Normal", event_reason, new.message))
+        return tuple(found)
+
+
+_NORMAL = {
+    Reason.PROGRESSING,
+    Reason.DOWNLOADING,
+    Reason.LOADING,
+    Reason.PENDING,
+    Reason.SCALED_TO_ZERO,
+    Reason.VERIFYING,
+    Reason.RUNNING,
+    Reason.PAUSED,
+    Reason.CANCELLED,
+}

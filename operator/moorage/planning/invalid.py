@@ -1,0 +1,29 @@
+"""The plan for an object whose spec does not parse: say so, keep everything that runs."""
+
+from datetime import datetime
+
+from moorage.api.conditions import Condition, Reason
+from moorage.errors import InvalidSpec
+from moorage.planning.draft import FALSE, TRUE, Draft
+from moorage.planning.text import line
+from moorage.planning.types import Manifest, Plan
+
+
+def plan(obj: Manifest, now: datetime, error: InvalidSpec) -> Plan:
+    """Accepted=False and Stalled=True with the error's sentence; no child is touched.
+
+    The API server's schema refuses such objects, so this is for what an older CRD let through.
+    """
+    old = obj.get("status") or {}
+    known = [Condition.model_validate(c) for c in old.get("conditions", ())]
+    draft = Draft(known, obj["metadata"].get("generation", 0), now)
+    draft.set("Stalled", TRUE, Reason.INVALID_SPEC, error.message)
+    draft.set("Ready", FALSE, Reason.INVALID_SPEC, error.message)
+    status = {
+        **old,
+        "observedGeneration": obj["metadata"].get("generation", 0),
+        "conditions": [c.dump() for c in draft.conditions],
+        "summary": {**(old.get("summary") or {}), "message": line(error.message)},
+    }
+    events = draft.events({("Stalled", TRUE, "*"): Reason.INVALID_SPEC})
+    return Plan(status=status, events=events, why=error.message)

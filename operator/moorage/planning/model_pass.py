@@ -1,0 +1,78 @@
+"""What the steps of a Model's plan share: the observation, the status being drafted, and the actions collected."""
+
+from dataclasses import dataclass, field
+
+from moorage.api.conditions import ModelCondition as C
+from moorage.api.conditions import Reason
+from moorage.api.model import Model
+from moorage.api.model_status import ModelStatus, SourceStatus
+from moorage.planning.draft import FALSE, TRUE, UNKNOWN, Draft
+from moorage.planning.types import Ask, Manifest, ObservedModel, Patch, Ref
+
+# Reasons that only a person can mend: the Model is Blocked and nothing is tried until something changes.
+PERSON = {
+    Reason.INVALID_SPEC,
+    Reason.NAME_TAKEN,
+    Reason.UNSUPPORTED_FORMAT,
+    Reason.AMBIGUOUS_FILES,
+    Reason.NO_FILES_MATCHED,
+    Reason.NO_GPU_FITS,
+    Reason.QUOTA_EXCEEDED,
+    Reason.FORBIDDEN,
+    Reason.CLAIM_NOT_FOUND,
+    Reason.DOWNLOAD_NOT_FOUND,
+    Reason.DOWNLOAD_FAILED,
+    Reason.SOURCE_NOT_FOUND,
+    Reason.REPO_NOT_FOUND_OR_PRIVATE,
+    Reason.GATED_ACCESS_DENIED,
+    Reason.ACCESS_DENIED,
+    Reason.UNAUTHORIZED,
+    Reason.REVISION_NOT_FOUND,
+    Reason.FILE_NOT_FOUND,
+    Reason.NOT_A_HUB,
+    Reason.HOST_NOT_ALLOWED,
+    Reason.UNEXPECTED_CONTENT,
+    Reason.UNSAFE_NAME,
+    Reason.SECRET_NOT_FOUND,
+    Reason.INSUFFICIENT_STORAGE,
+}
+
+
+@dataclass
+class ModelPass:
+    """One pass over one Model. Steps read `seen` and `model`, and write the rest."""
+
+    seen: ObservedModel
+    model: Model
+    status: ModelStatus
+    draft: Draft
+    apply: list[Manifest] = field(default_factory=list)
+    patch: list[Patch] = field(default_factory=list)
+    delete: list[Ref] = field(default_factory=list)
+    ask: list[Ask] = field(default_factory=list)
+    requeue: float | None = None
+
+    @property
+    def source(self) -> SourceStatus:
+        """The source part of the status, made where there was none."""
+        if self.status.source is None:
+            self.status.source = SourceStatus()
+        return self.status.source
+
+    def done(self, kind: C, reason: Reason, message: str) -> None:
+        """Say that the step of `kind` is complete."""
+        self.draft.set(kind, TRUE, reason, message)
+
+    def stop(self, kind: C, reason: Reason | str, message: str) -> str:
+        """Say that the pass ends at `kind` because of `reason`; later steps wait, unless they hold from before."""
+        self.draft.set(kind, FALSE, reason, message)
+        return message
+
+    def wait(self, kind: C, message: str) -> str:
+        """Say that `kind` is on its way."""
+        self.draft.set(kind, UNKNOWN, Reason.PROGRESSING, message)
+        return message
+
+    def wake_in(self, seconds: float) -> None:
+        """Have the Model looked at again in `seconds`, or sooner where something else asked for that."""
+        self.requeue = seconds if self.requeue is None else min(self.requeue, seconds)

@@ -1,0 +1,295 @@
+"""The middle steps of a Model: an accelerator (Placed), a Deployment and a Service, an answer through it (Serving)."""
+
+from collections.abc import Iterable
+
+from moorage import names
+from moorage.api.conditions import ConditionStatus, Reason
+from moorage.api.conditions import ModelCondition as C
+from moorage.api.model_status import Confidence, EngineStatus, MemoryStatus, PlacementStatus
+from moorage.engines import llamacpp
+from moorage.engines.base import EngineInputs
+from moorage.manifests import model as manifests
+from moorage.placement import accelerator
+from moorage.planning import text
+from moorage.planning.draft import FALSE, TRUE, UNKNOWN
+from moorage.planning.model_pass import ModelPass
+from moorage.planning.pods import Trouble, first_trouble
+from moorage.planning.startup import startup_of
+from moorage.planning.types import Manifest, Patch, Ref, WarmUp
+
+MIB = 1024 * 1024
+DEADLINE = "ProgressDeadlineExceeded"
+
+
+def place(step: ModelPass) -> str | None:
+    """Choose the accelerator. A pod that runs keeps what it has: nodes that come and go do not move it."""
+    spec = step.model.spec.accelerator
+    chosen = accelerator.choose(spec.vendor, spec.count, step.seen.gpus)
+    placed = step.status.placement
+    if not chosen.fits and placed and step.draft.was_true(C.PLACED) and _holds(step):
+        return None
+    if not chosen.fits:
+        return step.stop(C.PLACED, Reason.NO_GPU_FITS, chosen.why)
+    step.status.placement = PlacementStatus(
+        count=chosen.count, vendor=chosen.vendor, reason=chosen.why, nodes=placed.nodes if placed else []
+    )
+    reason = Reason.PLACED if chosen.count else Reason.NO_ACCELERATOR_NEEDED
+    step.done(C.PLACED, reason, chosen.why)
+    return None
+
+
+def _holds(step: ModelPass) -> bool:
+    return any(p["phase"] == "Running" for p in step.seen.pods)
+
+
+def memory(step: ModelPass) -> MemoryStatus:
+    """Host memory of one replica: the files, a tenth for buffers, and 1 GiB for the program. A guess, and says so."""
+    size = step.source.size_bytes or 0
+    return MemoryStatus(host_mib=int(size * 1.1) // MIB + 1024, confidence=Confidence.GUESS)
+
+
+def serve(step: ModelPass) -> str | None:
+    """See to the Service and the Deployment; returns a message where a stranger holds their name."""
+    service, live = step.seen.service, step.seen.deployment
+    for kind, child in (("Service", service), ("Deployment", live)):
+        if child is not None and child.get("owner") != step.model.metadata.uid:
+            name = names.model_child(step.model.metadata.name)
+            what = f"a {kind} {name} exists that Moorage did not make; rename it, or give this Model another name"
+            return step.stop(C.SERVING, Reason.NAME_TAKEN, what)
+    step.apply.append(manifests.service(step.seen.model))
+    _deployment(step, live)
+    return None
+
+
+def _deployment(step: ModelPass, live: Manifest | None) -> None:
+    image = _image(step, live)
+    inputs = inputs_of(step, image)
+    step.status.memory = memory(step)
+    wanted = step.model.spec.replicas
+    asked = step.model.metadata.annotations.get(names.RESTART_AT, "")
+    notes = {names.INPUTS_HASH: inputs} | ({names.RESTART_AT: asked} if asked else {})
+    if live is None or live["inputsHash"] != inputs:
+        step.apply.append(
+            manifests.deployment(step.seen.model, _pod(step, image), replicas=wanted, notes=notes, surge=_surge(step))
+        )
+    elif live["wanted"] != wanted:
+        ref = Ref("apps/v1", "Deployment", step.model.metadata.namespace, live["name"], live["uid"])
+        step.patch.append(Patch(ref, {"spec": {"replicas": wanted}}))
+    step.status.engine = EngineStatus(name=llamacpp.NAME, image=image, reason="GGUF files are served by llama.cpp")
+
+
+def _image(step: ModelPass, live: Manifest | None) -> str:
+    """The engine image: a running one stays until a person or the update policy says otherwise."""
+    spec = step.model.spec
+    newest = spec.image or step.seen.defaults.llamacpp_image
+    if spec.image or live is None or spec.update_policy == "Rolling":
+        return newest
+    asked = step.model.metadata.annotations.get(names.RESTART_AT, "")
+    return newest if asked != live["restartAt"] else str(live["image"])
+
+
+def inputs_of(step: ModelPass, image: str) -> str:
+    """Hash of everything that shapes the pod: an upgrade of Moorage that renders it otherwise does not change it."""
+    shapeless = {"replicas", "benchmark", "description", "purpose", "rollout", "update_policy", "storage", "source"}
+    spec = step.model.spec.model_dump(mode="json", exclude=shapeless, exclude_none=True)
+    source, placed = step.source, step.status.placement
+    where = [source.claim_name, source.path, source.main_file, source.resolved_revision]
+    gpus = [placed.vendor, placed.count] if placed else []
+    asked = step.model.metadata.annotations.get(names.RESTART_AT, "")
+    return names.digest([spec, where, gpus, image, asked])
+
+
+def _surge(step: ModelPass) -> bool:
+    """Whether a new pod starts before the old one stops: always on CPUs; on GPUs only where the spec asks for it,
+    because a spare GPU cannot be counted on."""
+    strategy = step.model.spec.rollout.strategy
+    if strategy == "Auto":
+        return not (step.status.placement and step.status.placement.count)
+    return strategy == "Surge"
+
+
+def context_length(step: ModelPass) -> int:
+    """Tokens of one request: as asked for, else what the model was trained for, 8192 at most."""
+    return step.model.spec.context_length or min(
+        step.source.context_length or llamacpp.DEFAULT_CONTEXT, llamacpp.DEFAULT_CONTEXT
+    )
+
+
+def model_path(step: ModelPass) -> str:
+    """Absolute path of the main file inside the container."""
+    folder, file = (step.source.path or "").strip("/"), step.source.main_file or ""
+    if folder.endswith(file):  # a pre-filled claim whose path names the file itself
+        return f"{names.MODEL_MOUNT}/{folder}"
+    return "/".join(part for part in (names.MODEL_MOUNT, folder, file) if part)
+
+
+def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
+    spec, placed = step.model.spec, step.status.placement
+    gpus = (placed.count if placed else 0) or 0
+    resources = spec.resources or {}
+    cpu = str(resources.get("limits", {}).get("cpu", ""))
+    engine = EngineInputs(
+        name=step.model.metadata.name,
+        model_path=model_path(step),
+        context_length=context_length(step),
+        max_sequences=spec.max_sequences or llamacpp.DEFAULT_SEQUENCES,
+        size_bytes=step.source.size_bytes or 0,
+        kv_cache_type=spec.kv_cache_type,
+        gpus=gpus,
+        cpu_limit=int(cpu) if cpu.isdigit() and cpu != "0" else None,
+        options=spec.llama_cpp.dump() if spec.llama_cpp else {},
+        extra_args=tuple(spec.args),
+    )
+    passthrough = {
+        "nodeSelector": spec.node_selector or None,
+        "tolerations": spec.tolerations or None,
+        "affinity": spec.affinity,
+        "priorityClassName": spec.priority_class_name,
+    }
+    meta, asked = spec.pod_metadata, step.model.metadata.annotations.get(names.RESTART_AT)
+    annotations = dict(meta.annotations) if meta else {}
+    return manifests.ServerPod(
+        image=image,
+        engine=llamacpp.container(engine),
+        claim=step.source.claim_name or "",
+        memory_request_mib=(step.status.memory or memory(step)).host_mib or 1024,
+        gpu_resource=accelerator.RESOURCES.get(placed.vendor or "", "") if placed else "",
+        gpus=gpus,
+        runtime_class=spec.accelerator.runtime_class_name,
+        pull_secrets=(*(s["name"] for s in spec.image_pull_secrets), *step.seen.defaults.image_pull_secrets),
+        resources=resources,
+        env=tuple(spec.env),
+        env_from=tuple(spec.env_from),
+        pod_labels=dict(meta.labels) if meta else {},
+        pod_annotations={**annotations, names.RESTART_AT: asked} if asked else annotations,
+        passthrough={k: v for k, v in passthrough.items() if v},
+    )
+
+
+# -- what the live objects say ---------------------------------------------------------------------------------
+
+
+def watch(step: ModelPass) -> str | None:
+    """Serving, UpToDate and Active from the live Deployment and its pods; a message while something is missing."""
+    live = step.seen.deployment
+    if live is None or live.get("owner") != step.model.metadata.uid:
+        step.status.ready_replicas = step.status.replicas = 0
+        if step.draft.get(C.SERVING) is None or step.draft.true(C.SERVING):
+            step.draft.set(C.SERVING, FALSE, Reason.PENDING, "there is no server yet")
+        return None
+    step.status.replicas, step.status.ready_replicas = live["replicas"], live["ready"]
+    _where(step)
+    step.draft.set(C.ACTIVE, *_active(step))
+    if step.model.spec.replicas == 0:
+        step.status.template = None
+        step.draft.set(C.SERVING, FALSE, Reason.SCALED_TO_ZERO, "replicas is 0")
+        return "replicas is 0; scale it up to load the model"
+    problem = _trouble(step, live)
+    _up_to_date(step, live, problem)
+    if live["ready"] == 0:
+        return _not_serving(step, problem)
+    return _warm(step, live)
+
+
+def _active(step: ModelPass) -> tuple[ConditionStatus, Reason, str]:
+    if step.model.spec.replicas:
+        return TRUE, Reason.RUNNING, f"{step.model.spec.replicas} wanted"
+    return FALSE, Reason.SCALED_TO_ZERO, "replicas is 0"
+
+
+def _where(step: ModelPass) -> None:
+    nodes = sorted({p["node"] for p in step.seen.pods if p["node"] and not p.get("deleting")})
+    if step.status.placement:
+        step.status.placement.nodes = nodes
+
+
+def _trouble(step: ModelPass, live: Manifest) -> Trouble | None:
+    """What keeps pods from being ready: the pods' own words, else what keeps the ReplicaSet from making them."""
+    found = first_trouble(p for p in step.seen.pods if not p["ready"] and not p.get("deleting"))
+    if found:
+        return found
+    failure = live["conditions"].get("ReplicaFailure", {})
+    if failure.get("status") == "True":
+        quota = "exceeded quota" in failure["message"]
+        return Trouble(Reason.QUOTA_EXCEEDED if quota else Reason.FORBIDDEN, failure["message"])
+    progressing = live["conditions"].get("Progressing", {})
+    if progressing.get("reason") == DEADLINE:
+        return Trouble(Reason.ROLLOUT_FAILED, progressing["message"])
+    return None
+
+
+def _rolling(live: Manifest) -> bool:
+    settled = live["observedGeneration"] >= live["generation"]
+    return not settled or live["updated"] < live["wanted"] or live["replicas"] > live["updated"]
+
+
+def _up_to_date(step: ModelPass, live: Manifest, problem: Trouble | None) -> None:
+    newest = step.model.spec.image or step.seen.defaults.llamacpp_image
+    pending = any(m["kind"] == "Deployment" for m in step.apply)
+    if _rolling(live) and problem and live["ready"]:
+        what = f"the new version does not start ({problem.message}); the previous one keeps serving"
+        step.draft.set(C.UP_TO_DATE, FALSE, Reason.ROLLOUT_FAILED, what)
+    elif _rolling(live) or pending:
+        step.draft.set(C.UP_TO_DATE, FALSE, Reason.PROGRESSING, "the new version is being rolled out")
+    elif live["image"] != newest:
+        what = f"image {newest} is available; annotate {names.RESTART_AT} to roll it out"
+        step.draft.set(C.UP_TO_DATE, FALSE, Reason.ROLLOUT_AVAILABLE, what)
+    else:
+        step.draft.set(C.UP_TO_DATE, TRUE, Reason.UP_TO_DATE, "the running pods match the spec")
+
+
+def _not_serving(step: ModelPass, problem: Trouble | None) -> str:
+    if problem:
+        return step.stop(C.SERVING, problem.reason, problem.message)
+    pods = [p for p in step.seen.pods if not p.get("deleting")]
+    started = any(c.get("startedAt") for p in pods for c in p["containers"])
+    what = f"loading {text.size(step.source.size_bytes or 0)} of weights" if started else _preparing(pods)
+    step.draft.set(C.SERVING, FALSE, Reason.LOADING, what)
+    return what
+
+
+def _preparing(pods: Iterable[Manifest]) -> str:
+    for pod in pods:
+        if pod["node"]:
+            return f"the pod is being prepared on node {pod['node']}"
+    return "waiting for the pod to be scheduled"
+
+
+def _warm(step: ModelPass, live: Manifest) -> str | None:
+    """Pods are ready: believed only after one token came through the Service."""
+    warmed = step.status.template == live["inputsHash"] and step.draft.was_true(C.SERVING)
+    still_old = _rolling(live) and step.draft.was_true(C.SERVING)
+    if warmed or still_old:
+        step.done(C.SERVING, Reason.SERVING, _serving_text(step, live))
+        return None
+    if step.seen.service is None:
+        return step.wait(C.SERVING, "waiting for the Service")
+    ready = sorted((p["uid"], sum(c["restarts"] for c in p["containers"])) for p in step.seen.pods if p["ready"])
+    identity = names.digest([live["inputsHash"], ready])
+    answer = step.seen.warmed
+    if answer is None or answer.inputs != identity or answer.value is None:
+        service = step.seen.service
+        step.ask.append(WarmUp(identity, step.model.metadata.name, service["clusterIP"], service["port"]))
+        if answer is not None and answer.inputs == identity:
+            return step.stop(C.SERVING, Reason.WARM_UP_FAILED, answer.message)
+        if not step.draft.was_true(C.SERVING):
+            step.draft.set(C.SERVING, UNKNOWN, Reason.LOADING, "the server is ready; asking it for one token")
+        return "the server is ready; asking it for one token"
+    step.status.template = live["inputsHash"]
+    _startup(step, answer.value)
+    step.done(C.SERVING, Reason.SERVING, _serving_text(step, live))
+    return None
+
+
+def _serving_text(step: ModelPass, live: Manifest) -> str:
+    placed = step.status.placement
+    where = f"{placed.count} GPU" if placed and placed.count else "CPU"
+    if placed and (placed.count or 0) > 1:
+        where += "s"
+    if live["ready"] < step.model.spec.replicas:
+        return f"serving on {where}; {live['ready']} of {step.model.spec.replicas} servers are ready"
+    return f"serving on {where}"
+
+
+def _startup(step: ModelPass, warm: Manifest) -> None:
+    step.status.startup = startup_of(step.seen, warm)

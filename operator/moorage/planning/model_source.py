@@ -1,0 +1,192 @@
+"""The first steps of a Model: its source becomes a commit and files (Accepted), those a ModelDownload (Downloaded)."""
+
+from moorage import names
+from moorage.api.conditions import DownloadPhase, Reason
+from moorage.api.conditions import ModelCondition as C
+from moorage.api.download import ModelDownload
+from moorage.api.model_status import SizeClass, SourceStatus
+from moorage.errors import InvalidSpec
+from moorage.manifests.common import stamped
+from moorage.planning import text
+from moorage.planning.model_pass import ModelPass
+from moorage.planning.types import Manifest, Resolve
+
+_BILLION = 10**9
+
+
+def size_class(parameters: int | None) -> SizeClass | None:
+    """Tiny below 2 billion parameters, Small below 10, Medium below 40, Large from there."""
+    if not parameters:
+        return None
+    if parameters < 2 * _BILLION:
+        return SizeClass.TINY
+    if parameters < 10 * _BILLION:
+        return SizeClass.SMALL
+    return SizeClass.MEDIUM if parameters < 40 * _BILLION else SizeClass.LARGE
+
+
+def inputs_of(step: ModelPass) -> str:
+    """Hash of what the source is resolved from, and of a person's request to resolve it again."""
+    asked = step.model.metadata.annotations.get(names.REFRESH_AT, "")
+    return names.digest([step.model.spec.source.dump(), asked])
+
+
+def accept(step: ModelPass) -> str | None:
+    """Resolve the source once; what was found stays in status with the hash of what it was found for."""
+    spec, inputs = step.model.spec.source, inputs_of(step)
+    if step.source.inputs_hash == inputs:
+        if not step.draft.true(C.ACCEPTED):
+            step.done(C.ACCEPTED, Reason.ACCEPTED, accepted_text(step.source))
+        return None
+    if spec.persistent_volume_claim or spec.download_ref:
+        _take(step, inputs, {})
+        step.done(C.ACCEPTED, Reason.ACCEPTED, accepted_text(step.source))
+        return None
+    answer = step.seen.resolved
+    if answer is not None and answer.inputs == inputs and answer.value is not None:
+        return _accept_facts(step, inputs, answer.value)
+    step.ask.append(Resolve(inputs, spec.dump()))
+    if answer is None or answer.inputs != inputs:
+        return step.wait(C.ACCEPTED, "asking the source for its files")
+    return step.stop(C.ACCEPTED, answer.reason, answer.message)
+
+
+def _accept_facts(step: ModelPass, inputs: str, value: Manifest) -> str | None:
+    facts = value.get("facts") or {}
+    if facts.get("format") != "GGUF":
+        found = facts.get("format") or "neither GGUF nor safetensors"
+        text_ = f"the source holds {found} files; this version serves GGUF files with llama.cpp"
+        return step.stop(C.ACCEPTED, Reason.UNSUPPORTED_FORMAT, text_)
+    _take(step, inputs, value)
+    step.done(C.ACCEPTED, Reason.ACCEPTED, accepted_text(step.source))
+    return None
+
+
+def _take(step: ModelPass, inputs: str, value: Manifest) -> None:
+    """A fresh source status; what an earlier source said is gone with it."""
+    spec = step.model.spec.source
+    files = value.get("files") or []
+    source = SourceStatus(
+        inputs_hash=inputs,
+        resolved_revision=value.get("commit"),
+        url=value.get("url"),
+        repo=spec.hugging_face.repo if spec.hugging_face else None,
+        files=[f["path"] for f in files] if value.get("selected") else [],
+        file_count=len(files) or None,
+        size_bytes=sum(f["sizeBytes"] for f in files) or None,
+        license=value.get("license"),
+    )
+    step.status.source = source
+    take_header(source, value.get("facts") or {})
+    source.download_name = _download_name(step)
+
+
+def take_header(source: SourceStatus, facts: Manifest) -> None:
+    """Copy what the main file's header says."""
+    source.main_file = facts.get("mainFile") or source.main_file
+    source.format = facts.get("format") or source.format
+    source.architecture = facts.get("architecture") or source.architecture
+    source.parameters = facts.get("parameters") or source.parameters
+    source.quantization = facts.get("quantization") or source.quantization
+    source.context_length = facts.get("contextLength") or source.context_length
+    source.size_class = size_class(source.parameters)
+
+
+def accepted_text(source: SourceStatus) -> str:
+    """What was accepted, in a sentence."""
+    if not source.size_bytes:
+        return "the spec is valid"
+    parts = [source.quantization, source.architecture, f"{text.size(source.size_bytes)}"]
+    what = ", ".join(p for p in parts if p)
+    return f"{source.main_file or source.repo}: {what}"
+
+
+def _download_name(step: ModelPass) -> str:
+    """The shared download's name: equal for all Models of one content in one kind of storage."""
+    spec, source = step.model.spec, step.source
+    if spec.source.download_ref:
+        return spec.source.download_ref.name
+    hub, http, prefilled = spec.source.hugging_face, spec.source.http, spec.source.persistent_volume_claim
+    storage = spec.storage.model_dump(include={"claim_name", "size", "storage_class_name", "access_modes"}, mode="json")
+    if hub:
+        wanted: list[object] = [*source.files] or [hub.include, hub.exclude]
+        content = {"hub": hub.endpoint, "repo": hub.repo, "commit": source.resolved_revision, "files": wanted}
+        return names.download_name({**content, "storage": storage}, hub.repo.rpartition("/")[2])
+    if http:
+        content = {"sha256": http.sha256.lower(), "name": http.file_name}
+        return names.download_name({**content, "storage": storage}, http.url.rpartition("/")[2])
+    assert prefilled is not None
+    return names.download_name({"claim": prefilled.dump()}, prefilled.claim_name)
+
+
+def download(step: ModelPass) -> str | None:
+    """See to the ModelDownload of the accepted content, and wait until it is Ready."""
+    ref = step.model.spec.source.download_ref
+    raw = step.seen.download
+    if raw is not None and raw["metadata"]["name"] != step.source.download_name:
+        raw = None  # the snapshot was taken when another content was wanted
+    if raw is None:
+        if ref:
+            text_ = f"there is no ModelDownload {ref.name} in namespace {step.model.metadata.namespace}"
+            return step.stop(C.DOWNLOADED, Reason.DOWNLOAD_NOT_FOUND, text_)
+        step.apply.append(_manifest(step))
+        return step.stop(C.DOWNLOADED, Reason.DOWNLOADING, f"waiting for ModelDownload {step.source.download_name}")
+    try:
+        found = ModelDownload.read(raw)
+    except InvalidSpec as error:
+        return step.stop(C.DOWNLOADED, Reason.DOWNLOAD_FAILED, error.message)
+    return _follow(step, found)
+
+
+def _follow(step: ModelPass, found: ModelDownload) -> str | None:
+    status = found.status
+    progress = (status.summary.message if status.summary else None) or "waiting for the download to start"
+    if status.phase == DownloadPhase.FAILED:
+        error = status.last_error
+        reason = error.reason if error and error.reason else Reason.DOWNLOAD_FAILED
+        return step.stop(C.DOWNLOADED, reason, progress)
+    if status.phase != DownloadPhase.READY:
+        reason = Reason.PAUSED if status.phase == DownloadPhase.PAUSED else Reason.DOWNLOADING
+        return step.stop(C.DOWNLOADED, reason, progress)
+    source = step.source
+    source.claim_name, source.path = status.claim_name, status.path
+    source.resolved_revision = source.resolved_revision or status.resolved_revision
+    if status.facts:
+        take_header(source, status.facts.dump())
+    if status.bytes and not source.size_bytes:
+        source.size_bytes = status.bytes.total
+    if not source.main_file or source.format not in (None, "GGUF"):
+        text_ = f"ModelDownload {found.metadata.name} holds no GGUF file that llama.cpp could serve"
+        return step.stop(C.DOWNLOADED, Reason.UNSUPPORTED_FORMAT, text_)
+    step.done(C.DOWNLOADED, Reason.DOWNLOADED, progress)
+    return None
+
+
+def _manifest(step: ModelPass) -> Manifest:
+    """The ModelDownload; nobody's child, because several Models share it."""
+    spec, source = step.model.spec, step.source
+    body: Manifest = {
+        k: v for k, v in spec.source.dump().items() if k in ("huggingFace", "http", "persistentVolumeClaim")
+    }
+    if "huggingFace" in body:
+        body["huggingFace"] = {**body["huggingFace"], "revision": source.resolved_revision}
+        body["huggingFace"].pop("quantization", None)
+        if source.files:
+            body["huggingFace"].update(include=[], exclude=[])
+    wanted: Manifest = {"source": body}
+    if source.files:
+        wanted["files"] = list(source.files)
+    if "persistentVolumeClaim" not in body:
+        wanted["storage"] = spec.storage.dump()
+    return stamped(
+        {
+            "apiVersion": names.API_VERSION,
+            "kind": "ModelDownload",
+            "metadata": {
+                "name": source.download_name,
+                "namespace": step.model.metadata.namespace,
+                "labels": {names.MANAGED_BY: "moorage"},
+            },
+            "spec": wanted,
+        }
+    )

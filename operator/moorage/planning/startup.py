@@ -1,0 +1,32 @@
+"""How long a start took, split into its steps, from the timestamps that the objects carry."""
+
+from datetime import datetime
+
+from moorage.api.model_status import StartupStatus
+from moorage.planning.types import Manifest, ObservedModel
+
+
+def _moment(value: str | None) -> datetime | None:
+    return datetime.fromisoformat(value.replace("Z", "+00:00")) if value else None
+
+
+def _between(start: str | None, end: str | None) -> int | None:
+    a, b = _moment(start), _moment(end)
+    return max(int((b - a).total_seconds() * 1000), 0) if a and b else None
+
+
+def startup_of(seen: ObservedModel, warm: Manifest) -> StartupStatus:
+    """The split for the newest ready pod. Kubernetes' timestamps have whole seconds, so parts below one are 0."""
+    pods = [p for p in seen.pods if p["ready"]]
+    if not pods:
+        return StartupStatus(first_token_milliseconds=warm.get("firstTokenMilliseconds"))
+    pod = max(pods, key=lambda p: p.get("created") or "")
+    began = next((c["startedAt"] for c in pod["containers"] if c.get("startedAt")), None)
+    fetched = (seen.download or {}).get("status") or {}
+    return StartupStatus(
+        schedule_milliseconds=_between(pod.get("created"), pod.get("scheduledAt")),
+        pull_milliseconds=_between(pod.get("scheduledAt"), began),
+        download_milliseconds=_between(fetched.get("startedAt"), fetched.get("completedAt")),
+        load_milliseconds=_between(began, pod.get("readyAt")),
+        first_token_milliseconds=warm.get("firstTokenMilliseconds"),
+    )

@@ -1,0 +1,150 @@
+"""The types that explain the operator: what was observed, what is asked for, and the plan that comes out.
+
+All of them are plain data (dicts as the API server speaks them, numbers, strings), so that an observation can be
+written down as JSON, replayed, and tried with changes.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What the installation decides for every Model: images, and what a source may be."""
+
+    moorage_image: str
+    llamacpp_image: str
+    huggingface_endpoint: str = "https://huggingface.co"
+    image_pull_secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ref:
+    """One object to delete or patch; with `uid` only that very object, never a namesake made since."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str | None = None
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A merge patch of one child, for what must change without rendering the whole manifest again (replicas)."""
+
+    ref: Ref
+    body: Manifest
+
+
+@dataclass(frozen=True)
+class PlannedEvent:
+    """A Kubernetes Event on the planned object; `type` is Normal or Warning."""
+
+    type: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Resolve:
+    """Ask: read the source at the hub (commit, files, header facts). `inputs` identifies the question."""
+
+    inputs: str
+    source: Manifest
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Ask: one generated token through the Model's Service. `template` identifies the pods that are to answer."""
+
+    template: str
+    model: str
+    cluster_ip: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Ask: follow a download pod's progress at `url` for as long as it is asked for."""
+
+    pod: str
+    url: str
+
+
+Ask = Resolve | WarmUp | Progress
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a side task found: `value` on success, else `reason` and `message`; `inputs` names the question."""
+
+    inputs: str
+    value: Manifest | None = None
+    reason: str = ""
+    message: str = ""
+    retryable: bool = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do about one object, and why.
+
+    `status` is the whole wanted status (None: leave it), `requeue_after` seconds until the object should be looked at
+    again even if nothing changes, `ask` the facts that the next pass needs.
+    """
+
+    apply: tuple[Manifest, ...] = ()
+    patch: tuple[Patch, ...] = ()
+    delete: tuple[Ref, ...] = ()
+    status: Manifest | None = None
+    events: tuple[PlannedEvent, ...] = ()
+    ask: tuple[Ask, ...] = ()
+    requeue_after: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class ObservedModel:
+    """A Model and everything that its next step depends on. Children are projections, None where absent."""
+
+    model: Manifest
+    now: datetime
+    defaults: Defaults
+    download: Manifest | None = None
+    deployment: Manifest | None = None
+    service: Manifest | None = None
+    pods: tuple[Manifest, ...] = ()
+    jobs: tuple[Manifest, ...] = ()
+    gpus: dict[str, int] = field(default_factory=dict)  # resource name -> allocatable over all ready nodes
+    resolved: Answer | None = None
+    warmed: Answer | None = None
+
+
+@dataclass(frozen=True)
+class ObservedDownload:
+    """A ModelDownload, its claim, Job and pods, and the Models that use it."""
+
+    download: Manifest
+    now: datetime
+    defaults: Defaults
+    claim: Manifest | None = None
+    job: Manifest | None = None
+    pods: tuple[Manifest, ...] = ()
+    users: tuple[str, ...] = ()
+    progress: Manifest | None = None
+    resolved: Answer | None = None
+    storage_class_missing: str | None = None
+
+
+@dataclass(frozen=True)
+class ObservedAlias:
+    """A ModelAlias and the Models it names (None: there is no such Model)."""
+
+    alias: Manifest
+    now: datetime
+    models: dict[str, Manifest | None] = field(default_factory=dict)
