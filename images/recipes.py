@@ -94,7 +94,7 @@ def _hub(tree: Path) -> None:
     _copy("e2e/hub", tree / PACKAGES / "e2e/hub")
 
 
-_AS_USER = ("--user", f"{USER}:{USER}", "--workingdir", "/", "--env", "HOME=/tmp")
+_AS_USER = ("--user", f"{USER}:{USER}", "--workingdir", "/", "--env", "HOME=/tmp", "--env", "PATH=/usr/bin")
 _COMPILE = ("/usr/bin/python3", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash")
 LAYERS = (
     Layer("python", None, _python_base, finish=(*_COMPILE, "/usr/lib/python3.11")),
@@ -131,7 +131,15 @@ LAYERS = (
         _llamacpp,
         inputs=("images/llamacpp-cpu/BUILD",),
         # Upstream's server image listens on all addresses too.
-        settings=(*_AS_USER, "--env", "LLAMA_ARG_HOST=0.0.0.0", "--entrypoint", '["llama-server"]', "--port", "8080"),
+        settings=(
+            *_AS_USER,
+            "--env",
+            "LLAMA_ARG_HOST=0.0.0.0",
+            "--entrypoint",
+            '["/usr/bin/llama-server"]',
+            "--port",
+            "8080",
+        ),
         finish=("/usr/bin/llama-server", "--version"),
         check=lambda printed: check_llamacpp_build(printed, LLAMACPP_BUILD.read_text()),
     ),

@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     safetensors.add_argument("out", type=Path)
     safetensors.add_argument("--seed", type=int, default=0)
     safetensors.add_argument("--shards", type=int, default=1, metavar="N")
-    safetensors.add_argument("--intermediate-size", type=int, default=128, metavar="N", help="768 bytes per unit")
+    safetensors.add_argument("--weight-bytes", type=int, metavar="N", help="size wanted, up to 1 %% less")
     hub = kinds.add_parser("hub", help="the local hub's folder of repositories")
     hub.add_argument("out", type=Path)
     return parser

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from e2e.tinymodels.vocabulary import BOS_ID, CHAT_TEMPLATE, EOS_ID, SPECIAL_TOKENS, Vocabulary, build_vocabulary
-from e2e.tinymodels.weights import Shape, generate
+from e2e.tinymodels.weights import Shape, generate, largest_shape
 
-_BYTES_PER_WEIGHT = 2  # matrices are F16
 _NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -33,25 +32,31 @@ _Tensors = list[tuple[str, npt.NDArray[np.generic]]]
 def write_gguf(path: str | Path, *, seed: int = 0, pad_to_bytes: int | None = None, split: int = 1) -> list[Path]:
     """Write a Llama GGUF of about 0.3 MB that llama.cpp loads, and return the paths written, first part first.
 
-    `pad_to_bytes` is the exact total size wanted: the feed-forward layers are widened to fill it (llama.cpp refuses
-    a file with a tensor that it does not use), and zeros after the last tensor fill the rest, less than 1 KiB.
+    `pad_to_bytes` is the exact total size wanted: the model grows to fill it (llama.cpp refuses a file with a tensor
+    that it does not use), and zeros after the last tensor fill the rest, less than 1 % of it.
     With `split` > 1, `NAME.gguf` becomes `NAME-00001-of-0000N.gguf` and so on.
 
-    Raises ValueError if `pad_to_bytes` is smaller than the unpadded model or there are fewer tensors than parts.
+    Raises ValueError if `pad_to_bytes` is smaller than the smallest model or there are fewer tensors than parts.
     """
     target = Path(path)
     shape = Shape(vocab_size=len(build_vocabulary().tokens))
     paths = _write(target, shape, seed=seed, split=split)
     if pad_to_bytes is None:
         return paths
-    missing = pad_to_bytes - _total(paths)
-    if missing < 0:
-        raise ValueError(f"the smallest model has {_total(paths)} bytes, {pad_to_bytes} were asked for")
-    wider = missing // (shape.parameters_per_intermediate() * _BYTES_PER_WEIGHT)
-    shape = Shape(vocab_size=shape.vocab_size, intermediate_size=shape.intermediate_size + wider)
+    smallest = _total(paths)
+    if pad_to_bytes < smallest:
+        raise ValueError(f"the smallest model has {smallest} bytes, {pad_to_bytes} were asked for")
+    room = pad_to_bytes - (smallest - _weight_bytes(shape))
+    shape = largest_shape(shape.vocab_size, room, _weight_bytes)
     paths = _write(target, shape, seed=seed, split=split)
     os.truncate(paths[-1], paths[-1].stat().st_size + pad_to_bytes - _total(paths))
     return paths
+
+
+def _weight_bytes(shape: Shape) -> int:
+    """Return the size of the weights, with room for their entries in the header and for their alignment."""
+    entries = 9 * shape.layers * 96
+    return 2 * shape.matrix_weights + 4 * shape.norm_weights + entries
 
 
 def _total(paths: Iterable[Path]) -> int:

@@ -24,5 +24,5 @@ def write_hub(folder: str | Path) -> list[Path]:
         *write_gguf(root / "harbor-llama-GGUF/harbor-llama-F16.gguf", seed=1, pad_to_bytes=64 << 20),
         *write_gguf(root / "fleet-llama-GGUF/fleet-llama-F16.gguf", seed=2, pad_to_bytes=24 << 20, split=3),
         *write_safetensors(root / "tiny-llama", seed=3),
-        *write_safetensors(root / "fleet-llama", seed=4, shards=3, intermediate_size=16384),
+        *write_safetensors(root / "fleet-llama", seed=4, shards=3, weight_bytes=12 << 20),
     ]

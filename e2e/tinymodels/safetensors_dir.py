@@ -9,24 +9,24 @@ import numpy.typing as npt
 from safetensors import TensorSpec, serialize_file
 
 from e2e.tinymodels.vocabulary import BOS_ID, CHAT_TEMPLATE, EOS_ID, SPECIAL_TOKENS, Vocabulary, build_vocabulary
-from e2e.tinymodels.weights import FloatArray, Shape, generate
+from e2e.tinymodels.weights import FloatArray, Shape, generate, largest_shape
 
 _BFloat16Bits = npt.NDArray[np.uint16]  # NumPy has no bfloat16
 
 
 def write_safetensors(
-    folder: str | Path, *, seed: int = 0, shards: int = 1, intermediate_size: int = 128
+    folder: str | Path, *, seed: int = 0, shards: int = 1, weight_bytes: int | None = None
 ) -> list[Path]:
     """Write a model folder that transformers and vLLM load, and return the paths of its weight files.
 
     With `shards` > 1 the weights are split into `model-0000i-of-0000N.safetensors` with an index beside them.
-    `intermediate_size` is the width of the feed-forward layers: each unit adds 768 bytes of weights, which makes
-    folders of any wanted size (a safetensors file must end where its header says, so it cannot be padded).
+    With `weight_bytes` the model grows until its weights fill that many bytes, or up to 1 % less: a safetensors file
+    must end where its header says, so it cannot be padded to an exact size.
 
     Raises ValueError if there are fewer tensors than shards.
     """
     target, vocabulary = Path(folder), build_vocabulary()
-    shape = Shape(vocab_size=len(vocabulary.tokens), intermediate_size=intermediate_size)
+    shape = largest_shape(len(vocabulary.tokens), weight_bytes or 0, _weight_bytes)
     target.mkdir(parents=True, exist_ok=True)
     for name, content in _documents(shape, vocabulary).items():
         (target / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -34,6 +34,10 @@ def write_safetensors(
     if not 1 <= shards <= len(tensors):
         raise ValueError(f"{len(tensors)} tensors cannot be split into {shards} shards")
     return _write_shards(target, tensors, shards)
+
+
+def _weight_bytes(shape: Shape) -> int:
+    return 2 * (shape.matrix_weights + shape.norm_weights)
 
 
 def _write_shards(target: Path, tensors: list[tuple[str, _BFloat16Bits]], shards: int) -> list[Path]:

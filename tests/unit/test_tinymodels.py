@@ -36,13 +36,19 @@ def test_a_gguf_header_says_what_the_weights_are(tmp_path):
 
 
 @pytest.mark.parametrize("split", [1, 3])
-@pytest.mark.parametrize("size", [400_001, 5 * 2**20])
-def test_padding_gives_the_exact_size_by_wider_layers(tmp_path, size, split):
+@pytest.mark.parametrize("size", [400_001, 5 * 2**20, 48 * 2**20 + 7])
+def test_padding_gives_the_exact_size_by_a_larger_model(tmp_path, size, split):
     paths = write_gguf(tmp_path / "tiny.gguf", pad_to_bytes=size, split=split)
     assert sum(path.stat().st_size for path in paths) == size
     weights = sum(int(t.n_bytes) for path in paths for t in gguf.GGUFReader(path).tensors)
     metadata = sum(int(gguf.GGUFReader(path).data_offset) for path in paths)
-    assert 0 <= size - weights - metadata < 1024
+    assert 0 <= size - weights - metadata < size / 100
+
+
+def test_activations_of_a_padded_model_stay_small(tmp_path):
+    [path] = write_gguf(tmp_path / "tiny.gguf", pad_to_bytes=64 * 2**20)
+    width = gguf.GGUFReader(path).fields["llama.feed_forward_length"].contents()
+    assert 512 * width * 4 < 16 * 2**20  # bytes of one activation for a batch of 512 tokens
 
 
 def test_a_size_below_the_smallest_model_is_refused(tmp_path):
@@ -102,16 +108,17 @@ def test_a_safetensors_folder_is_complete_and_readable_by_others(tmp_path):
 
 
 def test_the_index_names_the_shard_of_every_tensor(tmp_path):
-    paths = write_safetensors(tmp_path / "hf", shards=3, intermediate_size=512)
+    paths = write_safetensors(tmp_path / "hf", shards=3, weight_bytes=6 << 20)
     index = json.loads((tmp_path / "hf/model.safetensors.index.json").read_text())
     found = {}
     for path in paths:
         with safe_open(path, "np") as weights:
             found |= dict.fromkeys(weights.keys(), path.name)
     assert index["weight_map"] == found
-    [whole] = write_safetensors(tmp_path / "whole", intermediate_size=512)
+    [whole] = write_safetensors(tmp_path / "whole", weight_bytes=6 << 20)
     header = 8 + int.from_bytes(whole.read_bytes()[:8], "little")
     assert index["metadata"]["total_size"] == whole.stat().st_size - header
+    assert 0.99 < index["metadata"]["total_size"] / (6 << 20) <= 1
 
 
 def test_the_command_line_prints_what_it_wrote(tmp_path, capsys):
