@@ -12,7 +12,7 @@ class HeaderError(MoorageError):
     """The header is broken, out of bounds, or of a kind that no engine here loads; reading it again cannot help."""
 
 
-class NeedMoreBytes(Exception):  # noqa: N818 - a request, not an error
+class NeedMoreBytes(Exception):
     """The header goes on behind the bytes handed in.
 
     `at_least` is a length in bytes, counted from the start of the file: with fewer the next attempt cannot succeed

@@ -1,0 +1,163 @@
+"""From a GGUF header to what llama.cpp will load and run: `LlamaModel`."""
+
+import re
+from typing import Final
+
+from moorage.sizing import architectures as arch
+from moorage.sizing.errors import HeaderError
+from moorage.sizing.gguf import GgufHeader, Tensor
+from moorage.sizing.hparams import Hparams
+from moorage.sizing.layers import HeadLengths, is_latent, kv_heads, memories
+from moorage.sizing.model import Confidence, Layer, LlamaModel
+from moorage.sizing.text import clean
+
+_BLOCK: Final = re.compile(r"blk\.(\d{1,4})\.")
+_INPUTS: Final = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
+"""LLM_TENSOR_LAYER_INPUT in src/llama-arch.cpp: looked up by row, so they stay in host memory."""
+
+
+def model_of(header: GgufHeader, *, file_bytes: int = 0) -> LlamaModel:
+    """What llama.cpp will load and run for `header` (of a split file: of all its parts, see `join_parts`).
+
+    Where only the first part of the header was read (`tensors` None), `file_bytes`, the size of all files in bytes,
+    stands for the weights: an upper bound, spread evenly over the layers. Raises HeaderError where a number that the
+    formulas need is missing or impossible.
+    """
+    hparams = Hparams(header)
+    weights = _Weights.of(header, hparams, file_bytes)
+    lengths = HeadLengths.of(hparams)
+    confidence, reasons = _confidence(header, hparams, weights)
+    return LlamaModel(
+        architecture=hparams.architecture,
+        context_length=hparams.number("context_length"),
+        embedding=hparams.required("embedding_length"),
+        vocabulary=hparams.vocabulary() or weights.vocabulary,
+        heads=max(hparams.per_layer("attention.head_count")),
+        head_length=lengths.key,
+        attention_values=_attention_values(hparams, lengths),
+        plain_attention_values=_plain_attention_values(hparams, lengths),
+        feed_forward_values=_feed_forward_values(hparams, weights.gated),
+        recurrent_values=_recurrent_values(hparams),
+        latent_attention=is_latent(hparams),
+        layers=tuple(
+            Layer(size, memory.key_width, memory.value_width, memory.window, memory.state)
+            for size, memory in zip(weights.layers, memories(hparams), strict=True)
+        ),
+        idle_layers=hparams.idle_layers,
+        input_bytes=weights.inputs,
+        output_bytes=weights.output,
+        confidence=confidence,
+        reasons=reasons,
+    )
+
+
+class _Weights:
+    """Bytes of tensors by where they are loaded."""
+
+    def __init__(self, layer_count: int) -> None:
+        self.layers = [0] * layer_count
+        self.inputs = self.output = self.vocabulary = 0
+        self.gated = True
+
+    @classmethod
+    def of(cls, header: GgufHeader, hparams: Hparams, file_bytes: int) -> "_Weights":
+        weights = cls(hparams.trunk)
+        if header.tensors is None:
+            weights._spread(file_bytes)
+        else:
+            weights._place(header.tensors, hparams)
+        return weights
+
+    def _spread(self, file_bytes: int) -> None:
+        if file_bytes <= 0:
+            raise HeaderError("neither the tensors nor the size of the file are known")
+        count = len(self.layers)
+        self.layers = [-(-file_bytes // count)] * count
+
+    def _place(self, tensors: tuple[Tensor, ...], hparams: Hparams) -> None:
+        embedding = output = 0
+        for tensor in tensors:
+            size = tensor.bytes
+            if size is None:
+                raise HeaderError(f"the tensor {clean(tensor.name, 60)!r} has an unknown type or a broken row")
+            block = _BLOCK.match(tensor.name)
+            if block is not None:
+                self._place_in_layer(int(block[1]), size, hparams)
+            elif tensor.name.startswith(_INPUTS):
+                self.inputs += size
+            else:
+                self.output += size
+            if tensor.name == "token_embd.weight":
+                embedding, self.vocabulary = size, tensor.dims[1] if len(tensor.dims) > 1 else 0
+            output += size if tensor.name == "output.weight" else 0
+        if output == 0 and hparams.architecture not in arch.ENCODERS:
+            self.output += embedding  # tied: loaded a second time as the output matrix
+        self.gated = _is_gated(tensors, hparams)
+
+    def _place_in_layer(self, at: int, size: int, hparams: Hparams) -> None:
+        if at >= hparams.layer_count:
+            raise HeaderError(f"a tensor of layer {at} in a model of {hparams.layer_count} layers")
+        if at < hparams.trunk:  # layers for multi-token prediction are not loaded without a draft
+            self.layers[at] += size
+
+
+def _is_gated(tensors: tuple[Tensor, ...], hparams: Hparams) -> bool:
+    """Whether the dense feed-forward part has a gate, as a tensor of its own or fused into `ffn_up`."""
+    widths = hparams.per_layer("feed_forward_length")
+    for tensor in tensors:
+        if "ffn_gate" in tensor.name:
+            return True
+        if tensor.name.endswith("ffn_up.weight") and len(tensor.dims) > 1 and tensor.dims[1] > max(widths):
+            return True
+    return not any(tensor.name.endswith("ffn_up.weight") for tensor in tensors)
+
+
+def _attention_values(hparams: Hparams, lengths: HeadLengths) -> int:
+    """Values per token alive in the attention part with flash attention."""
+    embedding, heads = hparams.required("embedding_length"), max(hparams.per_layer("attention.head_count"))
+    key, value = max(lengths.key, lengths.window_key), max(lengths.value, lengths.window_value)
+    if is_latent(hparams):
+        return 4 * embedding + heads * (2 * key + hparams.number("attention.key_length_mla"))
+    return 3 * embedding + 3 * heads * key + 2 * max(kv_heads(hparams)) * (key + value)
+
+
+def _plain_attention_values(hparams: Hparams, lengths: HeadLengths) -> int:
+    """The same without flash attention, less the scores (heads x cells)."""
+    if is_latent(hparams):
+        return _attention_values(hparams, lengths)
+    embedding, heads = hparams.required("embedding_length"), max(hparams.per_layer("attention.head_count"))
+    key, value = max(lengths.key, lengths.window_key), max(lengths.value, lengths.window_value)
+    return 4 * embedding + 2 * heads * key + max(kv_heads(hparams)) * (key + value)
+
+
+def _feed_forward_values(hparams: Hparams, gated: bool) -> int:
+    """Values per token alive in the feed-forward part: up, gate and their product, or the experts' rows."""
+    embedding = hparams.required("embedding_length")
+    dense = (3 if gated else 2) * max(hparams.per_layer("feed_forward_length"))
+    if not hparams.number("expert_count"):
+        return 4 * embedding + dense
+    used, width = max(hparams.per_layer("expert_used_count")), max(hparams.per_layer("expert_feed_forward_length"))
+    routed = max(3 * used * width, (2 * used + 1) * embedding)
+    shared = 3 * hparams.number("expert_shared_feed_forward_length")
+    lead = dense if hparams.number("leading_dense_block_count") or not width else 0
+    return 4 * embedding + max(routed, shared, lead)
+
+
+def _recurrent_values(hparams: Hparams) -> int:
+    """Values per token alive in a recurrent layer; 0 where there is none."""
+    inner = hparams.number("ssm.inner_size")
+    if hparams.architecture in arch.KNOWN and not any(memory.state for memory in memories(hparams)):
+        return 0
+    groups, state = hparams.number("ssm.group_count"), hparams.number("ssm.state_size")
+    return 4 * hparams.required("embedding_length") + 5 * inner + 4 * groups * state
+
+
+def _confidence(header: GgufHeader, hparams: Hparams, weights: _Weights) -> tuple[Confidence, tuple[str, ...]]:
+    name = clean(hparams.architecture, 40)
+    if name in arch.UNKNOWN_MEMORY:
+        return Confidence.GUESS, (f"{name} keeps {arch.UNKNOWN_MEMORY[name]}, which is not counted",)
+    if name not in arch.KNOWN:
+        return Confidence.GUESS, (f"the architecture {name!r} is not known: counted as if every layer cached all",)
+    if header.tensors is None:
+        return Confidence.BOUNDED, ("weights by the size of the files, not by tensors",)
+    return Confidence.EXACT, ()

@@ -1,0 +1,239 @@
+"""How much memory llama.cpp needs for a model, by its own rules.
+
+Weights and cache are arithmetic that agrees with llama.cpp to the byte. The compute buffer is what
+`ggml_backend_sched_reserve` would find for the largest graph; the formulas give it from the widest point of each part
+and were fitted to dry runs of llama.cpp without a GPU (`llama-fit-params` against a remote-procedure device). A test
+runs the pinned llama.cpp again and compares.
+"""
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from moorage.errors import InvalidSpec
+from moorage.sizing.ggml import TENSOR_TYPES
+from moorage.sizing.model import Confidence, Layer, LlamaModel
+from moorage.sizing.need import GIB, MIB, MemoryNeed, nearest_mib, up_mib
+
+CACHE_TYPES: Final = {
+    kind.name.lower(): kind
+    for kind in TENSOR_TYPES.values()
+    if kind.name in {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "IQ4_NL", "Q5_0", "Q5_1"}
+}
+"""What `--cache-type-k` and `--cache-type-v` take."""
+MAX_SEQUENCES: Final = 256
+"""LLAMA_MAX_SEQ."""
+CELL_STEP: Final = 256
+"""llama_context pads the cells of a cache to whole steps."""
+OVERHEAD_MIB: Final = 512
+LARGE_OVERHEAD_MIB: Final = 768
+"""CUDA context (107 MiB on an RTX 4060 Ti, 555 on an RTX PRO 6000: llama.cpp #23604) and growth while serving
+(90..140 MiB, context checkpoints: #23446). Contexts cost by the number of multiprocessors: large cards, large cost."""
+LARGE_CARD: Final = 30 * GIB
+"""A need beyond this goes to a card of 32 GiB or more."""
+COMPUTE_SLACK: Final = (1.05, 24 * MIB)
+"""Buffers differ between builds and backends: between two builds by -6..+34 %, measured on 25 models."""
+PIPELINE_COPIES: Final = 4
+"""GGML_SCHED_MAX_COPIES: with several GPUs the inputs of a graph exist four times."""
+PROJECTOR_COMPUTE_MIB: Final = 1024
+"""A projector's graph for one image of about 1,024 tokens."""
+
+
+@dataclass(frozen=True)
+class LlamaSettings:
+    """The arguments of llama-server that decide about memory, by their names there.
+
+    ctx_size        cells of the whole cache (`-c`), shared out over `parallel` unless `kv_unified`
+    gpu_layers      None: all
+    gpus            cards the layers are split over in equal shares (`--tensor-split 1,1,..`)
+    outputs         tokens of a micro-batch that give logits; None: all of them (older builds; embeddings). Builds of
+                    2026 reserve one for each slot
+    projector_bytes size of a multimodal projector file
+    """
+
+    ctx_size: int
+    parallel: int = 1
+    kv_unified: bool = False
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    ubatch_size: int = 512
+    flash_attention: bool = True
+    swa_full: bool = False
+    gpu_layers: int | None = None
+    gpus: int = 1
+    outputs: int | None = None
+    projector_bytes: int = 0
+
+
+class Cells(NamedTuple):
+    """Cells of one stream of the cache: of layers that see everything, and of those with a window."""
+
+    full: int
+    window: int
+    streams: int
+
+
+def llama_need(model: LlamaModel, settings: LlamaSettings) -> MemoryNeed:
+    """Memory for `model` under `settings`; raises InvalidSpec where llama.cpp would refuse them."""
+    check(model, settings)
+    cells = cache_cells(model, settings)
+    on_gpu = _shares(model, settings)
+    compute = compute_bytes(model, settings, cells)
+    gpus = [_gpu(model, settings, cells, compute, share) for share in on_gpu]
+    reasons = list(model.reasons)
+    confidence = model.confidence
+    if settings.projector_bytes:
+        reasons.append("the projector's working memory is an estimate")
+        confidence = Confidence.BOUNDED if confidence == Confidence.EXACT else confidence
+    return MemoryNeed(
+        weights_mib=nearest_mib(sum(gpu.weights for gpu in gpus)),
+        kv_mib=nearest_mib(sum(gpu.cache for gpu in gpus)),
+        compute_mib=sum(gpu.compute_mib for gpu in gpus),
+        overhead_mib=sum(gpu.overhead_mib for gpu in gpus),
+        margin_mib=sum(gpu.margin_mib for gpu in gpus),
+        per_gpu_mib=tuple(gpu.total_mib for gpu in gpus),
+        host_mib=_host_mib(model, settings, cells, compute, on_gpu),
+        confidence=confidence,
+        reasons=tuple(reasons),
+    )
+
+
+def check(model: LlamaModel, settings: LlamaSettings) -> None:
+    """Raises InvalidSpec for what llama.cpp refuses, in words that say what to change."""
+    if not 1 <= settings.parallel <= MAX_SEQUENCES:
+        raise InvalidSpec(
+            "InvalidSpec", f"{settings.parallel} parallel sequences: llama.cpp serves 1 to {MAX_SEQUENCES}"
+        )
+    if settings.ctx_size < settings.parallel or settings.ubatch_size < 1 or settings.gpus < 1:
+        raise InvalidSpec("InvalidSpec", "the context, the micro-batch and the number of GPUs must be positive")
+    for option, name in (("k", settings.cache_type_k), ("v", settings.cache_type_v)):
+        kind = CACHE_TYPES.get(name)
+        if kind is None:
+            known = ", ".join(sorted(CACHE_TYPES))
+            raise InvalidSpec("InvalidSpec", f"llama.cpp has no cache type {name!r}; it has {known}")
+        if model.head_length % kind.block_values:
+            raise InvalidSpec(
+                "InvalidSpec",
+                f"cache type {name} stores {kind.block_values} values at a time, but a {option} head of this model "
+                f"has {model.head_length}",
+            )
+    if not settings.flash_attention and CACHE_TYPES[settings.cache_type_v].block_values > 1:
+        raise InvalidSpec("InvalidSpec", f"a {settings.cache_type_v} cache for values needs flash attention")
+    if model.latent_attention and settings.cache_type_k != settings.cache_type_v:
+        raise InvalidSpec("InvalidSpec", "a model with latent attention needs one cache type for keys and values")
+
+
+def cache_cells(model: LlamaModel, settings: LlamaSettings) -> Cells:
+    """Cells of the cache, padded as llama_context does; a window needs room for a micro-batch too."""
+    total = _padded(settings.ctx_size)
+    full = total if settings.kv_unified else _padded(total // settings.parallel)
+    window = max((layer.window for layer in model.layers), default=0)
+    share = settings.parallel if settings.kv_unified else 1
+    windowed = full if settings.swa_full else _padded(min(full, window * share + _ubatch(settings)))
+    return Cells(full, windowed if window else 0, 1 if settings.kv_unified else settings.parallel)
+
+
+def layer_cache_bytes(layer: Layer, settings: LlamaSettings, cells: Cells, widest_value: int) -> int:
+    """Bytes that one layer keeps: cache rows of all streams and f32 state of all sequences."""
+    rows = (cells.window if layer.window else cells.full) * cells.streams
+    # without flash attention values are stored transposed, every layer as wide as the widest
+    value_width = layer.value_width if settings.flash_attention or not layer.value_width else widest_value
+    cached = _row_bytes(layer.key_width, settings.cache_type_k) + _row_bytes(value_width, settings.cache_type_v)
+    return rows * cached + 4 * layer.state * settings.parallel
+
+
+def compute_bytes(model: LlamaModel, settings: LlamaSettings, cells: Cells) -> int:
+    """The largest compute buffer of one device in bytes, with slack for builds and backends.
+
+    The widest of: the logits, the feed-forward part, attention, a recurrent layer; each with the attention masks.
+    """
+    tokens = _ubatch(settings)
+    outputs = tokens if settings.outputs is None else min(tokens, settings.outputs)
+    masks = 2 * tokens * (cells.full + cells.window)
+    logits = 4 * (4 * tokens * model.embedding + outputs * model.vocabulary)
+    parts = [4 * tokens * model.feed_forward_values, 4 * tokens * model.recurrent_values]
+    if settings.flash_attention:
+        parts += [logits, 4 * tokens * model.attention_values]
+    else:
+        cached = 2 * max(layer.key_width + layer.value_width for layer in model.layers)
+        scores = model.heads * cells.full
+        parts += [
+            logits + 4 * tokens * (cached + model.embedding),
+            4 * tokens * (model.plain_attention_values + scores),
+        ]
+        masks *= 2
+    factor, extra = COMPUTE_SLACK
+    copies = (PIPELINE_COPIES - 1) * (masks + 4 * tokens * model.embedding) if settings.gpus > 1 else 0
+    return round(factor * (max(parts) + masks + copies) + extra)
+
+
+class _Gpu(NamedTuple):
+    """One GPU's part, bytes and MiB."""
+
+    weights: int
+    cache: int
+    compute_mib: int
+    overhead_mib: int
+    margin_mib: int
+
+    @property
+    def total_mib(self) -> int:
+        held = nearest_mib(self.weights) + nearest_mib(self.cache)
+        return held + self.compute_mib + self.overhead_mib + self.margin_mib
+
+
+def _shares(model: LlamaModel, settings: LlamaSettings) -> list[list[int]]:
+    """Units (layers, then the output) on each GPU: the last `gpu_layers` of them in equal shares.
+
+    llama_model_base::load_tensors: unit j of n goes to the GPU whose share of [0, 1) holds j / n.
+    """
+    count = model.units if settings.gpu_layers is None else min(settings.gpu_layers, model.units)
+    shares: list[list[int]] = [[] for _ in range(settings.gpus if count else 0)]
+    for at in range(count):
+        shares[at * settings.gpus // count].append(model.units - count + at)
+    return shares
+
+
+def _gpu(model: LlamaModel, settings: LlamaSettings, cells: Cells, compute: int, share: list[int]) -> _Gpu:
+    weights, cache = _held(model, settings, cells, share)
+    compute_mib = up_mib(compute)
+    if settings.projector_bytes and model.units - 1 in share:
+        weights, compute_mib = weights + settings.projector_bytes, compute_mib + PROJECTOR_COMPUTE_MIB
+    held = weights + cache + compute
+    overhead = OVERHEAD_MIB if held < LARGE_CARD else LARGE_OVERHEAD_MIB
+    floor, percent = (512, 10) if model.confidence == Confidence.GUESS else (256, 2)
+    return _Gpu(weights, cache, compute_mib, overhead, max(floor, up_mib(held * percent / 100)))
+
+
+def _held(model: LlamaModel, settings: LlamaSettings, cells: Cells, units: list[int]) -> tuple[int, int]:
+    """Weights and cache of `units` in bytes."""
+    widest = max((layer.value_width for layer in model.layers), default=0)
+    layers = [model.layers[unit] for unit in units if unit < len(model.layers)]
+    weights = sum(layer.weight_bytes for layer in layers)
+    if model.units - 1 in units:
+        weights += model.output_bytes
+    return weights, sum(layer_cache_bytes(layer, settings, cells, widest) for layer in layers)
+
+
+def _host_mib(model: LlamaModel, settings: LlamaSettings, cells: Cells, compute: int, on_gpu: list[list[int]]) -> int:
+    """The rest in host memory: inputs, layers that are not on a GPU, and the host's side of the graph."""
+    away = {unit for share in on_gpu for unit in share}
+    weights, cache = _held(model, settings, cells, [unit for unit in range(model.units) if unit not in away])
+    tokens = _ubatch(settings)
+    inputs = 4 * 4 * tokens * model.embedding + 2 * tokens * (cells.full + cells.window)
+    logits = 4 * model.vocabulary * settings.parallel
+    own = compute if len(away) < model.units else 0
+    return up_mib(model.input_bytes + weights + cache + inputs + logits + own)
+
+
+def _ubatch(settings: LlamaSettings) -> int:
+    """A micro-batch is never larger than the context."""
+    return min(settings.ubatch_size, settings.ctx_size)
+
+
+def _padded(cells: int) -> int:
+    return -(-cells // CELL_STEP) * CELL_STEP
+
+
+def _row_bytes(width: int, cache_type: str) -> int:
+    kind = CACHE_TYPES[cache_type]
+    return width * kind.block_bytes // kind.block_values
