@@ -149,12 +149,13 @@ class Reflector(Generic[T]):
             **self._selection,
         ) as batches:
             self._heard()
+            self.last_error = ""
             async for batch in batches:
                 self._heard()
                 for event in batch:
                     self._take(event)
                 events += len(batch)
-                self._works()
+                self._backoff.reset()  # not before: a watch may open and fail, again and again
         if events == 0 and time.monotonic() - started < _SHORT_WATCH_SECONDS:
             raise Unavailable("the watch ended as soon as it began")
 
@@ -194,10 +195,6 @@ class Reflector(Generic[T]):
 
     def _heard(self) -> None:
         self.last_activity = time.monotonic()
-
-    def _works(self) -> None:
-        self._backoff.reset()
-        self.last_error = ""
 
 
 def _key(item: dict[str, Any]) -> Key:
