@@ -93,12 +93,12 @@ class Cluster:
         found = state.load(self.folder)
         return [(p.name, p.pid, processes.alive(p)) for p in found.processes] if found else []
 
-    def stop(self, component: str) -> None:
-        """Stop one component (`kubelet`, `kube-apiserver`), for tests of outages."""
+    def stop(self, component: str, *, patience: float = 5.0) -> None:
+        """Stop one component (`kubelet`, `kube-apiserver`), for tests of outages; SIGKILL after `patience` seconds."""
         process = self._state().process(component)
         if process is None:
             raise ClusterError(f"cluster {self.name} has no component {component!r}")
-        processes.stop(process)
+        processes.stop(process, patience=patience)
 
     def restart(self, component: str) -> None:
         """Start a stopped (or stop and start a running) component with the arguments that it had."""
@@ -171,8 +171,7 @@ class Cluster:
         found = state.load(self.folder)
         if found is None:
             return
-        for process in reversed(found.processes):
-            processes.stop(process)
+        processes.kill(found.processes)  # nothing of it will be read again
         node.clear(found)
         for entry in self.folder.iterdir():
             if entry.is_dir() and entry.name != "logs":

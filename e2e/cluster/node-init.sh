@@ -22,6 +22,21 @@ mount -t sysfs sysfs /sys
 mount --rbind "$folder/cgroup" /sys/fs/cgroup
 umount --recursive "$folder/cgroup"
 
+# The kubelet sets these for the whole machine unless it finds them as it wants them (setupKernelTunables in
+# pkg/kubelet/cm/container_manager_linux.go). A test must not decide how its host panics: here it finds them so.
+pretend() {
+	mkdir -p "$folder/sysctl"
+	shown="$folder/sysctl/$(echo "$1" | tr / .)"
+	echo "$2" >"$shown"
+	mount --bind "$shown" "/proc/sys/$1"
+}
+pretend vm/overcommit_memory 1
+pretend vm/panic_on_oom 0
+pretend kernel/panic 10
+pretend kernel/panic_on_oops 1
+pretend kernel/keys/root_maxkeys 1000000
+pretend kernel/keys/root_maxbytes 25000000
+
 # Containers with mountPropagation find the root as systemd would have left it. Nothing leads back to the host.
 mount --make-rshared /
 

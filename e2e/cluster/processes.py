@@ -110,27 +110,42 @@ def _children(pid: int) -> list[int]:
 
 def stop(process: Process, *, patience: float = 5.0) -> None:
     """End the process: SIGTERM, and SIGKILL after `patience` seconds. Nothing happens when it has already ended."""
-    for number, wait in ((signal.SIGTERM, patience), (signal.SIGKILL, 10.0)):
-        if not alive(process):
-            break
-        for pid in [*(_children(process.pid) if process.wrapped else []), process.pid]:
-            _signal(pid, number)
-        if _gone(process, wait):
-            break
-    _reap(process.pid)
+    members = _members(process)
+    _signal(members, signal.SIGTERM)
+    if not _gone(members, patience):
+        _signal(members, signal.SIGKILL)
+        _gone(members, 10.0)
 
 
-def _signal(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
+def kill(victims: list[Process]) -> None:
+    """End all these processes at once with SIGKILL and wait until they are gone."""
+    members = [member for process in victims for member in _members(process)]
+    _signal(members, signal.SIGKILL)
+    _gone(members, 10.0)
 
 
-def _gone(process: Process, wait: float) -> bool:
+def _members(process: Process) -> list[tuple[int, int]]:
+    """Id and start time of the process, and of the program in it when it is a wrapper; empty when it has ended."""
+    if not alive(process):
+        return []
+    inner = [(pid, start_time(pid)) for pid in (_children(process.pid) if process.wrapped else [])]
+    return [*((pid, start) for pid, start in inner if start is not None), (process.pid, process.start)]
+
+
+def _signal(members: list[tuple[int, int]], number: int) -> None:
+    for pid, start in members:
+        if start_time(pid) == start:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+
+
+def _gone(members: list[tuple[int, int]], wait: float) -> bool:
     for _ in ticks(wait, _POLL):
-        _reap(process.pid)
-        if not alive(process):
+        for pid, _start in members:
+            _reap(pid)
+        if all(start_time(pid) != start for pid, start in members):
             return True
     return False
 
