@@ -304,7 +304,9 @@ class ApiProxy:
         """Pass on what comes until the server ends it or an order comes from the test."""
         while True:
             if watch.order == "mute":
-                await asyncio.Event().wait()  # until the client gives up and this handler is cancelled
+                watch.poke.clear()
+                await watch.poke.wait()  # until it is dropped, or the client gives up and this handler is cancelled
+                continue
             if watch.order == "drop":
                 _abort(request)
                 return
