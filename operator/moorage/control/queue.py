@@ -22,7 +22,7 @@ BACKOFF_LIMIT = 300.0
 def backoff_seconds(failures: int, *, jitter: float | None = None) -> float:
     """Seconds to wait after the `failures`-th failure in a row: 1, 2, 4 ... 300, each times 0.75..1.25."""
     spread = random.uniform(0.75, 1.25) if jitter is None else jitter
-    return float(min(BACKOFF_FIRST * 2 ** max(failures - 1, 0), BACKOFF_LIMIT)) * spread
+    return float(min(BACKOFF_FIRST * 2.0 ** min(max(failures - 1, 0), 16), BACKOFF_LIMIT)) * spread
 
 
 class KeyedQueue(Generic[K]):

@@ -1,0 +1,172 @@
+"""The life of a ModelDownload as the planner decides it."""
+
+import json
+
+import pytest
+
+from moorage import names
+from moorage.planning.download_job import claim_bytes
+from tests.support.world import GGUF, World, model
+
+
+def fetching() -> World:
+    return World(model()).answer_resolve(GGUF)
+
+
+def test_a_claim_and_a_job_are_made_for_the_resolved_commit():
+    world = fetching()
+    name = world.download["metadata"]["name"]
+    claim = world.manifests[("PersistentVolumeClaim", name)]
+    assert int(claim["spec"]["resources"]["requests"]["storage"]) == claim_bytes(4 * 2**30) == 5 * 2**30
+    job = world.manifests[("Job", name)]
+    args = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert args[0] == "download"
+    assert args[args.index("--revision") + 1] == "c" * 40
+    assert args[args.index("--file") + 1] == "tiny-Q4_K_M.gguf"
+    assert args[args.index("--dest") + 1] == f"/models/{name}"
+    assert job["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
+
+
+def test_progress_is_shown_and_never_goes_back():
+    world = fetching()
+    job = world.job()
+    world.pods["d"] = {
+        "name": "d", "uid": "d", "owner": job["uid"], "labels": job["labels"], "phase": "Running", "node": "n1",
+        "ip": "10.0.0.7", "ready": True, "gpus": {}, "created": "2026", "unschedulable": "", "deleting": False,
+        "containers": [],
+    }  # fmt: skip
+
+    def tell(done: int) -> None:
+        world.progress = {
+            "phase": "Downloading", "files": {"total": 1, "done": 0}, "bytes": {"total": 4 * 2**30, "done": done},
+            "bytesPerSecond": 212 * 2**20, "remainingSeconds": 110, "retries": 2, "lastError": None,
+        }  # fmt: skip
+        world.settle()
+
+    tell(2 * 2**30)
+    summary = world.download["status"]["summary"]
+    assert summary["progress"] == "50%"
+    assert summary["done"] == "2.0/4.0Gi"
+    assert summary["speed"] == "212 MiB/s"
+    assert summary["eta"] == "1m50s"
+    assert world.message == "50% of 4.0Gi, 212 MiB/s, 1m50s left"
+    assert world.phase == "Downloading"
+    tell(2**30)
+    assert world.download["status"]["percent"] == 50
+    assert world.download["status"]["bytes"]["done"] == 2 * 2**30
+
+
+def test_a_finished_job_leaves_a_ready_download_and_is_cleared_away():
+    world = fetching().download_done()
+    status = world.download["status"]
+    assert status["phase"] == "Ready"
+    assert status["manifestDigest"] == "d1"
+    assert status["path"] == f"{world.download['metadata']['name']}/{'c' * 40}"
+    for kind in ("Resolved", "SpaceAvailable", "Downloaded", "Verified", "Ready"):
+        assert world.of_download(kind)[0] == "True", kind
+    assert not [k for k, _ in world.children if k == "Job" and names.DOWNLOAD_LABEL in world.children[(k, _)]["labels"]]
+
+
+def test_a_permanent_error_ends_it_until_the_spec_changes():
+    world = fetching().job_ends(
+        21, json.dumps({"reason": "InsufficientStorage", "message": "needs 4.0Gi, 1.0Gi free"}), complete=False
+    )
+    assert world.download["status"]["phase"] == "Failed"
+    assert world.of_download("SpaceAvailable") == ("False", "InsufficientStorage", "needs 4.0Gi, 1.0Gi free")
+    assert world.of_download("Stalled")[0] == "True"
+    assert world.condition("Downloaded")[:2] == ("False", "InsufficientStorage")
+    assert world.phase == "Blocked"
+    before = world.writes
+    world.later(3600).settle()
+    assert world.writes == before, "a permanent error is not tried again"
+
+
+def test_a_passing_error_is_tried_again_later_and_later():
+    world = fetching()
+    waits = []
+    for _ in range(3):
+        world.job_ends(33, json.dumps({"reason": "Network", "message": "connection reset"}), complete=False)
+        assert world.download["status"]["phase"] == "Retrying"
+        assert not [k for k, _ in world.children if k == "Job"]
+        plan = world.plan_download()
+        waits.append(plan.requeue_after)
+        world.later(plan.requeue_after).settle()
+        assert [k for k, _ in world.children if k == "Job"], "the next attempt begins when it was said to"
+    assert waits == sorted(waits)
+    assert waits[-1] > waits[0]
+
+
+def test_a_lost_result_runs_the_job_again():
+    world = fetching()
+    job = world.job()
+    job["complete"] = True
+    world.settle()
+    assert world.job()["complete"] is False, "a new Job finds the files verified"
+    world.download_done()
+    assert world.download["status"]["phase"] == "Ready"
+
+
+@pytest.mark.parametrize(("state", "phase"), [("Paused", "Paused"), ("Cancelled", "Cancelled")])
+def test_pause_and_cancel_stop_the_job_and_active_goes_on(state: str, phase: str):
+    world = fetching()
+    world.download["spec"]["state"] = state
+    world.settle()
+    assert world.download["status"]["phase"] == phase
+    assert not [k for k, _ in world.children if k == "Job"]
+    name = world.download["metadata"]["name"]
+    assert (("PersistentVolumeClaim", name) in world.children) == (state == "Paused")
+    world.download["spec"]["state"] = "Active"
+    world.settle()
+    assert [k for k, _ in world.children if k == "Job"]
+
+
+def test_an_unused_download_goes_after_its_time_and_not_before():
+    world = fetching().download_done()
+    world.users = ()
+    world._pass_download()
+    assert world.download["status"]["unusedSince"]
+    world.later(23 * 3600)
+    world._pass_download()
+    assert world.download is not None
+    world.later(3601)
+    world._pass_download()
+    assert world.download is None
+
+
+def test_retain_and_a_persons_own_download_are_kept():
+    kept = World(model(storage={"reclaimPolicy": "Retain"})).answer_resolve(GGUF)
+    claim = kept.manifests[("PersistentVolumeClaim", kept.download["metadata"]["name"])]
+    assert "ownerReferences" not in claim["metadata"]
+    own = fetching()
+    own.download["metadata"]["labels"] = {}
+    for world in (kept, own):
+        world.users = ()
+        world.later(1)._pass_download()
+        world.later(100 * 3600)._pass_download()
+        assert world.download is not None
+
+
+def test_a_missing_storage_class_is_named():
+    world = World(model())
+    world.storage_class_missing = "there is no StorageClass fast; the cluster has: slow"
+    world.answer_resolve(GGUF)
+    assert world.of_download("SpaceAvailable") == ("False", "WaitingForVolume", world.storage_class_missing)
+    assert "fast" in world.message
+
+
+def test_a_prefilled_claim_is_inspected_and_nothing_is_fetched():
+    source = {"persistentVolumeClaim": {"claimName": "mine", "path": "llama"}}
+    world = World(model(source=source)).settle()
+    assert world.of_download("SpaceAvailable")[:2] == ("False", "ClaimNotFound")
+    world.children[("PersistentVolumeClaim", "mine")] = {"uid": "x", "labels": {}, "owner": None, "phase": "Bound"}
+    world.settle()
+    job = world.manifests[("Job", world.download["metadata"]["name"])]
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    assert container["args"][:3] == ["download", "--inspect", "/models/llama"]
+    assert container["volumeMounts"][0]["readOnly"] is True
+    facts = {"format": "GGUF", "mainFile": "m.gguf", "contextLength": 2048}
+    report = {"reason": "Complete", "message": "", "bytes": 10, "fileCount": 1, "manifestDigest": "d", "facts": facts}
+    world.job_ends(0, json.dumps(report), complete=True)
+    assert world.phase == "Loading"
+    server = world.manifests[("Deployment", "tiny")]["spec"]["template"]["spec"]["containers"][0]
+    assert server["args"][1] == "/models/llama/m.gguf"
