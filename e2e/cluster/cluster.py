@@ -176,10 +176,8 @@ class Cluster:
         for entry in self.folder.iterdir():
             if entry.is_dir() and entry.name != "logs":
                 shutil.rmtree(entry)
-        for entry in self.folder.glob("*.*"):
-            if entry.name != "state.json":
+            elif not entry.is_dir() and entry.name != "state.json":
                 entry.unlink()
-        self.kubeconfig.unlink(missing_ok=True)
         (self.folder / "state.json").unlink()  # last: until here a failed `down` can be repeated
 
 
