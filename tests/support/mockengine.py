@@ -10,8 +10,8 @@ As a process of its own, so that its clock does not share an event loop with the
     with mock_process(Behaviour(ttft=0.05)) as url: ...     # fetch_requests(url)
     python -m tests.support.mockengine '{"ttft": 0.05}'     # prints its URL
 
-Truth is what `Request` says, never the nominal sleep: on Linux `perf_counter_ns` is one clock for all processes, and each
-time is read directly before the write it belongs to.
+Truth is what `Request` says, never the nominal sleep: on Linux `perf_counter_ns` is one clock for all processes, and
+each time is read where the first byte of a request arrives, or directly before the write it belongs to.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
+import httptools
 import uvloop
-from aiohttp import web
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,7 +52,8 @@ class Behaviour:
     slots: int = 0  # requests served at once, the others wait; 0: all
     split: bool = False  # write each event in two pieces
     crlf: bool = False
-    keep_alive: float = 75.0
+    chunked: bool = True  # False: the body ends with the connection
+    keep_alive: float = 75.0  # idle seconds until the server closes a connection
     flavour: str = "llama.cpp"  # llama.cpp | vllm | none: who it says it is
     # What goes wrong, from request number `fault_from` (1 is the first) on, with every `fault_every`-th.
     fault: str = ""  # an HTTP status, or reset | stall | cut | error | garbage | silent | textless | json
@@ -76,6 +77,7 @@ class Request:
     text_ns: list[int] = field(default_factory=list)
     end_ns: int = 0
     disconnected: bool = False
+    authorization: str = ""
 
     @property
     def ttft_ns(self) -> int:
@@ -90,7 +92,7 @@ class Request:
         return (self.e2e_ns - self.ttft_ns) / (self.completion_tokens - 1)
 
 
-class Broken(Exception):
+class BrokenOffError(Exception):
     """The fault that was asked for happened; nothing more is sent."""
 
 
@@ -100,149 +102,218 @@ class MockEngine:
     def __init__(self, behaviour: Behaviour | None = None, port: int = 0) -> None:
         self.behaviour = behaviour or Behaviour()
         self.requests: list[Request] = []
+        self.connections = 0  # accepted so far
         self.url = ""
         self._port = port
-        self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
+        self._wires: set[_Wire] = set()
         self._slots = asyncio.Semaphore(self.behaviour.slots or 1_000_000)
 
     async def __aenter__(self) -> Self:
-        app = web.Application(client_max_size=64 << 20)
-        app.router.add_post("/v1/chat/completions", self._chat)
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_get("/health", self._health)
-        app.router.add_get("/mock/requests", self._truth)
-        if self.behaviour.flavour == "llama.cpp":
-            app.router.add_get("/props", self._props)
-        if self.behaviour.flavour == "vllm":
-            app.router.add_get("/version", self._version)
-        self._runner = web.AppRunner(
-            app, access_log=None, handler_cancellation=True, keepalive_timeout=self.behaviour.keep_alive
-        )
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port, shutdown_timeout=0.1)
-        await site.start()
-        assert site._server is not None
-        self._port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Wire(self), "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._runner is not None
-        await self._runner.cleanup()
+        assert self._server is not None
+        self._server.close()
+        for wire in list(self._wires):
+            wire.abort()
 
-    async def _models(self, _: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": "mock", "object": "model", "owned_by": "mock"}]})
+    async def respond(self, wire: "_Wire", method: str, path: str, body: bytes) -> None:
+        """Answer one request on `wire`."""
+        facts: dict[str, Any] = {
+            "/v1/models": {"object": "list", "data": [{"id": "mock", "object": "model", "owned_by": "mock"}]},
+            "/health": {"status": "ok"},
+            "/mock/requests": [asdict(request) for request in self.requests],
+        }
+        if self.behaviour.flavour == "llama.cpp":
+            facts["/props"] = {"build_info": "b1-mock", "total_slots": self.behaviour.slots}
+        if self.behaviour.flavour == "vllm":
+            facts["/version"] = {"version": "0.0.1-mock"}
+        if method == "POST" and path == "/v1/chat/completions":
+            await self._chat(wire, json.loads(body))
+        elif method == "GET" and path in facts:
+            wire.whole(200, facts[path])
+        else:
+            wire.whole(404, _refusal(404, "no such path"))
 
-    async def _health(self, _: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
-
-    async def _props(self, _: web.Request) -> web.Response:
-        return web.json_response({"build_info": "b1-mock", "total_slots": self.behaviour.slots}, headers=self._server())
-
-    async def _version(self, _: web.Request) -> web.Response:
-        return web.json_response({"version": "0.0.1-mock"}, headers=self._server())
-
-    async def _truth(self, _: web.Request) -> web.Response:
-        return web.json_response([asdict(request) for request in self.requests])
-
-    def _server(self) -> dict[str, str]:
-        return {"Server": "mock" if self.behaviour.flavour == "none" else self.behaviour.flavour}
-
-    async def _chat(self, http: web.Request) -> web.StreamResponse:
-        received_ns = time.perf_counter_ns()
-        body = json.loads(await http.read())
+    async def _chat(self, wire: "_Wire", body: dict[str, Any]) -> None:
         text = "".join(str(message.get("content", "")) for message in body["messages"])
         prompt = self.behaviour.template_tokens + round(len(text.encode()) / self.behaviour.bytes_per_token)
-        request = Request(len(self.requests) + 1, received_ns, body, prompt)
+        request = Request(
+            len(self.requests) + 1, wire.received_ns, body, prompt, authorization=wire.headers.get("authorization", "")
+        )
         self.requests.append(request)
         try:
             async with self._slots:
-                return await self._answer(http, request)
-        except (ConnectionError, asyncio.CancelledError):
+                await self._answer(wire, request)
+        except asyncio.CancelledError:
             request.disconnected = True
-            raise
-        except Broken:
-            return web.Response()
+        except BrokenOffError:
+            wire.abort()
 
-    async def _answer(self, http: web.Request, request: Request) -> web.StreamResponse:
+    async def _answer(self, wire: "_Wire", request: Request) -> None:
         b = self.behaviour
-        faulty = b.faulty(request.number)
+        fault = b.fault if b.faulty(request.number) else ""
         wanted = int(request.body.get("max_tokens", 16))
-        if faulty and b.fault.isdigit():
-            return _refused(int(b.fault), "asked to fail")
+        if fault.isdigit():
+            return wire.whole(int(fault), _refusal(int(fault), "asked to fail"))
         if b.context and request.prompt_tokens + wanted > b.context:
-            return _refused(400, f"the request exceeds the available context size ({b.context} tokens)")
-        if faulty and b.fault == "silent":
+            return wire.whole(400, _refusal(400, f"the request exceeds the context size ({b.context} tokens)"))
+        if fault == "silent":
             await asyncio.sleep(3600)
-        if faulty and b.fault == "reset":
-            _abort(http)
-        if not request.body.get("stream") or (faulty and b.fault == "json"):
-            return await self._whole(request, b.output_tokens or wanted)
-        stream = _Stream(b, http, request)
-        await stream.run(b.output_tokens or wanted, b.fault if faulty else "", self._server())
-        return stream.response
+        if fault == "reset":
+            raise BrokenOffError
+        if fault == "json" or not request.body.get("stream"):
+            return await self._whole(wire, request, b.output_tokens or wanted)
+        return await _Stream(b, wire, request, fault).run(b.output_tokens or wanted)
 
-    async def _whole(self, request: Request, tokens: int) -> web.Response:
+    async def _whole(self, wire: "_Wire", request: Request, tokens: int) -> None:
         await asyncio.sleep(self.behaviour.ttft + self.behaviour.tpot * (tokens - 1))
         request.completion_tokens = tokens
         request.end_ns = time.perf_counter_ns()
         choice = {"index": 0, "message": {"role": "assistant", "content": "tok " * tokens}, "finish_reason": "length"}
-        return web.json_response({"object": "chat.completion", "choices": [choice], "usage": _usage(request)})
+        wire.whole(200, {"object": "chat.completion", "choices": [choice], "usage": _usage(request)})
+
+
+class _Wire(asyncio.Protocol):
+    """The server's side of one connection: bytes to requests, and the clock at the first byte of each."""
+
+    def __init__(self, engine: MockEngine) -> None:
+        self.received_ns = 0
+        self.headers: dict[str, str] = {}
+        self._engine = engine
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport
+        self._now = 0
+        self._path = ""
+        self._body = bytearray()
+        self._task: asyncio.Task[None] | None = None
+        self._idle: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._engine._wires.add(self)
+        self._engine.connections += 1
+
+    def data_received(self, data: bytes) -> None:
+        self._now = time.perf_counter_ns()
+        self._parser.feed_data(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._engine._wires.discard(self)
+        if self._task is not None:
+            self._task.cancel()
+
+    def on_message_begin(self) -> None:
+        self.received_ns, self._path, self._body, self.headers = self._now, "", bytearray(), {}
+        if self._idle is not None:
+            self._idle.cancel()
+
+    def on_url(self, url: bytes) -> None:
+        self._path += url.decode()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.decode().lower()] = value.decode()
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        self._task = asyncio.create_task(self._serve(self._parser.get_method().decode()))
+
+    async def _serve(self, method: str) -> None:
+        await self._engine.respond(self, method, self._path, bytes(self._body))
+        self._task = None
+        loop = asyncio.get_running_loop()
+        self._idle = loop.call_later(self._engine.behaviour.keep_alive, self._transport.close)
+
+    def whole(self, status: int, body: Any) -> None:
+        """A response with a JSON body."""
+        data = json.dumps(body).encode()
+        self._head(status, f"Content-Type: application/json\r\nContent-Length: {len(data)}")
+        self._transport.write(data)
+
+    def start_stream(self) -> None:
+        """The head of a stream of events."""
+        body = "Transfer-Encoding: chunked" if self._engine.behaviour.chunked else "Connection: close"
+        self._head(200, f"Content-Type: text/event-stream\r\n{body}")
+
+    def event(self, data: bytes) -> None:
+        """A piece of the stream, written at once."""
+        framed = b"%x\r\n%s\r\n" % (len(data), data) if self._engine.behaviour.chunked else data
+        self._transport.write(framed)
+
+    def end_stream(self) -> None:
+        """The end of the stream."""
+        if self._engine.behaviour.chunked:
+            self._transport.write(b"0\r\n\r\n")
+        else:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Break the connection."""
+        self._transport.abort()
+
+    def _head(self, status: int, lines: str) -> None:
+        server = {"none": "mock"}.get(self._engine.behaviour.flavour, self._engine.behaviour.flavour)
+        self._transport.write(f"HTTP/1.1 {status} Mock\r\nServer: {server}\r\n{lines}\r\n\r\n".encode())
 
 
 class _Stream:
     """One streamed answer."""
 
-    def __init__(self, behaviour: Behaviour, http: web.Request, request: Request) -> None:
-        self.response = web.StreamResponse()
+    def __init__(self, behaviour: Behaviour, wire: _Wire, request: Request, fault: str) -> None:
         self._b = behaviour
-        self._http = http
+        self._wire = wire
         self._request = request
+        self._fault = fault
         self._start = asyncio.get_running_loop().time()
 
-    async def run(self, tokens: int, fault: str, headers: dict[str, str]) -> None:
-        self.response.headers.update({"Content-Type": "text/event-stream", **headers})
-        await self.response.prepare(self._http)
+    async def run(self, tokens: int) -> None:
+        self._wire.start_stream()
         if self._b.role_chunk:
             await self._delta({"role": "assistant", "content": ""})
-        await self._texts(tokens, fault)
+        await self._texts(tokens)
         if self._b.usage == "last":
             await self._event({"choices": [], "usage": _usage(self._request)})
         self._request.end_ns = time.perf_counter_ns()
         if self._b.done:
             await self._write(b"data: [DONE]")
-        await asyncio.sleep(self._b.linger)
-        await self.response.write_eof()
+        if self._b.linger:
+            await asyncio.sleep(self._b.linger)
+        self._wire.end_stream()
 
-    async def _texts(self, tokens: int, fault: str) -> None:
+    async def _texts(self, tokens: int) -> None:
         sizes = [min(self._b.tokens_per_chunk, tokens - at) for at in range(0, tokens, self._b.tokens_per_chunk)]
         for index, size in enumerate(sizes):
-            if fault and index == self._b.fault_chunks:
-                await self._break(fault)
+            if self._fault and index == self._b.fault_chunks:
+                await self._break()
             # A chunk leaves when its last token is made; the first token takes `ttft`.
             due = self._start + self._b.ttft + self._b.tpot * (self._request.completion_tokens + size - 1)
             await asyncio.sleep(due - asyncio.get_running_loop().time())
             if self._b.empty_every and index % self._b.empty_every == 0:
                 await self._delta({"content": None})
             self._request.completion_tokens += size
-            if fault == "textless":
+            if self._fault == "textless":
                 await self._delta({"content": ""})
                 continue
             self._request.text_ns.append(time.perf_counter_ns())
             await self._delta({self._b.text_key: "tok " * size})
         await self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
 
-    async def _break(self, fault: str) -> None:
-        if fault == "stall":
+    async def _break(self) -> None:
+        if self._fault == "stall":
             await asyncio.sleep(3600)
-        if fault == "cut":
-            _abort(self._http)
-        if fault == "error":
+        if self._fault == "error":
             await self._event({"error": {"message": "the engine broke", "code": 500}})
-            _abort(self._http)
-        if fault == "garbage":
+        if self._fault == "garbage":
             await self._write(b"data: {no json")
-            _abort(self._http)
+        if self._fault in ("cut", "error", "garbage"):
+            raise BrokenOffError
 
     async def _delta(self, delta: dict[str, Any]) -> None:
         chunk: dict[str, Any] = {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
@@ -256,12 +327,12 @@ class _Stream:
     async def _write(self, line: bytes) -> None:
         event = line + (b"\r\n\r\n" if self._b.crlf else b"\n\n")
         if not self._b.split:
-            await self.response.write(event)
+            self._wire.event(event)
             return
-        # Cut behind the text, so that the event is whole only with its second piece.
-        await self.response.write(event[:-3])
+        # The cut is inside the line, so that it is whole only with its second piece.
+        self._wire.event(event[:-5])
         await asyncio.sleep(0)
-        await self.response.write(event[-3:])
+        self._wire.event(event[-5:])
 
 
 def _usage(request: Request) -> dict[str, int]:
@@ -269,14 +340,8 @@ def _usage(request: Request) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _refused(status: int, message: str) -> web.Response:
-    return web.json_response({"error": {"message": message, "code": status}}, status=status)
-
-
-def _abort(http: web.Request) -> None:
-    assert http.transport is not None
-    http.transport.abort()
-    raise Broken
+def _refusal(status: int, message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "code": status}}
 
 
 @contextlib.contextmanager

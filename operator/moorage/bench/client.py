@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from moorage import __version__
-from moorage.bench.connection import BrokenConnectionError, Connection, Exchange, OnBody, Pool
+from moorage.bench.connection import BrokenConnectionError, Exchange, OnBody, Pool
 from moorage.bench.settings import Settings
 from moorage.bench.stream import Transcript, Usage, error_text
 
@@ -101,11 +101,11 @@ class EngineClient:
         """Name and version of the server: llama-server's `/props`, vLLM's `/version`, else the Server header."""
         props, header = await self._facts("/props")
         if isinstance(build := props.get("build_info"), str):
-            return Engine("llama.cpp", build[:64])
+            return Engine("llama.cpp", build)
         version, header = await self._facts("/version", header)
         if isinstance(number := version.get("version"), str):
-            return Engine("vllm", number[:64])
-        return Engine(header[:64])
+            return Engine("vllm", number)
+        return Engine(header)
 
     async def _facts(self, path: str, header: str = "") -> tuple[dict[str, Any], str]:
         """JSON object at `path` ({} for anything else) and the Server header (`header` where there is none)."""
@@ -125,21 +125,9 @@ class EngineClient:
     async def _exchange(self, request: bytes, on_body: OnBody, over: asyncio.Future[None] | None = None) -> Exchange:
         """Send `request`, wait for the end of its response, or for `over` and a moment longer.
 
-        A kept connection that the server closed meanwhile is worth one more try on a new one, with a new clock.
+        Nothing is tried again: a reset is the server's failure, and a kept connection is too young to be a stale one.
         """
-        connection, kept = await self._pool.take()
-        try:
-            return await self._exchange_on(connection, request, on_body, over)
-        except BrokenConnectionError as error:
-            if not (kept and error.before_answer):
-                raise
-        self._pool.close()
-        connection, _ = await self._pool.take()
-        return await self._exchange_on(connection, request, on_body, over)
-
-    async def _exchange_on(
-        self, connection: Connection, request: bytes, on_body: OnBody, over: asyncio.Future[None] | None
-    ) -> Exchange:
+        connection = await self._pool.take()
         exchange = Exchange(on_body)
         try:
             connection.send(request, exchange)

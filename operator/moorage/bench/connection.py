@@ -5,6 +5,8 @@ the numbers: measured at 32 streams, aiohttp's client put 4-7 ms between the clo
 """
 
 import asyncio
+import os
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -152,15 +154,15 @@ class Pool:
         self._ssl = ssl.create_default_context() if target.scheme == "https" else None
         self._idle: list[Connection] = []
 
-    async def take(self) -> tuple[Connection, bool]:
-        """A connection, and whether it served before. Raises BrokenConnectionError."""
+    async def take(self) -> Connection:
+        """A connection, kept or new. Raises BrokenConnectionError."""
         oldest = asyncio.get_running_loop().time() - IDLE_LIMIT
         while self._idle:
             connection = self._idle.pop()
             if connection.reusable and connection.idle_since > oldest:
-                return connection, True
+                return connection
             connection.close()
-        return await self._connect(), False
+        return await self._connect()
 
     def give(self, connection: Connection) -> None:
         """Take a connection back; one that cannot serve again is closed."""
@@ -187,6 +189,13 @@ class Pool:
             message = f"no connection to {self._target.authority} within {CONNECT_TIMEOUT:g} s"
             raise BrokenConnectionError(message, before_answer=True) from None
         except OSError as error:
-            message = f"no connection to {self._target.authority}: {error.strerror or error}"
+            message = f"no connection to {self._target.authority}: {_why(error)}"
             raise BrokenConnectionError(message, before_answer=True) from None
         return connection
+
+
+def _why(error: OSError) -> str:
+    """What the system calls `error`; event loops put words of their own, or none, into the exception."""
+    if isinstance(error, socket.gaierror | ssl.SSLError) or not error.errno:
+        return error.strerror or str(error)
+    return os.strerror(error.errno)

@@ -38,13 +38,17 @@ class BenchCommand(click.Command):
         try:
             return super().make_context(*args, **kwargs)
         except click.UsageError as error:
-            raise _UsageError(error) from None
+            usage = _UsageError(error)
+            _write_termination_message(refusal(BenchError(Reason.INVALID_ARGUMENTS, usage.message)))
+            raise usage from None
 
 
 @click.command("bench", cls=BenchCommand)
 @click.option("--url", required=True, help="The server, without /v1: http://qwen3-8b:8080")
 @click.option("--model", required=True, help="The model's name as the server knows it.")
-@click.option("--profile", type=click.Choice(Profile, case_sensitive=False), default=Profile.LATENCY, show_default=True)
+@click.option(
+    "--profile", type=click.Choice(Profile, case_sensitive=False), default=Profile.LATENCY, show_default="latency"
+)
 @click.option(
     "--concurrency", type=click.IntRange(1, 1024), multiple=True, help="Streams; may be repeated, a row each."
 )
@@ -54,9 +58,11 @@ class BenchCommand(click.Command):
 @click.option("--output-tokens", type=click.IntRange(2, 1 << 20), default=128, show_default=True)
 @click.option("--slo-ttft-ms", type=click.IntRange(1), help="A good request's time to first token, at most.")
 @click.option("--slo-tpot-ms", type=click.IntRange(1), help="A good request's time per output token, at most.")
-@click.option("--warmup", type=click.IntRange(0, 10_000), help="Requests before each row.  [default: one per stream]")
+@click.option("--warmup", type=click.IntRange(0, 10_000), help="Requests before each row. [default: N, at least 2]")
 @click.option("--timeout", type=click.FloatRange(1), default=600.0, show_default=True, help="The whole run, seconds.")
-@click.option("--request-timeout", type=click.FloatRange(0.1), default=120.0, show_default=True, help="One, seconds.")
+@click.option(
+    "--request-timeout", type=click.FloatRange(0.1, 3600), default=120.0, show_default=True, help="One, seconds."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of arrivals and sentence order.")
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def command(output: str, **options: Any) -> None:

@@ -11,6 +11,7 @@ from functools import cache
 from importlib.resources import files
 
 _HEAD_WORDS = 6
+_MEAN_SENTENCE = 110  # characters
 TOLERANCE_PERCENT = 2
 
 
@@ -37,9 +38,9 @@ class PromptMaker:
         parts = [" ".join(self._fresh.choice(_words()) for _ in range(_HEAD_WORDS)) + "."]
         missing = length - len(parts[0])
         while missing > 0:
-            order = self._order.sample(_sentences(), len(_sentences()))
-            parts.extend(order)
-            missing -= sum(map(len, order)) + len(order)
+            # Made between two requests of a measurement, so no more sentences are drawn than are likely to be needed.
+            parts += self._order.sample(_sentences(), min(missing // _MEAN_SENTENCE + 1, len(_sentences())))
+            missing = length - sum(map(len, parts)) - len(parts)
         return " ".join(parts)[: max(length, 1)]
 
 

@@ -12,10 +12,12 @@ from moorage.bench.settings import Settings
 from moorage.bench.stats import Row, best
 from moorage.bench.verdict import BenchError
 
-# Kubernetes cuts a termination message at 4096 bytes; the strings below are cut so that five rows always fit.
+# Kubernetes cuts a termination message at 4096 bytes; strings are cut at so many bytes of JSON that five rows fit.
 TERMINATION_LIMIT = 4096
-_MAX_TEXT = 200
-_MAX_MESSAGE = 1000
+_MAX_MODEL = 120
+_MAX_URL = 150
+_MAX_ENGINE = 48
+_MAX_MESSAGE = 2000
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def document(report: Report) -> dict[str, Any]:
 
 def refusal(error: BenchError) -> dict[str, str]:
     """Why there is no result, as JSON."""
-    return {"reason": error.reason.value, "message": error.message[:_MAX_MESSAGE]}
+    return {"reason": error.reason.value, "message": _cut(error.message, _MAX_MESSAGE)}
 
 
 def termination_message(facts: dict[str, Any]) -> bytes:
@@ -97,30 +99,34 @@ def _load(row: Row) -> dict[str, int]:
 
 
 def _circumstances(row: Row) -> dict[str, Any]:
-    facts = {
+    return {
         "inputTokensMean": row.input_tokens_mean,
         "outputTokensMean": row.output_tokens_mean,
         "durationMilliseconds": row.duration_ms,
         "runnerCpuPermille": row.runner_cpu_permille,
     }
-    return facts if row.cached_tokens_mean is None else {**facts, "cachedTokensMean": row.cached_tokens_mean}
 
 
 def _conditions(report: Report, chosen: Row) -> dict[str, Any]:
     asked = report.settings
     facts: dict[str, Any] = {
-        "model": asked.model[:_MAX_TEXT],
-        "url": str(asked.target)[:_MAX_TEXT],
+        "model": _cut(asked.model, _MAX_MODEL),
+        "url": _cut(str(asked.target), _MAX_URL),
         "profile": asked.profile.value,
         **_load(chosen),
         "inputTokens": {"requested": asked.input_tokens, "mean": chosen.input_tokens_mean},
         "outputTokens": {"requested": asked.output_tokens, "mean": chosen.output_tokens_mean},
         "durationMilliseconds": chosen.duration_ms,
         "seed": asked.seed,
-        "engine": {"name": report.engine.name, "version": report.engine.version},
+        "engine": {
+            "name": _cut(report.engine.name, _MAX_ENGINE),
+            "version": _cut(report.engine.version, _MAX_ENGINE),
+        },
         "tool": {"name": "moorage bench", "version": __version__},
         "startedAt": report.started_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+    if chosen.cached_tokens_mean is not None:
+        facts["inputTokens"]["cachedMean"] = chosen.cached_tokens_mean
     slo = {"ttftMilliseconds": asked.slo.ttft_ms, "tpotMilliseconds": asked.slo.tpot_ms}
     if asked.slo:
         facts["slo"] = {key: limit for key, limit in slo.items() if limit is not None}
@@ -135,6 +141,14 @@ def _preamble(report: Report) -> list[str]:
         f"{chosen.total} requests a row, {chosen.failed} failed in the best one; prompts of {chosen.input_tokens_mean} "
         f"tokens ({asked.input_tokens} asked for), answers of {chosen.output_tokens_mean} ({asked.output_tokens})",
     ]
+
+
+def _cut(text: str, limit: int) -> str:
+    """`text` shortened until its JSON string takes at most `limit` bytes: one character may take six."""
+    text = text[:limit]
+    while len(json.dumps(text)) - 2 > limit:
+        text = text[:-1]
+    return text
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from moorage.bench.client import Answer, EngineClient, Failure, FailureKind
-from moorage.bench.load import Send, closed_loop, poisson
+from moorage.bench.client import Answer, EngineClient, Failure, FailureKind, Outcome
+from moorage.bench.load import closed_loop, poisson
 from moorage.bench.prompts import PromptMaker, close_enough, first_length, next_length
 from moorage.bench.report import Report
 from moorage.bench.settings import Load, Settings
@@ -29,9 +29,11 @@ PROGRESS_INTERVAL = 5.0
 # Above this share of one core, what is measured may be the runner waiting for itself.
 BUSY_PERMILLE = 800
 
-_FIRST_CONTACT = {
+# What more patience cannot mend; a refused connection or a 503 (llama-server, loading) may pass.
+_FINAL = {
     FailureKind.REJECTED: Reason.REQUEST_REJECTED,
     FailureKind.NO_USAGE: Reason.NO_USAGE,
+    FailureKind.TIMED_OUT: Reason.UNREACHABLE,
 }
 
 
@@ -89,27 +91,26 @@ class _Run:
             outcome = await self.client.complete(self._prompts.make(self._length), max_tokens=2)
             if isinstance(outcome, Answer):
                 return outcome.usage.prompt
-            if outcome.kind in _FIRST_CONTACT or not tries_left:
-                reason = _FIRST_CONTACT.get(outcome.kind, Reason.UNREACHABLE)
+            if outcome.kind in _FINAL or not tries_left:
+                reason = _FINAL.get(outcome.kind, Reason.UNREACHABLE)
                 raise BenchError(reason, f"{self._settings.target}: {outcome.message}")
             self._progress(f"{self._settings.target}: {outcome.message}; trying again")
             await asyncio.sleep(FIRST_CONTACT_PAUSE)
         raise AssertionError("the last try returns or raises")
 
     async def _row(self, load: Load) -> Row:
+        # Before the warm-up, because a collection of all that start-up left stops the event loop for many milliseconds.
+        gc.collect()
+        gc.freeze()
         warmup = self._settings.warmup
         await self._warm_up(max(load.concurrency or 1, 2) if warmup is None else warmup, load)
         tally = _Tally(load, self._settings.requests)
-        # A collection of everything that start-up left would stop the clock's thread for milliseconds.
-        gc.collect()
-        gc.freeze()
         cpu = time.process_time()
         teller = asyncio.create_task(self._tell(tally))
         try:
             await self._load(tally, load)
         finally:
             teller.cancel()
-            gc.unfreeze()
         cpu = time.process_time() - cpu
         require_output_length([a.usage.completion for a in tally.answers], self._settings.output_tokens, str(load))
         row = summarize(load, tally.answers, len(tally.failures), self._settings.slo, cpu)
@@ -122,24 +123,24 @@ class _Run:
     async def _warm_up(self, requests: int, load: Load) -> None:
         self.state = f"while warming up for {load}"
         self._progress(f"{load}: warming up with {requests} requests")
-        tally = _Tally(load, requests)
-        if requests:
-            await closed_loop(self._send(tally), requests, min(load.concurrency or 1, requests))
+
+        async def send() -> None:
+            await self._complete()
+
+        await closed_loop(send, requests, min(load.concurrency or 1, requests))
 
     async def _load(self, tally: "_Tally", load: Load) -> None:
-        send = self._send(tally)
+        async def send() -> None:
+            tally.add(await self._complete())
+            self.state = str(tally)
+
         if load.rate is not None:
             await poisson(send, self._settings.requests, load.rate, self._settings.seed)
         else:
             await closed_loop(send, self._settings.requests, load.concurrency or 1)
 
-    def _send(self, tally: "_Tally") -> Send:
-        async def send() -> None:
-            prompt = self._prompts.make(self._length)
-            tally.add(await self.client.complete(prompt, self._settings.output_tokens))
-            self.state = str(tally)
-
-        return send
+    async def _complete(self) -> Outcome:
+        return await self.client.complete(self._prompts.make(self._length), self._settings.output_tokens)
 
     async def _tell(self, tally: "_Tally") -> None:
         while True:
@@ -156,7 +157,7 @@ class _Tally:
         self._load = load
         self._planned = planned
 
-    def add(self, outcome: Answer | Failure) -> None:
+    def add(self, outcome: Outcome) -> None:
         """Count one outcome. Raises BenchError (TooManyFailures)."""
         if isinstance(outcome, Answer) and not outcome.text_ns:
             message = (
