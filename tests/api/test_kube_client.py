@@ -124,12 +124,6 @@ class TestApply:
 class TestStatus:
     """On our own kinds: the API server treats the status of custom resources in its own ways."""
 
-    @pytest.fixture(autouse=True)
-    def _kinds(self, api_cluster: Any) -> None:
-        folder = Path(__file__).parents[2] / "crds"
-        api_cluster.kubectl("apply", "--server-side", "-f", str(folder))
-        api_cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(folder))
-
     async def test_leaves_the_spec_alone_and_removes_what_is_left_out(self, client: KubeClient, namespace: str):
         made = await client.apply(model(namespace), field_manager="a-person")
         await client.apply_status(MODELS, namespace, "m", {"phase": "Ready", "replicas": 1})
@@ -255,7 +249,7 @@ class TestReading:
         self, client: KubeClient, proxy: ApiProxy, namespace: str, api_cluster: Any
     ):
         api_cluster.kubectl("create", "serviceaccount", "nobody", "-n", namespace)
-        token = api_cluster.kubectl("create", "token", "nobody", "-n", namespace).strip()
+        token = api_cluster.kubectl("create", "token", "nobody", "-n", namespace).stdout.strip()
         async with await KubeClient.connect(proxy.kubeconfig_for(token)) as nobody:
             with pytest.raises(Forbidden, match='cannot list resource "jobs"') as caught:
                 await nobody.list(JOBS, namespace)

@@ -143,6 +143,9 @@ class EventRecorder:
                 same, pending = self._pending.popitem(last=False)
                 try:
                     await self._send_patiently(same, pending)
+                except asyncio.CancelledError:
+                    self._drop(1, "it was being sent when the time was up")
+                    raise
                 except Exception as error:  # whatever it is, the next event deserves its chance
                     self._drop(1, str(error))
             self._wake.clear()

@@ -17,6 +17,7 @@ from urllib.request import getproxies, proxy_bypass
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from yaml import YAMLError
 
 from moorage.errors import MoorageError
 
@@ -54,8 +55,9 @@ async def log_in(kubeconfig: Path | None = None, context: str | None = None) -> 
         # chain and host name are verified as ever.
         configuration.disable_strict_ssl_verification = True
         ssl_context = RESTClientObject(configuration).ssl_context
-    except (ConfigException, OSError, ValueError, TypeError) as error:
-        raise MoorageError(f"no way into a cluster by {source or 'the account of this pod'}: {error}") from error
+    except (ConfigException, OSError, ValueError, TypeError, AttributeError, YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise MoorageError(f"no way into a cluster by {source or 'the account of this pod'}: {why}") from error
     return Login(
         server=configuration.host.rstrip("/"),
         ssl_context=ssl_context,
@@ -72,11 +74,11 @@ async def _load(configuration: Configuration, source: str | None, context: str |
         load_incluster_config(configuration)
         return _namespace_of_pod()
     loader = await load_kube_config(source, context, configuration, persist_config=False)
-    chosen = loader.current_context["context"]
-    user = next((u["user"] for u in loader._config.value["users"] if u["name"] == chosen.get("user")), None) or {}
+    # `_user` is what the library's own refresh_token() looks at; there is no public name for it.
+    user = loader._user or {}
     if "exec" in user and "BearerToken" not in configuration.api_key and not configuration.cert_file:
-        raise ConfigException(f"the exec plugin {user['exec'].get('command')!r} gave no credentials")
-    return str(chosen.get("namespace") or "default")
+        raise ConfigException(f"the exec plugin {user['exec']['command']!r} gave no credentials")
+    return str(loader.current_context["context"].get("namespace") or "default")
 
 
 def _namespace_of_pod() -> str:
