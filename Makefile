@@ -4,7 +4,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help venv lock check fix test test-unit test-api test-e2e demo demo-down crds images cluster bench clean
+.PHONY: help venv lock check fix test test-unit test-api test-e2e demo demo-down crds chart images cluster bench clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,3 +35,6 @@ fix: venv ## let ruff format and mend what it can
 
 crds: venv ## write crds/ from the types in operator/moorage/api
 	@$(PY) -m moorage.api.crd crds/
+	@$(PY) -m charts.generate
+
+chart: crds ## write the generated parts of charts/moorage: CRDs, rights, versions

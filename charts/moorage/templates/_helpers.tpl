@@ -1,0 +1,57 @@
+{{/* Name of the chart in labels. */}}
+{{- define "moorage.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{/* Name of every object: the release's where it says moorage already, else both. */}}
+{{- define "moorage.fullname" -}}
+{{- $name := include "moorage.name" . }}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name }}
+{{- .Release.Name | trunc 52 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "moorage.serviceAccountName" -}}
+{{- default (include "moorage.fullname" .) .Values.serviceAccount.name }}
+{{- end }}
+
+{{- define "moorage.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/name: {{ include "moorage.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: moorage
+{{- end }}
+
+{{/* What selects the operator's pods; never changes, for a Deployment's selector cannot. */}}
+{{- define "moorage.operatorSelector" -}}
+app.kubernetes.io/name: {{ include "moorage.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end }}
+
+{{- define "moorage.image" -}}
+{{- default (printf "%s/moorage:%s" .Values.images.registry .Chart.AppVersion) .Values.images.moorage }}
+{{- end }}
+
+{{- define "moorage.llamaCppImage" -}}
+{{- default (printf "%s/llamacpp-cpu:%s" .Values.images.registry .Chart.AppVersion) .Values.images.llamaCpp }}
+{{- end }}
+
+{{/* The settings file of the operator (operator/moorage/control/settings.py). */}}
+{{- define "moorage.config" -}}
+images:
+  moorage: {{ include "moorage.image" . | quote }}
+  llamaCpp: {{ include "moorage.llamaCppImage" . | quote }}
+  pullSecrets: {{ toJson .Values.images.pullSecrets }}
+sources:
+  huggingFaceEndpoint: {{ .Values.sources.huggingFaceEndpoint | quote }}
+  allowPrivateHosts: {{ .Values.sources.allowPrivateHosts }}
+workers: {{ int .Values.operator.workers }}
+resyncSeconds: {{ int .Values.operator.resyncSeconds }}
+{{- end }}

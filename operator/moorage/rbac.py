@@ -1,0 +1,97 @@
+"""Every right that Moorage asks of a cluster, each row with its reason: the one table that the chart's roles come from.
+
+`python -m charts.generate` renders it into the chart; a test watches the operator's requests on a real API server and
+holds the table to them, in both directions: nothing refused, nothing granted and not used.
+"""
+
+from dataclasses import dataclass
+
+from moorage.names import GROUP
+
+READ = ("get", "list", "watch")
+MIRROR = ("list", "watch")
+CHANGE = ("create", "update", "patch", "delete", "deletecollection")
+
+
+@dataclass(frozen=True)
+class Right:
+    """One rule of a role: `verbs` on `resources` of one API group (core is the empty string), and `why`."""
+
+    group: str
+    resources: tuple[str, ...]
+    verbs: tuple[str, ...]
+    why: str
+
+
+OPERATOR: tuple[Right, ...] = (
+    Right(GROUP, ("models", "modelaliases"), MIRROR, "watches what people want; their specs are never written"),
+    Right(
+        GROUP,
+        ("modeldownloads",),
+        (*MIRROR, "create", "patch", "delete"),
+        "makes one download for all Models of the same content, and removes it after the last",
+    ),
+    Right(
+        GROUP,
+        ("models/status", "modelaliases/status", "modeldownloads/status"),
+        ("patch",),
+        "says what happened: phase, conditions, numbers",
+    ),
+    Right(
+        GROUP,
+        ("models/finalizers", "modeldownloads/finalizers"),
+        ("update",),
+        "children name their owner with blockOwnerDeletion (checked where OwnerReferencesPermissionEnforcement is on)",
+    ),
+    Right(
+        "apps",
+        ("deployments",),
+        (*MIRROR, "create", "patch", "delete"),
+        "the servers of Models; delete only lets the next Model of a name take over the Deployment of the last "
+        "(checked where OwnerReferencesPermissionEnforcement is on)",
+    ),
+    Right(
+        "",
+        ("services",),
+        (*MIRROR, "create", "patch", "delete"),
+        "the address of each Model; delete as for Deployments",
+    ),
+    Right(
+        "",
+        ("persistentvolumeclaims",),
+        (*MIRROR, "create", "patch", "delete"),
+        "the volumes of downloads; a cancelled one is emptied by deleting its claim",
+    ),
+    Right(
+        "batch",
+        ("jobs",),
+        (*MIRROR, "create", "patch", "delete"),
+        "downloads and benchmarks; finished, paused and outdated ones are removed",
+    ),
+    Right("", ("pods",), MIRROR, "why a server or a download does not run, which node it is on, what its result is"),
+    Right("", ("nodes",), MIRROR, "which GPUs there are"),
+    Right("storage.k8s.io", ("storageclasses",), MIRROR, "whether a claim can be bound at all"),
+    Right("", ("events",), ("create", "patch"), "tells people what happened, and counts what happens again"),
+    Right("", ("secrets",), ("get",), "tokens that a source names, one by one: never listed"),
+    Right("", ("configmaps",), ("get",), "CA bundles that a source names, one by one: never listed"),
+)
+"""Rights of the operator's ServiceAccount, in all namespaces."""
+
+KINDS = ("models", "modelaliases", "modeldownloads")
+
+VIEWER: tuple[Right, ...] = (
+    Right(GROUP, KINDS, READ, "see Models, ModelAliases and ModelDownloads"),
+    Right(
+        GROUP,
+        (*(f"{kind}/status" for kind in KINDS), "models/scale"),
+        ("get",),
+        "see their status and scale alone, as some tools ask for them",
+    ),
+)
+"""Rights of a person who uses models; part of Kubernetes' own `view`."""
+
+EDITOR: tuple[Right, ...] = (
+    Right(GROUP, KINDS, CHANGE, "make, change and remove Models, ModelAliases and ModelDownloads"),
+    Right(GROUP, ("models/scale",), ("update", "patch"), "load and unload: `kubectl scale model NAME --replicas=0`"),
+)
+"""Rights of a person who runs models, beside VIEWER; part of Kubernetes' own `edit`. Statuses are the operator's."""
