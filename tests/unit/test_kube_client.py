@@ -225,6 +225,13 @@ class TestLogInAgain:
             answers = await asyncio.gather(*(client.get(PODS, "team-a", "p") for _ in range(5)))
         assert answers == [POD] * 5
 
+    async def test_credentials_that_can_no_longer_be_read_are_forbidden(self, setting: Setting):
+        setting.answer = json_answer({"kind": "Status", "code": 401}, status=401)
+        async with await setting.client(token="old") as client:
+            (setting.directory / "kubeconfig").write_text("{}")
+            with pytest.raises(Forbidden, match="no way into a cluster"):
+                await client.get(PODS, "team-a", "p")
+
     async def test_a_token_that_stays_wrong_is_forbidden(self, setting: Setting):
         setting.answer = json_answer({"kind": "Status", "code": 401, "reason": "Unauthorized"}, status=401)
         async with await setting.client(token="wrong") as client:

@@ -1,14 +1,30 @@
 import json
 import os
 import stat
+from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from moorage.errors import MoorageError
+from moorage.errors import MoorageError, Unavailable
 from moorage.kube.login import log_in
+
+# Any certificate does; its key was thrown away.
+CERTIFICATE = """
+-----BEGIN CERTIFICATE-----
+MIIBdTCCARugAwIBAgIUKnRceNLI/hm9QfvqON4JQD8xdtswCgYIKoZIzj0EAwIw
+DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjEwMDM2MTZaGA8yMTI2MTAyODAwMzYx
+NlowDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABHxM
+/okWYsPLTA6MWd1z7GcEkTWdvxkZEGUMhSxn37hUDl4vvMnupGNXsUXWto2hDxN+
+y2XaPL6vxo9ekLgHhUujUzBRMB0GA1UdDgQWBBQhAat2B+ijNu2zhtLhJhze9yEW
+gzAfBgNVHSMEGDAWgBQhAat2B+ijNu2zhtLhJhze9yEWgzAPBgNVHRMBAf8EBTAD
+AQH/MAoGCCqGSM49BAMCA0gAMEUCIQC9RhZiFHEWBMbF8VdEG7oUiD59ZepvZb/W
+lEs6Ds79OwIgd9VdIXiq5cGmLzL3wGnqnpVdXtzKwgltsor6zhgUIQE=
+-----END CERTIFICATE-----
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +69,34 @@ async def test_kubeconfig_from_the_environment_before_the_default(tmp_path: Path
     named = write(tmp_path / "named", {"token": "named"})
     monkeypatch.setenv("KUBECONFIG", f"{tmp_path / 'absent'}{os.pathsep}{named}")
     assert await (await log_in()).authorization() == "Bearer named"
+
+
+@pytest.fixture
+def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files and variables that a pod's ServiceAccount brings."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    for name, text in {"token": "from-the-pod\n", "ca.crt": CERTIFICATE, "namespace": "moorage-system\n"}.items():
+        (tmp_path / name).write_text(text)
+    library = "kubernetes.aio.config.incluster_config"
+    monkeypatch.setattr(f"{library}.SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(f"{library}.SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setattr("moorage.kube.login._NAMESPACE_FILE", tmp_path / "namespace")
+    # A token is good for no time at all, so that each request reads the file again instead of one a minute.
+    clock = SimpleNamespace(datetime=datetime, timedelta=lambda **_: timedelta(0))
+    monkeypatch.setattr(f"{library}.datetime", clock)
+    return tmp_path
+
+
+async def test_the_account_of_our_own_pod_whose_token_rotates(pod: Path):
+    login = await log_in()
+    assert (login.server, login.namespace) == ("https://[fd00::1]:443", "moorage-system")
+    assert await login.authorization() == "bearer from-the-pod"
+    (pod / "token").write_text("rotated")
+    assert await login.authorization() == "bearer rotated"
+    (pod / "token").write_text("")
+    with pytest.raises(Unavailable, match="empty"):
+        await login.authorization()
 
 
 async def test_no_way_in_is_said_in_a_sentence():

@@ -19,7 +19,7 @@ from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 from yaml import YAMLError
 
-from moorage.errors import MoorageError
+from moorage.errors import MoorageError, Unavailable
 
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _DEFAULT_KUBECONFIG = Path("~/.kube/config")
@@ -30,7 +30,8 @@ class Login:
     """One way into one API server.
 
     `authorization` gives the header of the next request, or None where a client certificate speaks for us; it is asked
-    each time because tokens rotate. `namespace` is the one a person means who names none.
+    each time because tokens rotate. `namespace` is the one a person means who names none. The files are what
+    `ssl_context` was made of, for clients that want to make their own.
     """
 
     server: str
@@ -39,6 +40,10 @@ class Login:
     namespace: str
     tls_server_name: str | None = None
     proxy: str | None = None
+    ca_file: str | None = None
+    certificate_file: str | None = None
+    key_file: str | None = None
+    verified: bool = True
 
 
 async def log_in(kubeconfig: Path | None = None, context: str | None = None) -> Login:
@@ -65,6 +70,10 @@ async def log_in(kubeconfig: Path | None = None, context: str | None = None) -> 
         namespace=namespace,
         tls_server_name=configuration.tls_server_name,
         proxy=configuration.proxy or _proxy_from_environment(configuration.host),
+        ca_file=configuration.ssl_ca_cert,
+        certificate_file=configuration.cert_file,
+        key_file=configuration.key_file,
+        verified=configuration.verify_ssl,
     )
 
 
@@ -107,5 +116,8 @@ def _proxy_from_environment(server: str) -> str | None:
 
 async def _authorization(configuration: Configuration) -> str | None:
     """The header's value; in a cluster this reads the projected token again once a minute."""
-    value: str | None = await configuration.get_api_key_with_prefix("BearerToken")
+    try:
+        value: str | None = await configuration.get_api_key_with_prefix("BearerToken")
+    except ConfigException as error:
+        raise Unavailable(f"the token of this pod cannot be read: {error}") from error
     return value.strip() if value else None

@@ -16,7 +16,7 @@ import aiohttp
 from yarl import URL
 
 from moorage import __version__
-from moorage.errors import ApiError
+from moorage.errors import ApiError, Forbidden, MoorageError
 from moorage.kube.errors import TRANSPORT_ERRORS, from_exception, from_response
 from moorage.kube.login import Login, log_in
 
@@ -128,7 +128,10 @@ class Session:
             if time.monotonic() - self._logged_in_at < _LOGIN_AGAIN_SECONDS:
                 return False
             old = self._http
-            await self.open()
+            try:
+                await self.open()
+            except MoorageError as error:
+                raise Forbidden(str(error), status=401, reason="Unauthorized") from error
             await old.close()
             return True
 
