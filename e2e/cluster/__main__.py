@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import build, components, smoke
+from . import build, components, network, smoke
 from .cluster import Cluster
 from .errors import ClusterError
 
@@ -120,6 +120,7 @@ def _smoke(options: argparse.Namespace) -> None:
 def _kubectl(options: argparse.Namespace) -> None:
     cluster = Cluster(options.name, _say)
     kubectl = str(cluster.binary("kubectl"))
+    os.environ.update(network.without_proxy(os.environ))
     os.execv(kubectl, [kubectl, "--kubeconfig", str(cluster.kubeconfig), *options.rest])
 
 

@@ -1,11 +1,10 @@
 """What is not Kubernetes itself: rights and StorageClasses, the volume provisioner, and kwok."""
 
-import subprocess
 from pathlib import Path
 
 from .errors import StartError
 from .network import Plan
-from .runner import Runner, program
+from .runner import Runner, kubectl
 
 _MANIFESTS = Path(__file__).parent / "manifests"
 _FAKE_NODE_ADDRESS = "10.255.255.1"
@@ -18,16 +17,7 @@ def apply(runner: Runner) -> None:
     files = [_MANIFESTS / "rights.yaml", _MANIFESTS / "storage.yaml"]
     if state.node:
         files.append(_MANIFESTS / "storage-sized.yaml")
-    command = [
-        str(program("kubectl")),
-        f"--kubeconfig={state.kubeconfig}",
-        "apply",
-        "--server-side",
-        "--validate=false",
-    ]
-    done = subprocess.run(
-        [*command, *(f"--filename={file}" for file in files)], capture_output=True, text=True, check=False
-    )
+    done = kubectl(state, "apply", "--server-side", "--validate=false", *(f"--filename={file}" for file in files))
     if done.returncode != 0:
         raise StartError(f"the kit's own objects could not be created: {done.stderr.strip()}")
 

@@ -2,13 +2,12 @@
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 from . import addons, build, components, controlplane, network, node, processes, state
 from .errors import ClusterError
-from .runner import Runner, program
+from .runner import Runner, kubectl, program
 from .state import State
 
 Say = Callable[[str], None]
@@ -60,6 +59,8 @@ class Cluster:
                 self._say(f"cluster {self.name} is already up")
                 self._complete(running, kwok=kwok)
                 return
+            if state.load(self.folder):
+                self._say(f"cluster {self.name} is not whole or not as asked for: starting it anew")
             self._clear()
             self._start(with_node=not control_plane, kwok=kwok)
 
@@ -82,8 +83,7 @@ class Cluster:
 
     def kubectl(self, *arguments: str) -> str:
         """Run kubectl as the administrator and return its output; raises ClusterError with its complaint."""
-        command = [str(self.binary("kubectl")), "--kubeconfig", str(self.kubeconfig), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = kubectl(self._state(), *arguments)
         if done.returncode != 0:
             raise ClusterError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout

@@ -10,13 +10,16 @@ import random
 import shutil
 import socket
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ClusterError
 
 _LINKS = 32
+_ALL_NETWORKS = "10.160.0.0/11"  # of all plans together
 _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+_FORWARD_BEFORE = Path("/run/moorage-ip-forward")  # what the first cluster found, for the last one to put back
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,6 @@ def connect(namespace: int) -> Plan:
     raise ClusterError(f"all {_LINKS} networks 10.160.0.0/16 and up are in use: stop a cluster")
 
 
-def forwarding() -> str:
-    """Whether the host forwards packets, as the kernel writes it."""
-    return _FORWARD.read_text().strip()
-
-
 def configure_host(plan: Plan) -> None:
     """Give the host's end its address, the route and the rules, and let the host forward."""
     ip("address", "add", f"{plan.host}/30", "dev", plan.link)
@@ -101,6 +99,8 @@ def configure_host(plan: Plan) -> None:
     ip("route", "add", plan.network, "via", plan.node)
     for rule in rules(plan):
         _iptables("-I", rule)
+    if not _FORWARD_BEFORE.exists():
+        _FORWARD_BEFORE.write_text(_FORWARD.read_text())
     _FORWARD.write_text("1\n")
 
 
@@ -125,16 +125,17 @@ def rules(plan: Plan) -> list[list[str]]:
     ]
 
 
-def disconnect(plan: Plan, forwarding: str | None) -> None:
+def disconnect(plan: Plan) -> None:
     """Take away everything that `connect` and `configure_host` added. Safe to repeat."""
     _ip("link", "delete", plan.link)
     if shutil.which("iptables"):
         for rule in rules(plan):
             while _iptables("-C", rule, check=False):
                 _iptables("-D", rule)
-    others = [link for link in Path("/sys/class/net").iterdir() if link.name.startswith("mrg")]
-    if forwarding is not None and not others:
-        _FORWARD.write_text(forwarding + "\n")
+    others = any(link.name.startswith("mrg") for link in Path("/sys/class/net").iterdir())
+    if not others and _FORWARD_BEFORE.exists():
+        _FORWARD.write_text(_FORWARD_BEFORE.read_text())
+        _FORWARD_BEFORE.unlink()
 
 
 def ip(*arguments: str) -> str:
@@ -156,6 +157,14 @@ def _iptables(action: str, rule: list[str], *, check: bool = True) -> bool:
     if check and done.returncode != 0:
         raise ClusterError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.returncode == 0
+
+
+def without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that keep programs from asking a proxy for a cluster's addresses."""
+    direct = ["localhost", "127.0.0.1", _ALL_NETWORKS, ".svc", ".cluster.local"]
+    present = environment.get("NO_PROXY") or environment.get("no_proxy")
+    value = ",".join([*([present] if present else []), *direct])
+    return {"NO_PROXY": value, "no_proxy": value}
 
 
 def free_ports(names: list[str]) -> dict[str, int]:

@@ -32,7 +32,6 @@ def prepare(runner: Runner, name: str) -> Plan:
 
     plan = network.connect(pid)
     state.link = plan.index
-    state.forwarding = network.forwarding()
     state.save()
     network.configure_host(plan)
     for arguments in network.node_commands(plan):
@@ -84,7 +83,7 @@ def clear(state: State) -> None:
     if state.link is None:
         return
     plan = Plan(state.link)
-    network.disconnect(plan, state.forwarding)
+    network.disconnect(plan)
     cgroups.remove(plan.link)
 
 

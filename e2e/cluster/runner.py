@@ -1,10 +1,12 @@
 """Starts the programs of one cluster and waits for them; says what went wrong in terms of their own logs."""
 
+import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import processes
+from . import network, processes
 from .components import locate
 from .errors import StartError
 from .state import State
@@ -30,7 +32,8 @@ class Runner:
         if in_node:
             command = [*self.enter, *command]
         log = self.state.log(name)
-        self.state.add(processes.start(name, command, log, environment=environment, wrapped=in_node))
+        variables = network.without_proxy(os.environ) | (environment or {})
+        self.state.add(processes.start(name, command, log, environment=variables, wrapped=in_node))
 
     def wait(self, name: str, ready: Callable[[], bool], seconds: float) -> None:
         """Wait until `ready()`. Raises StartError when any recorded process ends before, or the time is over."""
@@ -57,6 +60,13 @@ def program(binary: str) -> Path:
     if path is None:
         raise StartError(f"{binary} is not built: run `python -m e2e.cluster build`")
     return path
+
+
+def kubectl(state: State, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run kubectl as the administrator."""
+    command = [str(program("kubectl")), f"--kubeconfig={state.kubeconfig}", *arguments]
+    variables = os.environ | network.without_proxy(os.environ)
+    return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
 
 
 def last_lines(log: Path, count: int = _LAST_LINES) -> list[str]:

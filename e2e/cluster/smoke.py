@@ -85,9 +85,10 @@ class Smoke:
 
     def volumes_end_with_their_claims(self) -> None:
         volumes = {claim["spec"]["volumeName"] for claim in self.get("persistentvolumeclaims")["items"]}
-        self.kubectl("delete", "namespace", self.namespace, f"--timeout={_PATIENCE}s")
+        self.kubectl("delete", f"--filename={_MANIFEST}", "--wait=false")
         root = self.cluster.folder / "volumes"
         self._eventually(lambda: not volumes & {entry.name for entry in root.iterdir()})
+        self.kubectl("delete", "namespace", self.namespace, "--wait=false")  # its controller takes ten seconds
 
     def _ends(self, pod: str, phase: str) -> None:
         self._eventually(lambda: self.get(f"pod/{pod}")["status"]["phase"] in {"Succeeded", "Failed"})

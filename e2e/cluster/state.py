@@ -4,7 +4,7 @@ import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ class State:
     """The record of one cluster.
 
     folder: holds everything of it. link: index of its network (network.Plan), None without a node.
-    forwarding: the host's ip_forward before the node came, for the way back.
     """
 
     folder: Path
@@ -26,7 +25,6 @@ class State:
     server: str = ""
     ports: dict[str, int] = field(default_factory=dict)
     link: int | None = None
-    forwarding: str | None = None
     node: bool = False
     ready: bool = False
 
@@ -72,7 +70,8 @@ def load(folder: Path) -> State | None:
     except FileNotFoundError:
         return None
     processes = [Process(**process) for process in record.pop("processes")]
-    return State(folder=folder, processes=processes, **record)
+    known = {entry.name for entry in fields(State)}  # an older kit may have written more
+    return State(folder=folder, processes=processes, **{key: value for key, value in record.items() if key in known})
 
 
 @contextmanager

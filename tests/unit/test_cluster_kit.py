@@ -1,6 +1,7 @@
 """The cluster kit's pure parts, and the two that must never be wrong: whom it kills and what it overwrites."""
 
 import hashlib
+import ipaddress
 import json
 import os
 import re
@@ -125,6 +126,13 @@ def test_every_rule_on_the_host_carries_the_mark_of_its_cluster() -> None:
         assert rule[rule.index("--comment") + 1] == "moorage:mrg3"
 
 
+def test_a_proxy_is_never_asked_for_a_clusters_addresses() -> None:
+    direct = network.without_proxy({"NO_PROXY": "example.com"})["NO_PROXY"].split(",")
+    assert "example.com" in direct
+    ranges = [ipaddress.ip_network(entry) for entry in direct if "/" in entry]
+    assert all(ipaddress.ip_address(Plan(index).host) in ranges[0] for index in (0, 31))
+
+
 def test_free_ports_are_distinct_and_below_the_ephemeral_range() -> None:
     ports = network.free_ports([f"port-{i}" for i in range(20)])
     assert len(set(ports.values())) == 20
@@ -197,6 +205,13 @@ def test_a_state_is_read_back_as_written(tmp_path: Path) -> None:
     found = state.load(tmp_path / "demo")
     assert found == record
     assert [process.pid for process in found.processes] == [11]
+
+
+def test_a_state_of_another_kit_can_still_be_taken_down(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"processes": [], "link": 2, "unknown": true}')
+    found = state.load(tmp_path)
+    assert found is not None
+    assert found.link == 2
 
 
 def test_no_state_means_no_cluster(tmp_path: Path) -> None:
