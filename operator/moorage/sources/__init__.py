@@ -3,7 +3,7 @@
 `moorage.hub` (operator) and `moorage.download` (the Job) share it, so that both read an answer of a hub alike.
 """
 
-from moorage.sources.errors import classify, rate_limit, retry_after, source_error
+from moorage.sources.errors import Headers, classify, rate_limit, retry_after, source_error
 from moorage.sources.files import RepoFile, check_name, check_names, formats
 from moorage.sources.hosts import HostPolicy
 from moorage.sources.reasons import CATALOG, Reason, ReasonFacts
@@ -15,6 +15,7 @@ __all__ = [
     "CATALOG",
     "DEFAULT_ENDPOINT",
     "Access",
+    "Headers",
     "HostPolicy",
     "Reason",
     "ReasonFacts",

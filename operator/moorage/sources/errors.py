@@ -5,9 +5,9 @@ Facts: `X-Error-Code` and statuses of the Hugging Face hub as huggingface_hub 2.
 """
 
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Protocol
 
 from moorage.errors import SourceError
 from moorage.sources.reasons import CATALOG, Reason
@@ -21,17 +21,24 @@ _CODES = {
 _SAID = 300
 
 
+class Headers(Protocol):
+    """Headers of an answer, looked up without regard to case."""
+
+    def get(self, name: str, /) -> str | None:
+        """The value of a header, None where it is absent."""
+
+
 def source_error(reason: Reason, message: str, *, after: float | None = None) -> SourceError:
     """A SourceError whose `retryable` is what the table of reasons says."""
     return SourceError(reason.value, message, retryable=CATALOG[reason].retryable, retry_after=after)
 
 
 def classify(
-    status: int, headers: Mapping[str, str], what: str, *, with_token: bool, now: datetime, api: bool = False
+    status: int, headers: Headers, what: str, *, with_token: bool, now: datetime, api: bool = False
 ) -> SourceError:
     """What an answer other than success means; `api` says that metadata was asked for, not a file.
 
-    `headers` must be looked up without regard to case; `what` names the thing asked for in the message ("repository
+    `what` names the thing asked for in the message ("repository
     acme/model on https://hub"); `with_token` tells "no token" from "the token may not"; `now` is needed for dates in
     Retry-After.
     """
@@ -85,7 +92,7 @@ def _sentence(reason: Reason, status: int, what: str, *, with_token: bool, said:
     return f"{text} (HTTP {status}{': ' + said if said else ''})"
 
 
-def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
+def retry_after(headers: Headers, now: datetime) -> float | None:
     """Seconds to wait as the server asked: Retry-After in seconds or as a date, else RateLimit; None if unsaid."""
     value = (headers.get("Retry-After") or "").strip()
     if re.fullmatch(r"\d{1,9}", value):
@@ -100,7 +107,7 @@ def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
     return rate_limit(headers)
 
 
-def rate_limit(headers: Mapping[str, str]) -> float | None:
+def rate_limit(headers: Headers) -> float | None:
     """Seconds until the quota is renewed from `RateLimit: "api";r=0;t=55`; None while requests remain or if unsaid."""
     value = headers.get("RateLimit") or ""
     remaining, reset = re.search(r"\br=(\d+)", value), re.search(r"\bt=(\d{1,9})", value)

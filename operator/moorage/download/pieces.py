@@ -1,0 +1,150 @@
+"""The piece map of a file: which bytes are on disk, and a crc32 to know them by.
+
+Two files hold it, in one format: `.state` is written at least once a second, after the data has been synced, so it
+never says more than the disk holds; `.live` is a memory mapping that follows every write, so that a killed process
+loses nothing. After a power failure `.live` may be ahead of the data: a piece is believed only as far as its bytes on
+disk have the recorded crc, as `.live` says or else as `.state` says.
+
+Format: one line of JSON (version, key, size, pieceSize), padded with spaces to 256 bytes; then per piece two little-
+endian 32-bit numbers: bytes done from the start of the piece, and their crc32.
+"""
+
+import json
+import mmap
+import os
+import struct
+import zlib
+from pathlib import Path
+
+MIB = 1 << 20
+LARGEST_PIECE = 64 * MIB
+SMALLEST_PIECE = MIB
+_HEAD = 256
+_RECORD = struct.Struct("<II")
+_EMPTY = (0, 0)
+
+Record = tuple[int, int]
+
+
+class Piece:
+    """One span of a file.
+
+    `record` is (bytes done, crc32 of them) and is replaced as a whole, so that other threads never see half of it.
+    `claims` are records from an earlier run, not yet compared with the disk.
+    """
+
+    __slots__ = ("busy", "claims", "record", "size", "start")
+
+    def __init__(self, start: int, size: int) -> None:
+        self.start, self.size = start, size
+        self.record: Record = _EMPTY
+        self.claims: tuple[Record, ...] = ()
+        self.busy = False
+
+    @property
+    def done(self) -> int:
+        """Bytes on disk, believed or claimed."""
+        return self.claims[-1][0] if self.claims else self.record[0]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing, as far as is known."""
+        return self.done == self.size
+
+    def reset(self) -> None:
+        """Nothing of it is on disk."""
+        self.record, self.claims = _EMPTY, ()
+
+
+def piece_size(size: int, connections: int) -> int:
+    """Bytes per piece: the connections finish together, and none is over 64 MiB or (but for the last) under 1 MiB."""
+    rounds = -(-size // (LARGEST_PIECE * connections)) or 1
+    wanted = -(-size // (rounds * connections))
+    return min(LARGEST_PIECE, max(SMALLEST_PIECE, -(-wanted // 65536) * 65536))
+
+
+class PieceMap:
+    """All pieces of one file of `size` bytes, in order."""
+
+    def __init__(self, key: str, size: int, each: int) -> None:
+        self.key, self.size, self.each = key, size, each
+        self.pieces = [Piece(start, min(each, size - start)) for start in range(0, size, each)]
+
+    def records(self) -> list[Record]:
+        """What is believed or claimed of each piece now."""
+        return [piece.claims[-1] if piece.claims else piece.record for piece in self.pieces]
+
+    def encode(self, records: list[Record]) -> bytes:
+        """`records` as the contents of a state file."""
+        head = json.dumps({"version": 1, "key": self.key, "size": self.size, "pieceSize": self.each})
+        return head.encode().ljust(_HEAD - 1) + b"\n" + b"".join(_RECORD.pack(*record) for record in records)
+
+    @classmethod
+    def load(cls, key: str, size: int, state: Path, live: Path) -> "PieceMap | None":
+        """The map of an earlier run, nothing believed yet; None where neither file can be used."""
+        found = [m for m in (_parse(key, size, state), _parse(key, size, live)) if m is not None]
+        if not found:
+            return None
+        each = found[0][0]
+        made = cls(key, size, each)
+        for index, piece in enumerate(made.pieces):
+            claims = {records[index] for size_, records in found if size_ == each}
+            piece.claims = tuple(sorted(c for c in claims if 0 < c[0] <= piece.size))
+        return made
+
+
+def _parse(key: str, size: int, path: Path) -> tuple[int, list[Record]] | None:
+    """Piece size and records of a state file; None where it is missing, torn or about another file."""
+    try:
+        raw = path.read_bytes()
+        head = json.loads(raw[:_HEAD])
+        each = int(head["pieceSize"])
+        if (head["version"], head["key"], head["size"]) != (1, key, size) or not 0 < each <= LARGEST_PIECE:
+            return None
+        if len(raw) - _HEAD != -(-size // each) * _RECORD.size:
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return each, list(_RECORD.iter_unpack(raw[_HEAD:]))
+
+
+class LiveMap:
+    """The `.live` file: a mapping of the records that outlives the process."""
+
+    def __init__(self, path: Path, pieces: PieceMap) -> None:
+        fresh = path.with_name(path.name + ".new")
+        fresh.write_bytes(pieces.encode(pieces.records()))
+        fresh.replace(path)
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), 0)
+
+    def put(self, index: int, record: Record) -> None:
+        """Follow the record of piece `index`."""
+        _RECORD.pack_into(self._map, _HEAD + index * _RECORD.size, *record)
+
+    def close(self) -> None:
+        """Unmap; the file stays."""
+        self._map.close()
+
+
+def believe(fd: int, piece: Piece, buffer: memoryview) -> bool:
+    """Compare the claims of a piece with the disk and keep the largest that holds; whether any did."""
+    crc, position, best = 0, 0, _EMPTY
+    for claim in piece.claims:
+        crc = crc_of(fd, piece.start + position, claim[0] - position, buffer, crc)
+        position = claim[0]
+        if crc == claim[1]:
+            best = claim
+    piece.record, piece.claims = best, ()
+    return best is not _EMPTY
+
+
+def crc_of(fd: int, start: int, length: int, buffer: memoryview, crc: int = 0) -> int:
+    """crc32 of `length` bytes at `start`, going on from `crc`; where the file ends early the result is of less."""
+    while length > 0:
+        got = os.preadv(fd, [buffer[: min(length, len(buffer))]], start)
+        if not got:
+            return crc ^ 0xFFFFFFFF
+        crc = zlib.crc32(buffer[:got], crc)
+        start, length = start + got, length - got
+    return crc

@@ -1,0 +1,56 @@
+"""How a run ends: one JSON object on stdout, and the termination message Kubernetes keeps of a pod."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from moorage.errors import SourceError
+from moorage.sources import CATALOG, Reason
+
+DEFAULT_TERMINATION_LOG = Path("/dev/termination-log")
+_TERMINATION_LIMIT = 4096
+_MESSAGE_LIMIT = 2000
+
+
+def result(reason: Reason, message: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The last line on stdout: the contract's keys, and what else is known."""
+    empty = {"bytes": 0, "files": [], "revision": "", "commit": "", "manifestDigest": ""}
+    return {"reason": reason.value, "message": message[:_MESSAGE_LIMIT], **empty, **facts}
+
+
+def failure(error: SourceError, file: str | None, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of a run that ended with `error`."""
+    more: dict[str, Any] = {"file": file} if file else {}
+    if error.retry_after is not None:
+        more["retryAfterSeconds"] = int(error.retry_after)
+    return result(Reason(error.reason), error.message, {**facts, **more})
+
+
+def publish(outcome: Mapping[str, Any], termination_log: Path | None) -> int:
+    """Print the result and write the termination message; returns the exit code."""
+    print(json.dumps(outcome, ensure_ascii=False), flush=True)
+    path = termination_log or (DEFAULT_TERMINATION_LOG if DEFAULT_TERMINATION_LOG.exists() else None)
+    if path:
+        with suppress(OSError):
+            path.write_bytes(termination_message(outcome))
+    return CATALOG[Reason(outcome["reason"])].exit_code
+
+
+def termination_message(outcome: Mapping[str, Any]) -> bytes:
+    """The result without the file list, at most 4 KiB, which is what Kubernetes keeps."""
+    short = {key: value for key, value in outcome.items() if key not in ("files", "formats")}
+    while len(data := json.dumps(short, ensure_ascii=False).encode()) > _TERMINATION_LIMIT:
+        short["message"] = short["message"][: len(short["message"]) // 2]
+        short.pop("file", None)
+    return data
+
+
+def leave_now(outcome: Mapping[str, Any], termination_log: Path | None) -> None:
+    """End the process at once, whatever its threads are doing."""
+    code = publish(outcome, termination_log)
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,299 @@
+"""The folder on the volume: who may write, how much room there is, where bytes lie until they are published.
+
+DEST/<commit>/...                      published by one rename: what lies there is complete, always
+DEST/<commit>/manifest.json            what it is
+DEST/.moorage/lock                     held (flock) by the one run that may write
+DEST/.moorage/parts/<key>[.state|.live]   bytes on their way, and what is known of them
+DEST/.moorage/files/<key>              verified bytes that wait for the others
+DEST/.moorage/stage-<commit>/          the tree being put together
+"""
+
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from moorage.download.content import Content, Identity
+from moorage.download.pieces import LiveMap, PieceMap, piece_size
+from moorage.errors import SourceError
+from moorage.sources import Reason, source_error
+from moorage.sources.files import STAGE_FOLDER
+
+MANIFEST = "manifest.json"
+_OWN_MANIFEST = ".moorage-manifest.json"  # where the repository itself has a manifest.json
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+_RESERVE = 4 << 20
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def storage_error(error: OSError, path: Path | str) -> SourceError:
+    """A failed file operation as a SourceError."""
+    what = f"{path}: {error.strerror or error}"
+    if error.errno in _FULL:
+        return source_error(Reason.INSUFFICIENT_STORAGE, f"no space left on the volume: {what}")
+    return source_error(Reason.STORAGE_ERROR, f"the volume cannot be used: {what}")
+
+
+@contextmanager
+def storage(path: Path | str) -> Iterator[None]:
+    """Turn OSError of file operations on `path` into SourceError."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+class Volume:
+    """DEST and what this run keeps there for `commit`."""
+
+    def __init__(self, dest: Path, commit: str) -> None:
+        self.dest, self.commit = dest, commit
+        self.home = dest / STAGE_FOLDER
+        self.parts, self.files = self.home / "parts", self.home / "files"
+        self.published = dest / commit
+        self._lock_fd = -1
+
+    @property
+    def target(self) -> Path:
+        """Where paths go: the published folder once there is one, else the stage."""
+        return self.published if self.published.is_dir() else self.home / f"stage-{self.commit}"
+
+    def open(self, lock_wait: float, stopped: Any) -> None:
+        """Make the folders and take the lock; raises SourceError(VolumeBusy) after `lock_wait` seconds."""
+        with storage(self.dest):
+            for folder in (self.dest, self.home, self.parts, self.files):
+                folder.mkdir(parents=True, exist_ok=True)
+                if folder.is_symlink() and folder != self.dest:
+                    raise OSError(errno.ELOOP, "is a symbolic link")
+            self._lock_fd = os.open(self.home / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        deadline = time.monotonic() + lock_wait
+        while not self._try_lock():
+            if time.monotonic() >= deadline or stopped.wait(0.2):
+                raise source_error(Reason.VOLUME_BUSY, f"another download is writing to {self.dest}")
+
+    def _try_lock(self) -> bool:
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise storage_error(error, self.home / "lock") from error
+            # One Job per target is the rule; where the file system has no locks the checksums are the net below it.
+        return True
+
+    def free(self) -> int:
+        """Bytes that an unprivileged process may still write."""
+        with storage(self.dest):
+            room = os.statvfs(self.dest)
+            return room.f_bavail * room.f_frsize
+
+    def sweep(self, keys: set[str]) -> None:
+        """Remove partial and waiting files that the plan does not want, and other commits' stages."""
+        with storage(self.home):
+            for path in [*self.parts.iterdir(), *self.files.iterdir()]:
+                if path.name.removesuffix(".state").removesuffix(".live") not in keys:
+                    path.unlink()
+            for stage in self.home.glob("stage-*"):
+                if stage.name != f"stage-{self.commit}":
+                    shutil.rmtree(stage)
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def part(self, content: Content) -> Path:
+        """Where its bytes arrive."""
+        return self.parts / content.identity.key
+
+    def load(self, content: Content, connections: int) -> None:
+        """Give `content` its piece map: the one of an earlier run, else an empty one."""
+        key, size, part = content.identity.key, content.size, self.part(content)
+        if content.small:
+            content.pieces = PieceMap(key, size, max(1, size))
+            return
+        state, live = part.with_name(key + ".state"), part.with_name(key + ".live")
+        known = PieceMap.load(key, size, state, live) if part.exists() else None
+        content.pieces = known or PieceMap(key, size, piece_size(size, connections))
+        content.safe = sum(record[0] for record in content.pieces.records())
+
+    def allocated(self, content: Content) -> int:
+        """Bytes of the volume that its part already holds."""
+        try:
+            return min(content.size, self.part(content).stat().st_blocks * 512)
+        except FileNotFoundError:
+            return 0
+
+    def reserve(self, contents: list[Content]) -> None:
+        """Make sure that everything fits, before the first byte; raises SourceError(InsufficientStorage)."""
+        missing = sum(c.size - self.allocated(c) for c in contents)
+        needed, free = missing + (_RESERVE if missing else 0) + 4096 * len(contents), self.free()
+        if missing and needed > free:
+            raise source_error(
+                Reason.INSUFFICIENT_STORAGE,
+                f"no space left on the volume: {needed} bytes are needed and {free} are free in {self.dest}",
+            )
+        for content in contents:
+            if not content.small:
+                self._allocate(content)
+
+    def _allocate(self, content: Content) -> None:
+        path = self.part(content)
+        with storage(path):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            try:
+                # Not os.posix_fallocate: where the file system cannot, glibc would write every block instead.
+                if (
+                    _libc.fallocate(fd, 0, ctypes.c_long(0), ctypes.c_long(content.size))
+                    and ctypes.get_errno() in _FULL
+                ):
+                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+                os.ftruncate(fd, content.size)
+            finally:
+                os.close(fd)
+
+    def open_part(self, content: Content) -> None:
+        """Open the part for writing and, for a large content, its live map."""
+        path = self.part(content)
+        with storage(path), content.io:
+            content.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            os.ftruncate(content.fd, content.size)
+            if not content.small and content.pieces:
+                content.live = LiveMap(path.with_name(path.name + ".live"), content.pieces)
+
+    def save(self, content: Content) -> None:
+        """Data to disk, then the state that tells of it; sets `content.safe`."""
+        path = self.part(content)
+        with storage(path), content.io:
+            if content.fd < 0 or content.pieces is None:
+                return
+            records = content.pieces.records()
+            os.fdatasync(content.fd)
+            write_durably(path.with_name(path.name + ".state"), content.pieces.encode(records))
+        content.safe = sum(record[0] for record in records)
+
+    def keep(self, content: Content) -> None:
+        """Its bytes are verified: sync them and move them to where they wait for the others."""
+        path = self.part(content)
+        with storage(path):
+            with content.io:
+                os.fdatasync(content.fd)
+            content.close()
+            content.found = self.files / path.name
+            path.replace(content.found)
+            for suffix in (".state", ".live"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+    # -- publication --------------------------------------------------------------------------------------------------
+
+    def candidates(self, identity: Identity) -> Iterator[Path]:
+        """Files of an earlier run that may hold these bytes: waiting ones, and those of other published commits."""
+        yield self.files / identity.key
+        for manifest in sorted(self.dest.glob("*/*manifest.json")):
+            if manifest.parent == self.published or manifest.name not in (MANIFEST, _OWN_MANIFEST):
+                continue
+            for file in read_manifest(manifest).get("files", []):
+                if (file.get("sha256"), file.get("sizeBytes")) == (identity.sha256, identity.size):
+                    yield manifest.parent / str(file.get("path"))
+
+    def place(self, content: Content) -> None:
+        """Put verified bytes at every path that wants them."""
+        source = content.found
+        if source is None:
+            return
+        own = source.parent == self.files
+        while content.wanted:
+            path = self.target / content.wanted[-1]
+            with storage(path):
+                self._make_parents(path)
+                self._put(source, path, move=own and len(content.wanted) == 1)
+            content.wanted.pop()
+
+    def _make_parents(self, path: Path) -> None:
+        """Make the folders of a path below the target, following no link out of it."""
+        self.target.mkdir(exist_ok=True)
+        folder = self.target
+        for part in path.relative_to(self.target).parts[:-1]:
+            folder /= part
+            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+                folder.unlink()
+            folder.mkdir(exist_ok=True)
+
+    def _put(self, source: Path, path: Path, *, move: bool) -> None:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        fresh = self.home / "placing"
+        fresh.unlink(missing_ok=True)
+        if move:
+            fresh = source
+        else:
+            try:
+                os.link(source, fresh, follow_symlinks=False)
+            except OSError:  # no hard links on this file system
+                shutil.copyfile(source, fresh)
+                _sync(fresh)
+        fresh.chmod(0o644)
+        fresh.replace(path)
+
+    def publish(self, manifest: dict[str, Any]) -> None:
+        """Write the manifest and give the tree its name; nothing is visible at DEST/<commit> before."""
+        target = self.target
+        with storage(self.published):
+            target.mkdir(exist_ok=True)
+            name = manifest_name(f["path"] for f in manifest["files"])
+            write_durably(target / name, json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
+            for folder, _, _ in os.walk(target):
+                _sync(Path(folder))
+            if target != self.published:
+                target.rename(self.published)
+            _sync(self.dest)
+            for used in (self.parts, self.files):
+                shutil.rmtree(used, ignore_errors=True)
+
+
+def manifest_name(paths: Any) -> str:
+    """The name of our manifest beside files at `paths`."""
+    return _OWN_MANIFEST if MANIFEST in set(paths) else MANIFEST
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest of ours; {} for anything else."""
+    try:
+        found = json.loads(path.read_bytes()) if path.stat().st_size < 64 << 20 else {}
+    except (OSError, ValueError):
+        return {}
+    files = found.get("files") if isinstance(found, dict) and found.get("moorage") == 1 else None
+    return found if isinstance(files, list) and all(isinstance(f, dict) for f in files) else {}
+
+
+def is_plain_file(path: Path, size: int) -> bool:
+    """Whether a regular file (no link) of `size` bytes lies at `path`."""
+    with suppress(OSError):
+        found = path.lstat()
+        return stat.S_ISREG(found.st_mode) and found.st_size == size
+    return False
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a file as a whole: the old contents or the new, also after a power failure."""
+    fresh = path.with_name(path.name + ".new")
+    with fresh.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
