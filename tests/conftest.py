@@ -1,6 +1,6 @@
 """Clusters for the tests: a control plane for the API floor, the whole machine for the e2e floor; each starts once."""
 
-import os
+import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,11 +35,9 @@ class TestCluster:
         return done
 
 
-@pytest.fixture(scope="session")
-def api_cluster() -> Iterator[TestCluster]:
-    """kube-apiserver, etcd, controller-manager and scheduler with our CRDs; no node."""
-    cluster = Cluster(os.environ.get("MOORAGE_TEST_CLUSTER", "test-api"))
-    cluster.up(control_plane=True)
+def _running(name: str, *, kwok: bool) -> Iterator[TestCluster]:
+    cluster = Cluster(name)
+    cluster.up(control_plane=True, kwok=kwok)
     try:
         made = TestCluster(cluster.kubeconfig, cluster.binary("kubectl"))
         made.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
@@ -47,3 +45,32 @@ def api_cluster() -> Iterator[TestCluster]:
         yield made
     finally:
         cluster.down()
+
+
+@pytest.fixture(scope="session")
+def api_cluster() -> Iterator[TestCluster]:
+    """kube-apiserver, etcd, controller-manager and scheduler with our CRDs; no node."""
+    yield from _running("test-api", kwok=False)
+
+
+@pytest.fixture(scope="session")
+def kwok_cluster() -> Iterator[TestCluster]:
+    """The same with simulated nodes (kwok): pods become Ready there, but run nothing."""
+    for made in _running("test-kwok", kwok=True):
+        made.kubectl("apply", "-f", "-", input=json.dumps(kwok_node("sim-cpu")))
+        yield made
+
+
+def kwok_node(name: str, *, gpus: int = 0, labels: dict[str, str] | None = None) -> dict[str, object]:
+    """A simulated node with room for many pods and, where asked for, NVIDIA GPUs."""
+    room = {"cpu": "64", "memory": "1Ti", "pods": "1000"} | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name,
+            "annotations": {"kwok.x-k8s.io/node": "fake"},
+            "labels": {"kubernetes.io/hostname": name, **(labels or {})},
+        },
+        "status": {"capacity": room, "allocatable": room},
+    }

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from aiohttp import web
 from moorage import names
 from moorage.control.endpoints import serve
 from moorage.control.operator import Operator
-from moorage.control.settings import Settings
 from moorage.control.store import ALIAS, DOWNLOAD, MODEL
+from moorage.kube.login import log_in
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +38,8 @@ def registry(operator: Operator, kubeconfig: Path | None, listen: str | None) ->
     web_runner: list[web.AppRunner] = []
 
     @kopf.on.login(registry=handlers)
-    def login(**kwargs: Any) -> Any:
-        if kubeconfig is None and "KUBECONFIG" not in os.environ:
-            return kopf.login_with_service_account(**kwargs) or kopf.login_via_client(**kwargs)
-        if kubeconfig is not None:
-            os.environ["KUBECONFIG"] = str(kubeconfig)  # the only way to tell kopf which file
-        return kopf.login_via_client(**kwargs)  # knows exec plugins and tokens, as kubectl does
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        return await _connection(kubeconfig)
 
     @kopf.on.startup(registry=handlers)
     async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
@@ -64,6 +59,26 @@ def registry(operator: Operator, kubeconfig: Path | None, listen: str | None) ->
     return handlers
 
 
+async def _connection(kubeconfig: Path | None) -> kopf.ConnectionInfo:
+    """The client's own way into the cluster, so that kopf can never end up in another one.
+
+    A token is given as it is now; kopf logs in again when the server no longer takes it.
+    """
+    found = await log_in(kubeconfig)
+    scheme, _, token = (await found.authorization() or "").partition(" ")
+    return kopf.ConnectionInfo(
+        server=found.server,
+        ca_path=found.ca_file,
+        insecure=not found.verified,
+        certificate_path=found.certificate_file,
+        private_key_path=found.key_file,
+        scheme=scheme or None,
+        token=token or None,
+        proxy_url=found.proxy,
+        default_namespace=found.namespace,
+    )
+
+
 def _watch(handlers: kopf.OperatorRegistry, operator: Operator, kind: str, plural: str) -> None:
     @kopf.on.event(names.GROUP, names.VERSION, plural, registry=handlers, id=plural)
     async def seen(event: Any, **_: Any) -> None:
@@ -75,10 +90,9 @@ def _watch(handlers: kopf.OperatorRegistry, operator: Operator, kind: str, plura
 
 
 async def run(
-    kubeconfig: Path | None, settings: Settings, listen: str | None, stop: asyncio.Event | None = None
+    operator: Operator, kubeconfig: Path | None, listen: str | None, stop: asyncio.Event | None = None
 ) -> None:
-    """Run the operator in this event loop until `stop` is set or the process is told to end."""
-    operator = await Operator.connect(kubeconfig, settings)
+    """Run `operator` in this event loop until `stop` is set or the process is told to end."""
     await kopf.operator(
         registry=registry(operator, kubeconfig, listen),
         clusterwide=True,

@@ -12,7 +12,8 @@ import click
 import uvloop
 
 from moorage.control.kopf_app import run
-from moorage.control.settings import load
+from moorage.control.operator import Operator
+from moorage.control.settings import Settings, load
 from moorage.errors import MoorageError
 
 
@@ -49,6 +50,10 @@ def command(kubeconfig: Path | None, config_file: Path | None, listen: str, verb
     try:
         settings = load(config_file)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run(kubeconfig, settings, listen or None))
+            runner.run(_run(kubeconfig, settings, listen or None))
     except MoorageError as error:
         raise click.ClickException(str(error)) from error
+
+
+async def _run(kubeconfig: Path | None, settings: Settings, listen: str | None) -> None:
+    await run(await Operator.connect(kubeconfig, settings), kubeconfig, listen)

@@ -1,0 +1,210 @@
+"""A bed for tests of the operator on a real API server: namespaces, ready downloads, and the operator itself."""
+
+import asyncio
+import json
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from moorage import names
+from moorage.api.download import ModelDownload
+from moorage.control.kopf_app import run
+from moorage.control.operator import Operator
+from moorage.control.prober import FakeProber
+from moorage.control.settings import Images, Settings, Sources
+from moorage.kube.client import KubeClient
+from moorage.kube.resources import MODEL_DOWNLOADS, MODELS, NAMESPACES, Resource
+from moorage.planning.download import inputs_of
+
+SETTINGS = Settings(
+    images=Images(moorage="moorage:test", llama_cpp="llamacpp:test"),
+    sources=Sources(hugging_face_endpoint="http://127.0.0.1:1", allow_private_hosts=True),
+)
+
+
+class OperatorThread:
+    """The whole operator, kopf included, in a thread and event loop of its own.
+
+    kopf cancels whatever tasks appear in its loop while it runs, so it must not share one with a test. Simulated nodes
+    answer no HTTP, hence the fake prober.
+    """
+
+    def __init__(self, kubeconfig: Path, settings: Settings) -> None:
+        self._kubeconfig, self._settings = kubeconfig, settings
+        self._stop: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._operator: Operator | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._main, name="operator", daemon=True)
+
+    @property
+    def operator(self) -> Operator:
+        assert self._operator is not None
+        return self._operator
+
+    def start(self) -> None:
+        self._thread.start()
+        deadline = time.monotonic() + 30
+        while not (self._operator and self._operator.ready):
+            assert self._thread.is_alive(), f"the operator ended: {self._error!r}"
+            assert time.monotonic() < deadline, "the operator did not get ready within 30 s"
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        assert self._loop is not None
+        assert self._stop is not None
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(30)
+        assert not self._thread.is_alive(), "the operator did not stop within 30 s"
+        if self._error:
+            raise RuntimeError("the operator failed") from self._error
+
+    def _main(self) -> None:
+        try:
+            asyncio.run(self._run())
+        except asyncio.CancelledError:
+            pass  # how kopf ends
+        except BaseException as error:
+            self._error = error
+
+    async def _run(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._operator = await Operator.connect(self._kubeconfig, self._settings, prober=FakeProber())
+        await run(self._operator, self._kubeconfig, None, self._stop)
+
+
+@contextmanager
+def running_operator(kubeconfig: Path, settings: Settings = SETTINGS) -> Iterator[Operator]:
+    """An operator that is ready and works until the block ends."""
+    thread = OperatorThread(kubeconfig, settings)
+    thread.start()
+    try:
+        yield thread.operator
+    finally:
+        thread.stop()
+
+
+class Bed:
+    """One namespace of a test, with the verbs that tests need; everything in it is deleted afterwards."""
+
+    def __init__(self, kube: KubeClient, namespace: str) -> None:
+        self.kube, self.namespace = kube, namespace
+
+    @classmethod
+    @asynccontextmanager
+    async def made(cls, kubeconfig: Path) -> AsyncIterator["Bed"]:
+        async with await KubeClient.connect(kubeconfig, user_agent="test") as kube:
+            name = f"t-{uuid.uuid4().hex[:8]}"
+            await kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+            bed = cls(kube, name)
+            try:
+                yield bed
+            finally:
+                await bed._clear()
+
+    async def _clear(self) -> None:
+        for resource in (MODELS, MODEL_DOWNLOADS):
+            for obj in (await self.kube.list(resource, self.namespace))[0]:
+                await self.kube.delete(resource, self.namespace, obj["metadata"]["name"])
+        await self.kube.delete(NAMESPACES, None, self.namespace)
+
+    async def create(self, kind: str, name: str, spec: dict[str, Any], **meta: Any) -> dict[str, Any]:
+        body = {"apiVersion": names.API_VERSION, "kind": kind, "metadata": {"name": name, **meta}, "spec": spec}
+        body["metadata"]["namespace"] = self.namespace
+        return await self.kube.apply(body, field_manager="person")
+
+    async def model(self, name: str = "m", **spec: Any) -> dict[str, Any]:
+        """A Model on the CPU that serves the ready download `files`, without a benchmark unless asked for."""
+        spec.setdefault("source", {"downloadRef": {"name": "files"}})
+        spec.setdefault("accelerator", {"vendor": "None"})
+        spec.setdefault("benchmark", {"enabled": False})
+        annotations = spec.pop("annotations", {})
+        return await self.create("Model", name, spec, annotations=annotations)
+
+    async def bound_claim(self, name: str = "files") -> None:
+        """A claim that is bound to a volume on a path that only simulated nodes would have."""
+        volume = f"{self.namespace}-{name}"
+        size = {"storage": "10Gi"}
+        reference = {"namespace": self.namespace, "name": name}
+        await self.kube.create(
+            {
+                "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume},
+                "spec": {"capacity": size, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/nowhere"},
+                         "claimRef": reference, "persistentVolumeReclaimPolicy": "Delete", "storageClassName": ""},
+            }
+        )  # fmt: skip
+        await self.kube.create(
+            {
+                "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": reference,
+                "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": size}, "volumeName": volume,
+                         "storageClassName": ""},
+            }
+        )  # fmt: skip
+
+    async def ready_download(self, name: str = "files") -> None:
+        """A ModelDownload that has been Ready for a while, as an operator before us left it."""
+        await self.bound_claim(name)
+        source = {"http": {"url": "https://example.com/tiny.gguf", "sha256": "a" * 64}}
+        made = await self.create("ModelDownload", name, {"source": source, "storage": {"claimName": name}})
+        await self.kube.apply_status(MODEL_DOWNLOADS, self.namespace, name, ready_status(made, name))
+
+    async def get(self, resource: Resource, name: str) -> dict[str, Any]:
+        return await self.kube.get(resource, self.namespace, name)
+
+    async def until(self, resource: Resource, name: str, good: Any, timeout: float = 20.0) -> dict[str, Any]:
+        """The object as soon as `good(object)` is true; fails with what it last looked like."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while True:
+            try:
+                obj = await self.get(resource, name)
+                if good(obj):
+                    return obj
+                last = json.dumps(obj.get("status", {}), indent=1)
+            except Exception as error:
+                last = repr(error)
+            assert loop.time() < deadline, f"{resource.plural}/{name} not as expected within {timeout:g} s: {last}"
+            await asyncio.sleep(0.05)
+
+    async def until_condition(self, name: str, kind: str, status: str, reason: str = "", **kw: Any) -> dict[str, Any]:
+        """The Model as soon as one condition has this status (and reason)."""
+
+        def good(obj: dict[str, Any]) -> bool:
+            found = condition(obj, kind)
+            return found.get("status") == status and reason in ("", found.get("reason"))
+
+        return await self.until(kw.pop("resource", MODELS), name, good, **kw)
+
+    async def gone(self, resource: Resource, name: str, timeout: float = 20.0) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while [o for o in (await self.kube.list(resource, self.namespace))[0] if o["metadata"]["name"] == name]:
+            assert loop.time() < deadline, f"{resource.plural}/{name} is still there after {timeout:g} s"
+            await asyncio.sleep(0.05)
+
+
+def condition(obj: dict[str, Any], kind: str) -> dict[str, Any]:
+    found = (obj.get("status") or {}).get("conditions", ())
+    return next((c for c in found if c["type"] == kind), {})
+
+
+def ready_status(made: dict[str, Any], claim: str) -> dict[str, Any]:
+    """The status of a finished ModelDownload, with the hash that the operator knows its spec by."""
+    since = {"lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1}
+    kinds = ("Resolved", "SpaceAvailable", "Downloaded", "Verified", "Ready")
+    return {
+        "phase": "Ready",
+        "inputsHash": inputs_of(ModelDownload.read(made)),
+        "conditions": [{"type": k, "status": "True", "reason": k, "message": "as before", **since} for k in kinds],
+        "manifestDigest": "d",
+        "resolvedRevision": "a" * 64,
+        "claimName": claim,
+        "path": "x/y",
+        "files": {"total": 1, "done": 1},
+        "bytes": {"total": 500_000, "done": 500_000},
+        "facts": {"format": "GGUF", "mainFile": "tiny.gguf", "architecture": "llama", "contextLength": 4096},
+    }
