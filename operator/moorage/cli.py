@@ -14,6 +14,7 @@ COMMANDS = {
     "operator": "moorage.control.main:command",
     "download": "moorage.download.main:command",
     "bench": "moorage.bench.main:command",
+    "estimate": "moorage.estimate.main:command",
 }
 
 

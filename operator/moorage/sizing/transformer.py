@@ -18,6 +18,8 @@ _RECURRENT_KEYS: Final = ("mamba_d_state", "ssm_state_size", "state_size", "line
 class TransformerModel:
     """A safetensors model as vLLM will hold it.
 
+    parameters       0 where packed weights hide how many there are
+    quantization     the method by name, else the type of most bytes
     weight_bytes     all tensors as stored
     cache_bytes_per_value  2 for a 16-bit cache, 4 for float32 models
     latent_width     values per token and layer with multi-head latent attention, else 0
@@ -28,6 +30,8 @@ class TransformerModel:
 
     architecture: str
     context_length: int
+    parameters: int
+    quantization: str
     weight_bytes: int
     cache_bytes_per_value: int
     hidden: int
@@ -76,6 +80,8 @@ def transformer_of(config: bytes, weights: SafetensorsHeader) -> TransformerMode
     return TransformerModel(
         architecture=_architecture(whole),
         context_length=text.number("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
+        parameters=0 if "quantization_config" in whole else sum(weights.elements.values()),
+        quantization=_quantization(whole) or weights.main_type,
         weight_bytes=weights.data_bytes,
         cache_bytes_per_value=_cache_bytes(whole, text),
         hidden=hidden,
@@ -178,6 +184,12 @@ def _cache_bytes(whole: dict[str, Any], text: _Section) -> int:
             if isinstance(value := section.get(name), str):
                 return _DTYPE_BYTES.get(value, 2)
     return 2
+
+
+def _quantization(whole: dict[str, Any]) -> str:
+    section = whole.get("quantization_config")
+    method = section.get("quant_method") if isinstance(section, dict) else None
+    return clean(method, 40) if isinstance(method, str) else ""
 
 
 def _quantization_group(whole: dict[str, Any]) -> int:

@@ -1,0 +1,137 @@
+"""Finds the model that was asked for and reads its headers, from disk or from a hub."""
+
+import os
+import re
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from moorage.hub import HubClient
+from moorage.sizing.errors import HeaderError
+from moorage.sizing.gguf import GgufHeader
+from moorage.sizing.gguf_model import model_of
+from moorage.sizing.model import LlamaModel
+from moorage.sizing.reading import File, Want, read_gguf, read_transformer
+from moorage.sizing.transformer import TransformerModel
+from moorage.sources import Access, HostPolicy, RepoFile, Repository, Selection, formats, select
+from moorage.sources.choice import needed
+
+_PART: Final = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
+_MAX_ENTRIES: Final = 10_000
+_TIMEOUT_SECONDS: Final = 30.0
+_Answer = TypeVar("_Answer")
+Reading = Generator[Want, bytes, _Answer]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A model for one of the engines, with what a person knows it by; `parameters` 0 where nobody tells."""
+
+    model: LlamaModel | TransformerModel
+    name: str
+    parameters: int
+    quantization: str
+
+    @classmethod
+    def of_gguf(cls, header: GgufHeader, fallback_name: str) -> "Facts":
+        """The facts of a GGUF model; raises HeaderError."""
+        return cls(model_of(header), header.name or fallback_name, header.parameters or 0, header.quantization)
+
+
+def from_file(path: Path) -> Facts:
+    """The model in one GGUF file, or in all parts of a split one whose first part `path` is. Raises HeaderError."""
+    found = _PART.match(path.name)
+    names = [path.name]
+    if found:
+        stem, number, total = found.groups()
+        if int(number) != 1:
+            raise HeaderError(f"{path.name} is part {int(number)} of {int(total)}: give the first part")
+        names = [f"{stem}-{part:05d}-of-{total}{path.suffix}" for part in range(1, int(total) + 1)]
+    files = [File(name, _size(path.parent / name)) for name in names]
+    return Facts.of_gguf(_drive(read_gguf(files), path.parent), path.stem)
+
+
+def from_folder(folder: Path, include: Sequence[str]) -> Facts:
+    """The one model in `folder` among the files that `include` picks. Raises HeaderError and SourceError."""
+    paths = [path for path in sorted(folder.rglob("*"))[:_MAX_ENTRIES] if path.is_file()]
+    files = [RepoFile(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
+    if not files:
+        raise HeaderError(f"the folder {folder} is empty")
+    chosen = select(files, Selection(include=tuple(include)))
+    return _drive(reading_of(chosen, folder.resolve().name), folder)
+
+
+async def from_repository(repository: Repository, include: Sequence[str]) -> Facts:
+    """The one model in `repository` among the files that `include` picks; the token comes from HF_TOKEN.
+
+    Raises HeaderError and SourceError.
+    """
+    access = Access(token=os.environ.get("HF_TOKEN"))
+    async with HubClient(policy=HostPolicy(allow_loopback=True), timeout=_TIMEOUT_SECONDS) as hub:
+        commit = await hub.resolve(repository, access)
+        files = select(await hub.tree(repository, commit, access), Selection(include=tuple(include)))
+
+        def read(want: Want) -> Awaitable[bytes]:
+            return hub.read_range(repository.file_url(commit, want.path), want.start, want.length, access)
+
+        return await _drive_remote(reading_of(files, repository.repo), read)
+
+
+def reading_of(files: Sequence[RepoFile], name: str) -> Reading["Facts"]:
+    """The reading that suits `files`: of their one GGUF model, else of the safetensors beside config.json."""
+    kinds = formats(file.path for file in files)
+    if "GGUF" in kinds:
+        chosen, _ = needed(files)
+        header = yield from read_gguf([File(file.path, file.size) for file in sorted(chosen, key=lambda f: f.path)])
+        return Facts.of_gguf(header, name)
+    if "Safetensors" not in kinds:
+        raise HeaderError("there is no GGUF and no safetensors file")
+    top = {file.path: file.size for file in files if "/" not in file.path}
+    if "config.json" not in top:
+        raise HeaderError("there are safetensors files but no config.json")
+    weights = _weights(top)
+    if not weights:
+        raise HeaderError("there is no safetensors file beside config.json")
+    model = yield from read_transformer(File("config.json", top["config.json"]), weights)
+    return Facts(model, name, model.parameters, model.quantization)
+
+
+def _weights(top: dict[str, int]) -> list[File]:
+    """The weight files that vLLM loads: those beside config.json, less a second copy in the original layout."""
+    names = [name for name in top if name.endswith(".safetensors")]
+    copies = [name for name in names if not name.startswith("consolidated")]
+    return [File(name, top[name]) for name in copies or names]
+
+
+def _size(path: Path) -> int:
+    if not path.is_file():
+        raise HeaderError(f"there is no file {path}")
+    return path.stat().st_size
+
+
+def _drive(reading: Reading[_Answer], folder: Path) -> _Answer:
+    """Run a reading over local files."""
+    try:
+        want = next(reading)
+        while True:
+            with (folder / want.path).open("rb") as file:
+                file.seek(want.start)
+                data = file.read(want.length)
+            want = reading.send(data)
+    except StopIteration as end:
+        answer: _Answer = end.value
+        return answer
+    except OSError as error:
+        raise HeaderError(f"{error.filename}: {error.strerror}") from error
+
+
+async def _drive_remote(reading: Reading[_Answer], read: Callable[[Want], Awaitable[bytes]]) -> _Answer:
+    """Run a reading over a hub."""
+    try:
+        want = next(reading)
+        while True:
+            want = reading.send(await read(want))
+    except StopIteration as end:
+        answer: _Answer = end.value
+        return answer
