@@ -43,19 +43,8 @@ OPERATOR: tuple[Right, ...] = (
         ("update",),
         "children name their owner with blockOwnerDeletion (checked where OwnerReferencesPermissionEnforcement is on)",
     ),
-    Right(
-        "apps",
-        ("deployments",),
-        (*MIRROR, "create", "patch", "delete"),
-        "the servers of Models; delete only lets the next Model of a name take over the Deployment of the last "
-        "(checked where OwnerReferencesPermissionEnforcement is on)",
-    ),
-    Right(
-        "",
-        ("services",),
-        (*MIRROR, "create", "patch", "delete"),
-        "the address of each Model; delete as for Deployments",
-    ),
+    Right("apps", ("deployments",), (*MIRROR, "create", "patch"), "the servers of Models; deleted with their owner"),
+    Right("", ("services",), (*MIRROR, "create", "patch"), "the address of each Model; deleted with its owner"),
     Right(
         "",
         ("persistentvolumeclaims",),

@@ -1,0 +1,156 @@
+"""What the chart renders: golden files for the defaults and for every value set, and what must hold for both.
+
+After a change that is meant: `UPDATE_GOLDEN=1 pytest tests/unit/test_chart_render.py`, and read the difference.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from moorage import names
+from moorage.api.crd import crd_files
+from moorage.control.settings import Settings
+from tests.support import helm
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden/chart"
+FULL: dict[str, Any] = yaml.safe_load((GOLDEN / "full.values.yaml").read_text())
+VALUES = {"default": {}, "full": FULL}
+
+
+def without_crds(text: str) -> str:
+    """The rendering without the CRDs, which have a test of their own, and without Helm's differences in blank lines."""
+    documents = [part.strip() for part in re.split(r"(?m)^---$", text)]
+    kept = [part for part in documents if part and "\nkind: CustomResourceDefinition\n" not in part]
+    return "\n---\n".join(kept) + "\n"
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_rendering_is_the_golden_one(case):
+    rendered = without_crds(helm.template(VALUES[case]))
+    path = GOLDEN / f"{case}.yaml"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(rendered)
+    assert rendered == path.read_text()
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_lint_has_nothing_to_say(case):
+    assert "0 chart(s) failed" in helm.helm("lint", "--strict", str(helm.CHART), values=VALUES[case])
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_every_namespaced_object_is_in_the_release_or_a_named_namespace(case):
+    cluster_wide = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+    allowed = {helm.NAMESPACE, *FULL["networkPolicy"]["namespaces"]}
+    for obj in helm.objects(VALUES[case]):
+        if obj["kind"] not in cluster_wide:
+            assert obj["metadata"]["namespace"] in allowed, obj["kind"]
+
+
+def test_the_operator_reads_the_settings_that_the_chart_writes():
+    settings = Settings.model_validate(helm.config(helm.objects(FULL)))
+    assert settings.images.moorage == FULL["images"]["moorage"]
+    assert settings.images.llama_cpp.startswith("registry.example.com/mirror/llamacpp-cpu:")
+    assert settings.images.pull_secrets == ("pull", "pull-too")
+    assert settings.sources.hugging_face_endpoint == "http://hub.models.svc:8090"
+    assert settings.sources.allow_private_hosts is True
+    assert (settings.workers, settings.resync_seconds) == (4, 60)
+
+
+def test_the_chart_writes_every_setting_with_the_operators_own_default():
+    rendered = helm.config(helm.objects())
+    assert rendered == Settings().model_dump(mode="json", by_alias=True), (
+        "a setting without a value, or another default"
+    )
+
+
+def test_a_changed_setting_restarts_the_operator_and_nothing_else_does():
+    def checksum(values: dict[str, Any]) -> str:
+        deployment = helm.only(helm.objects(values), "Deployment")
+        return str(deployment["spec"]["template"]["metadata"]["annotations"]["checksum/config"])
+
+    assert checksum({"operator": {"workers": 5}}) != checksum({})
+    assert checksum({"metrics": {"serviceMonitor": {"enabled": True}}}) == checksum({})
+
+
+@pytest.mark.parametrize(
+    ("release", "values", "name"),
+    [
+        ("moorage", {}, "moorage-operator"),
+        ("prod", {}, "prod-moorage-operator"),
+        ("prod", {"nameOverride": "models"}, "prod-models-operator"),
+        ("prod", {"fullnameOverride": "m"}, "m-operator"),
+        ("r" * 53, {}, "r" * 52 + "-operator"),
+    ],
+)
+def test_names_follow_the_release(release, values, name):
+    found = helm.objects(values, release=release)
+    assert helm.only(found, "Deployment")["metadata"]["name"] == name
+    assert helm.only(found, "ClusterRoleBinding")["roleRef"]["name"] == name
+    assert all(len(obj["metadata"]["name"]) <= 63 for obj in found)
+
+
+def test_two_releases_do_not_share_a_name():
+    def named(release: str) -> set[tuple[str, str]]:
+        found = helm.objects({"crds": {"enabled": False}}, release=release)
+        return {(obj["kind"], obj["metadata"]["name"]) for obj in found}
+
+    assert not named("one") & named("two")
+
+
+def test_selectors_find_the_operators_pod():
+    found = helm.objects(FULL)
+    labels = helm.only(found, "Deployment")["spec"]["template"]["metadata"]["labels"].items()
+    assert helm.only(found, "Deployment")["spec"]["selector"]["matchLabels"].items() <= labels
+    assert helm.only(found, "Service")["spec"]["selector"].items() <= labels
+    assert helm.only(found, "NetworkPolicy", "-operator")["spec"]["podSelector"]["matchLabels"].items() <= labels
+    for policy in ("-downloads", "-servers"):
+        for found_policy in (obj for obj in found if obj["metadata"]["name"].endswith(policy)):
+            first = found_policy["spec"]["ingress"][0]["from"][0]
+            assert first["podSelector"]["matchLabels"].items() <= labels
+            assert first["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": helm.NAMESPACE}
+    monitored = helm.only(found, "ServiceMonitor")["spec"]["selector"]["matchLabels"].items()
+    assert monitored <= helm.only(found, "Service")["metadata"]["labels"].items()
+
+
+def test_network_policies_are_made_for_each_named_namespace():
+    made = [
+        (o["metadata"]["namespace"], o["metadata"]["name"]) for o in helm.objects(FULL) if o["kind"] == "NetworkPolicy"
+    ]
+    teams = [(team, f"models-{what}") for team in ("team-a", "team-b") for what in ("downloads", "servers")]
+    assert sorted(made) == sorted([(helm.NAMESPACE, "models-operator"), *teams])
+
+
+def test_without_scrapers_the_metrics_port_is_closed_to_all():
+    policy = helm.only(helm.objects({"networkPolicy": {"enabled": True}}), "NetworkPolicy")
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    assert policy["spec"]["ingress"] == []
+
+
+def test_the_notes_show_a_model_that_the_api_has():
+    notes = helm.helm("install", "moorage", str(helm.CHART), "--dry-run=client", "--namespace", "x").split("NOTES:")[1]
+    text = re.search(r"<<'MODEL'\n(.*?)\n +MODEL", notes, re.S)
+    assert text
+    model = yaml.safe_load(text[1])
+    assert f"deployment/{helm.only(helm.objects(), 'Deployment')['metadata']['name']}" in notes
+    assert model["apiVersion"] == names.API_VERSION
+    spec = yaml.safe_load(crd_files()["moorage.dev_models.yaml"])["spec"]["versions"][0]["schema"]
+    assert set(model["spec"]) <= set(spec["openAPIV3Schema"]["properties"]["spec"]["properties"])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"crds": {"keep": False}}, "will delete every Model"),
+        ({"networkPolicy": {"enabled": True}}, "networkPolicy.namespaces is empty"),
+    ],
+)
+def test_the_notes_warn(values, words):
+    plain = helm.helm("install", "moorage", str(helm.CHART), "--dry-run=client", values={})
+    warned = helm.helm("install", "moorage", str(helm.CHART), "--dry-run=client", values=values)
+    assert words in warned
+    assert words not in plain
