@@ -263,6 +263,15 @@ def test_certificates_pass_the_strictest_check_of_openssl(tmp_path: Path) -> Non
         check=False,
     )
     assert checked.returncode == 0, checked.stderr
+    for certificate, wanted in (("apiserver", "Authority Key Identifier"), ("ca", "Subject Key Identifier")):
+        text = subprocess.run(
+            ["openssl", "x509", "-in", str(tmp_path / f"{certificate}.crt"), "-noout", "-text"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert wanted in text
+        assert "X509v3 Key Usage: critical" in text
     assert len(set(tokens.values())) == len(tokens)
     assert (tmp_path / "tokens.csv").stat().st_mode & 0o077 == 0
 
