@@ -96,6 +96,7 @@ def cni(folder: Path, plan: Plan) -> Json:
         "ranges": [[{"subnet": plan.pods}]],
         "routes": [{"dst": "0.0.0.0/0"}],
     }
+    # 1400: virtual machines and tunnels often have less than 1500, and then large answers from outside would hang.
     cable = {"type": "ptp", "ipMasq": False, "mtu": 1400, "ipam": ipam}
     port_map = {"type": "portmap", "capabilities": {"portMappings": True}}
     return {"cniVersion": "1.0.0", "name": plan.link, "plugins": [cable, port_map]}

@@ -72,7 +72,9 @@ def _apiserver(secrets: Path, ports: dict[str, int], plan: Plan | None, address:
         *(f"--client-ca-file={secrets}/ca.crt", f"--token-auth-file={secrets}/tokens.csv"),
         *(f"--service-account-key-file={secrets}/sa.key", f"--service-account-signing-key-file={secrets}/sa.key"),
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-        *("--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged"),
+        *("--authorization-mode=Node,RBAC", "--allow-privileged"),
+        # The second is on in OpenShift and off elsewhere; a chart that passes here installs in both.
+        "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
         *(
             f"--kubelet-client-certificate={secrets}/kubelet-client.crt",
             f"--kubelet-client-key={secrets}/kubelet-client.key",
