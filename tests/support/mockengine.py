@@ -53,7 +53,6 @@ class Behaviour:
     split: bool = False  # write each event in two pieces
     crlf: bool = False
     chunked: bool = True  # False: the body ends with the connection
-    keep_alive: float = 75.0  # idle seconds until the server closes a connection
     flavour: str = "llama.cpp"  # llama.cpp | vllm | none: who it says it is
     # What goes wrong, from request number `fault_from` (1 is the first) on, with every `fault_every`-th.
     fault: str = ""  # an HTTP status, or reset | stall | cut | error | garbage | silent | textless | json
@@ -192,7 +191,6 @@ class _Wire(asyncio.Protocol):
         self._path = ""
         self._body = bytearray()
         self._task: asyncio.Task[None] | None = None
-        self._idle: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -210,8 +208,6 @@ class _Wire(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self.received_ns, self._path, self._body, self.headers = self._now, "", bytearray(), {}
-        if self._idle is not None:
-            self._idle.cancel()
 
     def on_url(self, url: bytes) -> None:
         self._path += url.decode()
@@ -228,8 +224,8 @@ class _Wire(asyncio.Protocol):
     async def _serve(self, method: str) -> None:
         await self._engine.respond(self, method, self._path, bytes(self._body))
         self._task = None
-        loop = asyncio.get_running_loop()
-        self._idle = loop.call_later(self._engine.behaviour.keep_alive, self._transport.close)
+        if not self._parser.should_keep_alive():
+            self._transport.close()
 
     def whole(self, status: int, body: Any) -> None:
         """A response with a JSON body."""

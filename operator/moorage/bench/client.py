@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from moorage import __version__
-from moorage.bench.connection import BrokenConnectionError, Exchange, OnBody, Pool
+from moorage.bench.connection import BrokenConnectionError, Connector, Exchange, OnBody
 from moorage.bench.settings import Settings
 from moorage.bench.stream import Transcript, Usage, error_text
 
@@ -62,15 +62,11 @@ class Engine:
 
 
 class EngineClient:
-    """Sends chat completions to one server. Use `close` when done."""
+    """Sends chat completions to one server."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._pool = Pool(settings.target)
-
-    def close(self) -> None:
-        """Close every idle connection."""
-        self._pool.close()
+        self._connector = Connector(settings.target)
 
     async def complete(self, prompt: str, max_tokens: int) -> Outcome:
         """One streaming chat completion of exactly `max_tokens` tokens, if the server obeys."""
@@ -123,11 +119,8 @@ class EngineClient:
         return (value if isinstance(value, dict) else {}), exchange.headers.get("server", header)
 
     async def _exchange(self, request: bytes, on_body: OnBody, over: asyncio.Future[None] | None = None) -> Exchange:
-        """Send `request`, wait for the end of its response, or for `over` and a moment longer.
-
-        Nothing is tried again: a reset is the server's failure, and a kept connection is too young to be a stale one.
-        """
-        connection = await self._pool.take()
+        """Send `request`, wait for the end of its response, or for `over` and a moment longer."""
+        connection = await self._connector.connect()
         exchange = Exchange(on_body)
         try:
             connection.send(request, exchange)
@@ -136,7 +129,7 @@ class EngineClient:
             else:
                 await _settled(exchange, over)
         finally:
-            self._pool.give(connection)
+            connection.close()
         return exchange
 
     def _body(self, prompt: str, max_tokens: int) -> bytes:
@@ -157,6 +150,7 @@ class EngineClient:
         head = [
             f"{method} {target.path}{path} HTTP/1.1",
             f"Host: {target.authority}",
+            "Connection: close",
             f"User-Agent: moorage-bench/{__version__}",
             "Accept: text/event-stream, application/json",
             "Content-Type: application/json",

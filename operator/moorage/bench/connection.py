@@ -1,7 +1,11 @@
-"""HTTP/1.1 for one request at a time, with the clock read where the bytes arrive.
+"""HTTP/1.1 for one request, with the clock read where the bytes arrive.
 
 Own code on asyncio.Protocol and httptools because a general client's work between the socket and its caller shows up in
 the numbers: measured at 32 streams, aiohttp's client put 4-7 ms between the clock's start and the server, this 0.8-1.3.
+
+Each request has a connection of its own, opened before its clock starts. llama-server (seen: b11669) announces
+`Keep-Alive: timeout=5, max=100` and closes after every stream all the same, so that a kept connection is a race; and a
+Service spreads connections, not requests, over a Model's replicas.
 """
 
 import asyncio
@@ -18,8 +22,6 @@ from moorage.bench.settings import Target
 
 MAX_HEAD_BYTES = 64 << 10
 CONNECT_TIMEOUT = 10.0
-# uvicorn (vLLM) and cpp-httplib (llama-server) close an idle connection after 5 s; one older than this is not trusted.
-IDLE_LIMIT = 4.0
 
 
 class BrokenConnectionError(Exception):
@@ -56,7 +58,7 @@ def _retrieve(future: asyncio.Future[None]) -> None:
 
 
 class Connection(asyncio.Protocol):
-    """A client's side of one HTTP/1.1 connection."""
+    """A client's side of one HTTP/1.1 connection, good for one exchange."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -66,20 +68,17 @@ class Connection(asyncio.Protocol):
         self._answered = False
         self._framed = False
         self._now = 0
-        self.reusable = False
-        self.idle_since = 0.0
 
     def send(self, request: bytes, exchange: Exchange) -> None:
         """Write `request` and give its response to `exchange`; the clock starts at the write."""
         if self._transport is None or self._transport.is_closing():
             raise BrokenConnectionError("the connection was closed", before_answer=True)
-        self._exchange, self.reusable, self._answered, self._framed, self._head_bytes = exchange, False, False, False, 0
+        self._exchange = exchange
         exchange.sent_ns = time.perf_counter_ns()
         self._transport.write(request)
 
     def close(self) -> None:
         """Drop the connection now, whatever is under way on it."""
-        self.reusable = False
         if self._transport is not None:
             self._transport.abort()
 
@@ -100,7 +99,6 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop: the end of a body that has no other end, or a cut."""
-        self.reusable = False
         if exc is None and self._exchange is not None and self._exchange.status and not self._framed:
             self._now = time.perf_counter_ns()
             self._finish()
@@ -130,7 +128,6 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """The response ended, unless it was an interim one (1xx)."""
         if self._exchange is not None and self._exchange.status >= 200:
-            self.reusable = self._parser.should_keep_alive()
             self._finish()
 
     def _finish(self) -> None:
@@ -146,52 +143,44 @@ class Connection(asyncio.Protocol):
             self.close()
 
 
-class Pool:
-    """Connections to one server, kept while they are young; never more than requests in flight."""
+class Connector:
+    """Opens connections to one server; its name is looked up once, so that no request waits for a resolver."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
         self._ssl = ssl.create_default_context() if target.scheme == "https" else None
-        self._idle: list[Connection] = []
+        self._addresses: list[str] = []
 
-    async def take(self) -> Connection:
-        """A connection, kept or new. Raises BrokenConnectionError."""
-        oldest = asyncio.get_running_loop().time() - IDLE_LIMIT
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.reusable and connection.idle_since > oldest:
-                return connection
-            connection.close()
-        return await self._connect()
-
-    def give(self, connection: Connection) -> None:
-        """Take a connection back; one that cannot serve again is closed."""
-        if connection.reusable:
-            connection.idle_since = asyncio.get_running_loop().time()
-            self._idle.append(connection)
-        else:
-            connection.close()
-
-    def close(self) -> None:
-        """Close every idle connection."""
-        for connection in self._idle:
-            connection.close()
-        self._idle.clear()
-
-    async def _connect(self) -> Connection:
-        loop = asyncio.get_running_loop()
+    async def connect(self) -> Connection:
+        """A new connection, to each of the name's addresses in turn. Raises BrokenConnectionError."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                _, connection = await loop.create_connection(
-                    Connection, self._target.host, self._target.port, ssl=self._ssl
-                )
+                return await self._connect()
         except TimeoutError:
             message = f"no connection to {self._target.authority} within {CONNECT_TIMEOUT:g} s"
             raise BrokenConnectionError(message, before_answer=True) from None
         except OSError as error:
             message = f"no connection to {self._target.authority}: {_why(error)}"
             raise BrokenConnectionError(message, before_answer=True) from None
-        return connection
+
+    async def _connect(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        if not self._addresses:
+            found = await loop.getaddrinfo(self._target.host, self._target.port, type=socket.SOCK_STREAM)
+            self._addresses = [str(address[0]) for *_, address in found]
+        failed: OSError = ConnectionRefusedError()
+        for address in list(self._addresses):
+            self._addresses.append(self._addresses.pop(0))
+            name = self._target.host if self._ssl else None
+            try:
+                _, connection = await loop.create_connection(
+                    Connection, address, self._target.port, ssl=self._ssl, server_hostname=name
+                )
+            except OSError as error:
+                failed = error
+            else:
+                return connection
+        raise failed
 
 
 def _why(error: OSError) -> str:

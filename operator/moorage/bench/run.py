@@ -47,15 +47,13 @@ async def benchmark(settings: Settings, progress: Progress) -> Report:
     except TimeoutError:
         message = f"the time limit of {settings.timeout:g} s passed {run.state}; allow more, or ask for less"
         raise BenchError(Reason.TIMED_OUT, message) from None
-    finally:
-        run.client.close()
 
 
 class _Run:
     """One run's state: how far it is, and how long its prompts are."""
 
     def __init__(self, settings: Settings, progress: Progress) -> None:
-        self.client = EngineClient(settings)
+        self._client = EngineClient(settings)
         self.state = "before the first answer"
         self._settings = settings
         self._progress = progress
@@ -66,7 +64,7 @@ class _Run:
         """All rows, in the order asked for."""
         started_at = datetime.now(UTC)
         await self._fit_prompt()
-        engine = await self.client.engine()
+        engine = await self._client.engine()
         rows = [await self._row(load) for load in self._settings.loads]
         return Report(self._settings, rows, engine, started_at)
 
@@ -88,7 +86,7 @@ class _Run:
     async def _prompt_tokens(self) -> int:
         """Prompt tokens of one prompt of the present length. The first requests of a run are patient."""
         for tries_left in reversed(range(FIRST_CONTACT_TRIES)):
-            outcome = await self.client.complete(self._prompts.make(self._length), max_tokens=2)
+            outcome = await self._client.complete(self._prompts.make(self._length), max_tokens=2)
             if isinstance(outcome, Answer):
                 return outcome.usage.prompt
             if outcome.kind in _FINAL or not tries_left:
@@ -140,7 +138,7 @@ class _Run:
             await closed_loop(send, self._settings.requests, load.concurrency or 1)
 
     async def _complete(self) -> Outcome:
-        return await self.client.complete(self._prompts.make(self._length), self._settings.output_tokens)
+        return await self._client.complete(self._prompts.make(self._length), self._settings.output_tokens)
 
     async def _tell(self, tally: "_Tally") -> None:
         while True:

@@ -1,12 +1,9 @@
 """What the benchmark's process tests share: the command as a process, the run in process, and the mock's truth."""
 
-import asyncio
 import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,11 +79,3 @@ def answers_of(requests: list[Request], output_tokens: int = OUTPUT_TOKENS) -> l
 def measured(requests: list[Request], count: int, output_tokens: int = OUTPUT_TOKENS) -> list[Request]:
     """The last `count` requests: those of the last row, without its warm-up."""
     return answers_of(requests, output_tokens)[-count:]
-
-
-async def eventually(predicate: Callable[[], object], timeout: float) -> None:
-    """Wait until `predicate` holds, at most `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not predicate():
-        assert time.monotonic() < deadline, "it never came true"
-        await asyncio.sleep(0.02)

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from moorage.bench.verdict import EXIT_CODES, Reason
-from tests.process.bench.support import FAST, bench, command, environment, eventually
+from tests.process.bench.support import FAST, bench, command, environment
+from tests.support.eventually import eventually
 from tests.support.mockengine import ROOT, Behaviour, fetch_requests, mock_process
 
 SHORT = ("--requests", 20, "--input-tokens", 64, "--output-tokens", 10)

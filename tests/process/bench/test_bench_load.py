@@ -108,20 +108,25 @@ async def test_the_engine_says_who_it_is(flavour, name, version):
     assert (report.engine.name, report.engine.version) == (name, version)
 
 
-async def test_connections_are_given_up_before_the_server_does(monkeypatch):
-    """At 4 requests a second many pauses are longer than this server waits; ours end well before."""
-    monkeypatch.setattr("moorage.bench.connection.IDLE_LIMIT", 0.15)
-    async with fast(keep_alive=0.3) as engine:
-        report = await run(engine, profile=Profile.RATE, loads=(Load(rate=4.0),), requests=20)
-        opened = engine.connections
-    assert report.rows[0].failed == 0
-    assert 5 < opened < len(engine.requests)
-
-
-async def test_connections_are_kept_while_they_are_young():
+async def test_each_request_has_a_connection_of_its_own():
     async with fast() as engine:
-        await run(engine, loads=(Load(concurrency=3),), requests=60)
-        assert engine.connections == 3
+        await run(engine)
+    assert engine.connections == len(engine.requests) + 1, "and one asks who answers"
+
+
+async def test_a_name_with_several_addresses_is_asked_at_each(monkeypatch):
+    """`localhost` is often ::1 first, where an IPv4 server does not listen."""
+    lookups = []
+
+    async def two_addresses(self, host, port, **_):
+        lookups.append(host)
+        return [(0, 0, 0, "", ("::1", port)), (0, 0, 0, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr("asyncio.base_events.BaseEventLoop.getaddrinfo", two_addresses)
+    async with fast() as engine:
+        report = await run(engine.url.replace("127.0.0.1", "several.example"))
+    assert report.rows[0].failed == 0
+    assert [host for host in lookups if host == "several.example"] == ["several.example"]
 
 
 async def test_a_server_that_is_still_loading_is_given_a_moment(monkeypatch):

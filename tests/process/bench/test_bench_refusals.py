@@ -7,7 +7,8 @@ import pytest
 
 from moorage.bench.settings import Load, Profile
 from moorage.bench.verdict import BenchError, Reason
-from tests.process.bench.support import OUTPUT_TOKENS, answers_of, eventually, fast, run
+from tests.process.bench.support import OUTPUT_TOKENS, answers_of, fast, run
+from tests.support.eventually import eventually
 
 # Requests 1 to 3 or so find the prompt's length; a fault this late hits the measurement alone.
 LATE = 15
