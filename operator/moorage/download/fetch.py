@@ -198,7 +198,8 @@ class Worker:
         raise source_error(Reason.UNEXPECTED_CONTENT, f"too many redirects: {content.name}")
 
     def _refusal(self, content: Content, answer: Response, *, linked: bool) -> SourceError:
-        error = self._wire.refused(answer, content.name, with_token=bool(self._source.access.token))
+        what = self._source.describe(content.name)
+        error = self._wire.refused(answer, what, with_token=bool(self._source.access.token))
         if linked and answer.status in _STALE_LINK:
             return CdnRefusal(error.reason, f"{error.message}, by the server the hub links to", retryable=False)
         return error

@@ -53,6 +53,7 @@ Exit codes:
 @click.option("--connections", type=click.IntRange(1, 64), default=8, show_default=True)
 @click.option("--verify", type=click.Choice([v.value for v in Verify]), default="full", show_default=True)
 @click.option("--stall-timeout", type=click.FloatRange(0.1), default=30.0, show_default=True, metavar="SECONDS")
+@click.option("--request-timeout", type=click.FloatRange(0.1), default=10.0, show_default=True, metavar="SECONDS")
 @click.option("--retries", type=click.IntRange(1), default=6, show_default=True, help="In a row without progress.")
 @click.option("--bandwidth-limit", type=click.IntRange(1024), metavar="BYTES", help="Per second, all connections.")
 @click.option("--ca-file", metavar="PEM", help="Certificate authorities to trust beside the system's.")
@@ -73,6 +74,7 @@ def command(**options: Any) -> None:
 
     The last line on stdout is a JSON object; DEST/<commit>/ appears when everything in it is verified.
     """
+    _check_usage(options)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     sys.exit(_Command(options).run())
 
@@ -123,8 +125,6 @@ class _Command:
             ]
             facts = {**facts_of(plan), "bytes": plan.size, "files": files}
             return report.result(Reason.COMPLETE, f"{len(files)} files would be downloaded", facts)
-        if not options["dest"]:
-            raise click.UsageError("--dest is needed")
         facts = run.go()
         return report.result(Reason.COMPLETE, f"{len(facts['files'])} files complete and verified", facts)
 
@@ -148,8 +148,18 @@ class _Command:
             report.leave_now(self._interrupted(), self._options["termination_log"])
 
 
+def _check_usage(options: dict[str, Any]) -> None:
+    if sum(bool(options[name]) for name in ("repo", "url", "inspected")) != 1:
+        raise click.UsageError("exactly one of --repo, --url and --inspect is needed")
+    if options["url"] and not options["sha256"]:
+        raise click.UsageError("--url needs --sha256")
+    if not (options["dest"] or options["manifest_only"] or options["inspected"]):
+        raise click.UsageError("--dest is needed")
+
+
 def _settings(options: dict[str, Any]) -> Settings:
-    names = ["connections", "stall_timeout", "retries", "bandwidth_limit", "ca_file", "status_port", "lock_wait"]
+    names = ["connections", "stall_timeout", "request_timeout", "retries", "bandwidth_limit"]
+    names += ["ca_file", "status_port", "lock_wait"]
     return Settings(
         dest=options["dest"] or Path(),
         verify=Verify(options["verify"]),
@@ -159,12 +169,8 @@ def _settings(options: dict[str, Any]) -> Settings:
 
 
 def _source(options: dict[str, Any]) -> Source:
-    if bool(options["repo"]) == bool(options["url"]):
-        raise click.UsageError("exactly one of --repo, --url and --inspect is needed")
     headers = _headers(options["header_file"])
     if options["url"]:
-        if not options["sha256"]:
-            raise click.UsageError("--url needs --sha256")
         return UrlSource(options["url"], options["sha256"], Access(headers=headers), options["file_name"])
     wanted = {name: options[name] for name in ("include", "exclude", "files", "quantization")}
     access = Access(os.environ.get("HF_TOKEN") or None, headers=headers)  # the token is the hub's, never a URL's

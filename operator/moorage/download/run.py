@@ -34,7 +34,9 @@ class Run:
         self._settings, self._source = settings, source
         self.stopped = threading.Event()
         self.progress = Progress()
-        self.wire = Wire(self.stopped, policy=settings.policy, ca_file=settings.ca_file)
+        self.wire = Wire(
+            self.stopped, policy=settings.policy, ca_file=settings.ca_file, timeout=settings.request_timeout
+        )
         self.file: str | None = None
         self.facts: dict[str, Any] = {}
         self._saver: Saver | None = None
@@ -85,6 +87,7 @@ class Run:
             for content in contents:
                 volume.place(content)
             volume.publish(manifest)
+        volume.tidy()
         self.progress.phase = Phase.DONE
         return {**self.facts, "bytes": plan.size, "files": manifest["files"]}
 

@@ -19,8 +19,8 @@ class Verify(StrEnum):
 class Settings:
     """Options that hold for every file.
 
-    `stall_timeout` and `lock_wait` are seconds, `bandwidth_limit` bytes per second over all connections (None: no
-    limit), `retries` attempts in a row without progress per file.
+    `stall_timeout` (bodies), `request_timeout` (connecting, headers, metadata) and `lock_wait` are seconds,
+    `bandwidth_limit` bytes per second over all connections (None: no limit), `retries` attempts in a row without progress per file.
     """
 
     dest: Path
@@ -28,6 +28,7 @@ class Settings:
     verify: Verify = Verify.FULL
     stall_timeout: float = 30.0
     retries: int = 6
+    request_timeout: float = 10.0
     bandwidth_limit: int | None = None
     ca_file: str | None = None
     status_port: int = 0

@@ -72,6 +72,9 @@ class Source(Protocol):
     def home(self) -> str:
         """A URL of the origin that may see the token."""
 
+    def describe(self, path: str) -> str:
+        """A file, for messages."""
+
 
 @dataclass(frozen=True)
 class HubSource:
@@ -91,6 +94,10 @@ class HubSource:
     def home(self) -> str:
         """The endpoint."""
         return self.repository.endpoint
+
+    def describe(self, path: str) -> str:
+        """`path of org/name on https://hub`."""
+        return f"{path} of {self.repository.repo} on {self.repository.endpoint}"
 
     def _resolve(self, wire: Wire) -> str:
         repo = self.repository
@@ -134,6 +141,10 @@ class UrlSource:
     def home(self) -> str:
         """The URL itself."""
         return self.url
+
+    def describe(self, path: str) -> str:
+        """The URL without its query, which may be signed."""
+        return without_query(self.url)
 
     def _size(self, wire: Wire) -> int:
         what = without_query(self.url)

@@ -100,6 +100,7 @@ class Volume:
     def sweep(self, keys: set[str]) -> None:
         """Remove partial and waiting files that the plan does not want, and other commits' stages."""
         with storage(self.home):
+            (self.home / "placing").unlink(missing_ok=True)
             for path in [*self.parts.iterdir(), *self.files.iterdir()]:
                 if path.name.removesuffix(".state").removesuffix(".live") not in keys:
                     path.unlink()
@@ -254,8 +255,11 @@ class Volume:
             if target != self.published:
                 target.rename(self.published)
             _sync(self.dest)
-            for used in (self.parts, self.files):
-                shutil.rmtree(used, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Nothing waits any more."""
+        for used in (self.parts, self.files):
+            shutil.rmtree(used, ignore_errors=True)
 
 
 def manifest_name(paths: Any) -> str:

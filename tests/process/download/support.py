@@ -1,8 +1,16 @@
 """What the download tests share: repositories on disk, certificates."""
 
+import hashlib
 import json
+import os
 import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def make_repo(
@@ -30,3 +38,82 @@ def self_signed(folder: Path) -> tuple[str, str]:
     command = ["openssl", *options.split(), "-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run([*command, "-out", str(certificate), "-keyout", str(key)], check=True, capture_output=True)
     return str(certificate), str(key)
+
+
+class Outcome:
+    """What a finished `moorage download` left: exit code, the JSON result, its log, and how long it took."""
+
+    def __init__(self, code: int, stdout: str, stderr: str, seconds: float) -> None:
+        self.code, self.stderr, self.seconds = code, stderr, seconds
+        lines = stdout.strip().splitlines()
+        self.result = json.loads(lines[-1]) if lines else {}
+
+    @property
+    def reason(self) -> str:
+        return self.result.get("reason", "")
+
+    def __repr__(self) -> str:
+        return f"<{self.code} {self.result} {self.seconds:.1f}s\n{self.stderr[-3000:]}>"
+
+
+class Downloader:
+    """Runs `moorage download` as a process against `hub`, into `dest`."""
+
+    def __init__(self, hub: Any, dest: Path) -> None:
+        self.hub, self.dest = hub, dest
+
+    def command(self, repo: str, *options: str) -> list[str]:
+        base = [sys.executable, "-m", "moorage", "download", "--allow-loopback", "--dest", str(self.dest)]
+        return [*base, "--endpoint", self.hub.url, "--repo", repo, *options]
+
+    def start(self, repo: str, *options: str, **more: Any) -> subprocess.Popen[str]:
+        """The running process; the caller ends it."""
+        env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "operator"), **more.pop("env", {})}
+        command = more.pop("command", None) or self.command(repo, *options)
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=self.dest.parent, **more
+        )
+
+    def run(self, repo: str, *options: str, timeout: float = 60, **more: Any) -> Outcome:
+        """Run to the end, which must come within `timeout` seconds."""
+        return self.wait(self.start(repo, *options, **more), timeout)
+
+    def wait(self, process: subprocess.Popen[str], timeout: float = 60) -> Outcome:
+        started = time.monotonic()
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            _, stderr = process.communicate()
+            raise AssertionError(f"still running after {timeout} s: {stderr[-3000:]}") from None
+        return Outcome(process.returncode, stdout, stderr, time.monotonic() - started)
+
+    def published(self) -> list[Path]:
+        """Folders with a manifest."""
+        return sorted({p.parent for p in self.dest.glob("*/*manifest.json")}) if self.dest.exists() else []
+
+    def check(self, files: dict[str, bytes]) -> Path:
+        """Exactly these files must lie published, nothing else, and nothing be left over."""
+        (folder,) = self.published()
+        found = {
+            str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in folder.rglob("*")
+            if p.is_file() and p.name not in ("manifest.json", ".moorage-manifest.json")
+        }
+        wanted = {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != "manifest.json"}
+        assert found == wanted
+        left = [p for p in (self.dest / ".moorage").rglob("*") if p.name != "lock"]
+        assert not left, left
+        return folder
+
+
+def eventually(predicate: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:
+    """The first true value of `predicate`; AssertionError after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = predicate()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s: {what or predicate}")
+        time.sleep(0.01)

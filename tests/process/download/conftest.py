@@ -1,0 +1,44 @@
+import random
+import socket
+
+import pytest
+
+from e2e.hub import HubServer
+from tests.process.download.support import Downloader, make_repo
+
+MODEL = random.Random(7).randbytes(40_000_000)
+
+
+@pytest.fixture(scope="session")
+def model_bytes():
+    """The 40 MB file of the fault table."""
+    return MODEL
+
+
+@pytest.fixture(scope="session")
+def _root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("hub")
+    make_repo(root, "acme/model", {"config.json": b'{"a": 1}', "model.gguf": MODEL})
+    make_repo(root, "acme/one", {"model.gguf": MODEL})
+    return root
+
+
+@pytest.fixture
+def hub(_root):
+    """A hub with acme/model (config.json and the 40 MB model.gguf) and acme/one (the latter alone)."""
+    with HubServer(_root, rescan=5.0) as server:
+        yield server
+
+
+@pytest.fixture
+def download(hub, tmp_path):
+    """Runs the command into a fresh folder."""
+    return Downloader(hub, tmp_path / "models")
+
+
+@pytest.fixture
+def free_port():
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

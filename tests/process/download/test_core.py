@@ -1,0 +1,238 @@
+"""`moorage download` where nothing goes wrong, and where it is stopped."""
+
+import json
+import os
+import signal
+import time
+import urllib.request
+
+import pytest
+
+from e2e.hub import HubServer
+from tests.process.download.support import Downloader, eventually, make_repo
+
+
+@pytest.fixture
+def slow(hub):
+    """40 MB in about four seconds."""
+    hub.throttle.rate = 10_000_000
+    return hub
+
+
+def test_downloads_verifies_publishes(download, hub, model_bytes):
+    done = download.run("acme/model")
+    assert (done.code, done.reason) == (0, "Complete"), done
+    folder = download.check({"config.json": b'{"a": 1}', "model.gguf": model_bytes})
+    assert folder.name == done.result["commit"]
+    assert done.result["bytes"] == 40_000_008
+    assert done.result["formats"] == {"GGUF": ["model.gguf"]}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["files"] == done.result["files"]
+    assert all(len(f["sha256"]) == 64 for f in manifest["files"])
+    assert hub.sent("model.gguf") == 40_000_000
+
+
+def test_a_second_run_fetches_nothing(download, hub, model_bytes):
+    download.run("acme/model")
+    hub.log.clear()
+    again = download.run("acme/model")
+    assert again.code == 0
+    assert not hub.requests("resolve")
+    download.check({"config.json": b'{"a": 1}', "model.gguf": model_bytes})
+
+
+@pytest.mark.parametrize(("verify", "noticed"), [("full", True), ("size", False)])
+def test_a_wrong_published_file_is_replaced(download, hub, model_bytes, verify, noticed):
+    folder = download.dest / download.run("acme/model").result["commit"]
+    with (folder / "model.gguf").open("r+b") as file:
+        file.seek(20_000_000)
+        file.write(b"oops")
+    assert download.run("acme/model", "--verify", verify).code == 0
+    assert ((folder / "model.gguf").read_bytes() == model_bytes) is noticed
+
+
+def test_a_truncated_published_file_is_replaced(download, model_bytes):
+    folder = download.dest / download.run("acme/model").result["commit"]
+    os.truncate(folder / "model.gguf", 1000)
+    (folder / "config.json").unlink()
+    assert download.run("acme/model", "--verify", "size").code == 0
+    download.check({"config.json": b'{"a": 1}', "model.gguf": model_bytes})
+
+
+def test_one_connection_and_no_verification(download, model_bytes):
+    done = download.run("acme/one", "--connections", "1", "--verify", "none")
+    assert done.code == 0, done
+    download.check({"model.gguf": model_bytes})
+
+
+def test_sigterm_ends_within_a_second_and_the_next_run_goes_on(download, slow, model_bytes):
+    process = download.start("acme/one")
+    eventually(lambda: slow.sent("model.gguf") > 15_000_000)
+    process.send_signal(signal.SIGTERM)
+    stopped = download.wait(process)
+    assert (stopped.code, stopped.reason) == (143, "Interrupted"), stopped
+    assert stopped.seconds < 1.0
+    assert stopped.result["bytes"] > 10_000_000
+    assert not download.published()
+    slow.throttle.rate = 0
+    assert download.run("acme/one").code == 0
+    download.check({"model.gguf": model_bytes})
+    assert slow.sent("model.gguf") < 1.1 * 40_000_000
+
+
+@pytest.mark.parametrize("path", ["/revision/", "/tree/", "/resolve/", "/cdn/"])
+def test_sigterm_while_a_server_is_silent(download, hub, path):
+    hub.rule("hang", path, count=None)
+    process = download.start("acme/one")
+    eventually(lambda: hub.requests(path.strip("/")))
+    process.send_signal(signal.SIGTERM)
+    stopped = download.wait(process)
+    assert (stopped.code, stopped.reason) == (143, "Interrupted")
+    assert stopped.seconds < 1.0
+
+
+def test_kill_loses_nothing_but_what_was_on_the_wire(download, slow, model_bytes):
+    for share in (0.2, 0.5, 0.8):
+        process = download.start("acme/one")
+        eventually(lambda share=share: slow.sent("model.gguf") > share * 40_000_000)
+        process.kill()
+        process.communicate()
+    slow.throttle.rate = 0
+    done = download.run("acme/one")
+    assert done.code == 0, done
+    download.check({"model.gguf": model_bytes})
+    assert slow.sent("model.gguf") < 1.25 * 40_000_000
+
+
+def test_progress_is_told_and_never_goes_back(download, slow, free_port):
+    process = download.start("acme/one", "--status-port", str(free_port))
+    seen = []
+
+    def look():
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/progress", timeout=1) as answer:
+                seen.append((time.monotonic(), slow.sent("model.gguf"), json.load(answer)))
+        except OSError:
+            return process.poll() is not None
+        return process.poll() is not None
+
+    eventually(look, 30)
+    download.wait(process)
+    done = [s["bytes"]["done"] for _, _, s in seen]
+    assert done == sorted(done)
+    assert len(set(done)) >= 4
+    busy = [(sent, s) for _, sent, s in seen if s["phase"] == "Downloading" and s["bytesPerSecond"]]
+    for sent, snapshot in busy:
+        assert snapshot["bytes"]["total"] == 40_000_000
+        assert sent - snapshot["bytes"]["done"] < 25_000_000
+        truth = (40_000_000 - sent) / 10_000_000
+        assert abs(snapshot["remainingSeconds"] - truth) < 3.0
+    assert {s["phase"] for _, _, s in seen} >= {"Downloading"}
+
+
+def test_termination_message(download, tmp_path):
+    log = tmp_path / "termination-log"
+    log.touch()
+    done = download.run("acme/nothing", env={"MOORAGE_TERMINATION_LOG": str(log)})
+    told = json.loads(log.read_bytes())
+    assert told["reason"] == done.reason == "RepoNotFoundOrPrivate"
+    assert done.code == 10
+    assert "files" not in told
+
+
+def test_manifest_only_needs_no_folder(download, hub):
+    done = download.run("acme/model", "--manifest-only", "--include", "*.gguf")
+    assert done.code == 0
+    assert [(f["path"], f["sizeBytes"]) for f in done.result["files"]] == [("model.gguf", 40_000_000)]
+    assert not download.dest.exists()
+    assert not hub.requests("resolve")
+
+
+def test_inspect(download, tmp_path):
+    (tmp_path / "x/sub").mkdir(parents=True)
+    (tmp_path / "x/a.gguf").write_bytes(b"GGUF")
+    (tmp_path / "x/sub/b.safetensors").write_bytes(b"12")
+    command = [*download.command("x")[:4], "--inspect", str(tmp_path / "x")]
+    done = download.run("", command=command)
+    assert done.code == 0, done
+    assert done.result["formats"] == {"GGUF": ["a.gguf"], "Safetensors": ["sub/b.safetensors"]}
+    assert done.result["layout"] == "Plain"
+    missing = download.run("", command=[*command[:-1], str(tmp_path / "nothing")])
+    assert (missing.code, missing.reason) == (15, "FileNotFound")
+
+
+def test_inspect_a_hugging_face_cache(download, tmp_path):
+    commit, cache = "c" * 40, tmp_path / "models--org--name"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "snapshots" / commit).mkdir(parents=True)
+    (cache / "blobs/abc").write_bytes(b"GGUF!")
+    (cache / "refs/main").write_text(commit)
+    (cache / "snapshots" / commit / "m.gguf").symlink_to("../../blobs/abc")
+    command = [*download.command("x")[:4], "--inspect", str(cache)]
+    done = download.run("", command=command)
+    assert done.result["files"] == [{"path": "m.gguf", "sizeBytes": 5, "sha256": None}]
+    assert (done.result["layout"], done.result["folder"]) == ("HuggingFaceCache", f"snapshots/{commit}")
+    assert download.run("", command=[*command, "--revision", "v2"]).reason == "RevisionNotFound"
+
+
+def test_inspect_compares_with_a_manifest(download, model_bytes):
+    folder = download.dest / download.run("acme/model").result["commit"]
+    command = [*download.command("x")[:4], "--inspect", str(folder)]
+    assert download.run("", command=command).code == 0
+    with (folder / "model.gguf").open("r+b") as file:
+        file.write(b"oops")
+    assert download.run("", command=command).reason == "ChecksumMismatch"
+    assert download.run("", command=[*command, "--verify", "size"]).code == 0
+    os.truncate(folder / "model.gguf", 5)
+    assert download.run("", command=[*command, "--verify", "size"]).reason == "SizeMismatch"
+
+
+def test_plain_url(download, hub, model_bytes):
+    commit = download.run("acme/one", "--manifest-only").result
+    url = f"{hub.url}/acme/one/resolve/main/model.gguf"
+    sha256 = commit["files"][0]["sha256"]
+    base = [*download.command("x")[:7], "--url", url, "--sha256", sha256]
+    done = download.run("", command=base, env={"HF_TOKEN": "hf_secret"})
+    assert done.code == 0, done
+    assert (download.dest / sha256 / "model.gguf").read_bytes() == model_bytes
+    assert not any(r["authorization"] for r in hub.requests("model.gguf"))
+
+
+def test_usage_errors(download):
+    assert download.run("acme/one", "--url", "http://x").code == 2
+    assert download.run("acme/one", "--connections", "0").code == 2
+
+
+def test_moved_branch_keeps_equal_files(tmp_path):
+    """A new commit with one new file: the large one is neither fetched again nor copied."""
+    root = tmp_path / "root"
+    data = os.urandom(9_000_000)
+    make_repo(root, "acme/m", {"big.gguf": data})
+    with HubServer(root) as hub:
+        download = Downloader(hub, tmp_path / "models")
+        first = download.run("acme/m").result["commit"]
+        make_repo(root, "acme/m", {"README.md": b"hello"})
+        done = download.run("acme/m")
+        assert done.code == 0, done
+        second = done.result["commit"]
+        assert second != first
+        assert hub.sent("big.gguf") == len(data)
+        both = [download.dest / commit / "big.gguf" for commit in (first, second)]
+        assert both[0].stat().st_ino == both[1].stat().st_ino
+        assert both[1].read_bytes() == data
+
+
+def test_equal_files_are_fetched_once(tmp_path):
+    root = tmp_path / "root"
+    data = os.urandom(100_000)
+    make_repo(root, "acme/m", {"a.gguf": data, "b/c.gguf": data, "empty.txt": b"", "manifest.json": b"{}"})
+    with HubServer(root) as hub:
+        download = Downloader(hub, tmp_path / "models")
+        done = download.run("acme/m")
+        assert done.code == 0, done
+        folder = download.check({"a.gguf": data, "b/c.gguf": data, "empty.txt": b"", "manifest.json": b"{}"})
+        assert (folder / "manifest.json").read_bytes() == b"{}"
+        assert (folder / ".moorage-manifest.json").exists()
+        assert hub.sent(".gguf") == len(data)
+        assert download.run("acme/m").code == 0
