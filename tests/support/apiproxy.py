@@ -29,10 +29,8 @@ name; left out, they match everything. The first matching rule that is not used 
 """
 
 import asyncio
-import base64
 import json
 import re
-import ssl
 import tempfile
 import time
 from collections.abc import Iterator
@@ -45,6 +43,8 @@ import yaml
 from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
+
+from tests.support.upstream import Upstream
 
 FOREVER = 10**9
 
@@ -134,10 +134,10 @@ class ApiProxy:
     async def __aenter__(self) -> Self:
         if self._directory is None:
             self._directory = Path(tempfile.mkdtemp(prefix="apiproxy-"))
-        cluster, user = _current(self._upstream)
-        self._server = cluster["server"].rstrip("/")
-        self._as_admin = _session(_ssl_context(cluster, user, self._upstream.parent), user.get("token"))
-        self._as_caller = _session(_ssl_context(cluster, {}, self._upstream.parent), None)
+        upstream = Upstream.read(self._upstream)
+        self._server = upstream.server
+        self._as_admin = upstream.session()
+        self._as_caller = upstream.session(anonymous=True)
         await self.come_up()
         self.kubeconfig = self.kubeconfig_for(None)
         return self
@@ -378,37 +378,3 @@ def _passed_on(answer: aiohttp.ClientResponse) -> CIMultiDict[str]:
     # aiohttp has undone the compression, so the header must go too.
     drop = _HOP_BY_HOP | {"content-encoding"}
     return CIMultiDict((k, v) for k, v in answer.headers.items() if k.lower() not in drop)
-
-
-def _session(context: ssl.SSLContext | bool, token: str | None) -> aiohttp.ClientSession:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    connector = aiohttp.TCPConnector(ssl=context, limit=0)
-    return aiohttp.ClientSession(connector=connector, headers=headers, timeout=aiohttp.ClientTimeout(total=None))
-
-
-def _current(kubeconfig: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Cluster and user of the current context."""
-    config = yaml.safe_load(kubeconfig.read_text())
-    context = next(c["context"] for c in config["contexts"] if c["name"] == config["current-context"])
-    cluster = next(c["cluster"] for c in config["clusters"] if c["name"] == context["cluster"])
-    user: dict[str, Any] = next((u["user"] for u in config["users"] if u["name"] == context["user"]), {})
-    return cluster, user
-
-
-def _ssl_context(cluster: dict[str, Any], user: dict[str, Any], base: Path) -> ssl.SSLContext | bool:
-    if not cluster["server"].startswith("https"):
-        return True
-    context = ssl.create_default_context(cadata=_pem(cluster, "certificate-authority", base))
-    certificate = _pem(user, "client-certificate", base)
-    if certificate is not None:
-        with tempfile.NamedTemporaryFile("w", suffix=".pem") as both:
-            both.write(certificate + (_pem(user, "client-key", base) or ""))
-            both.flush()
-            context.load_cert_chain(both.name)
-    return context
-
-
-def _pem(section: dict[str, Any], name: str, base: Path) -> str | None:
-    if f"{name}-data" in section:
-        return base64.b64decode(section[f"{name}-data"]).decode()
-    return (base / section[name]).read_text() if name in section else None

@@ -1,7 +1,7 @@
 """One pool of HTTP connections to one API server, on the aiohttp session that `kubernetes.aio` uses too.
 
-Its own request paths are left aside: on loopback without TLS they took 690 us (`rest`) and 800 us (generated API) of CPU
-for one small request where this takes 165 to 210, most of it for reading the proxy environment each time.
+Its own request paths are left aside: on loopback without TLS they took 690 us (`rest`) and 800 us (generated API) of
+CPU for one small request where this takes 165 to 210, most of it for reading the proxy environment each time.
 """
 
 import asyncio
