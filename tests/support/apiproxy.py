@@ -270,7 +270,7 @@ class ApiProxy:
         url = URL(self._server + request.raw_path, encoded=True)
         try:
             async with session.request(
-                request.method, url, headers=headers, data=body, allow_redirects=False
+                request.method, url, headers=headers, data=body or None, allow_redirects=False
             ) as answer:
                 if rule is not None and rule.delay:
                     await asyncio.sleep(rule.delay)

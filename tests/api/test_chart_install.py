@@ -1,0 +1,89 @@
+"""What the chart renders and the operator makes, before a real API server: known fields, Pod Security restricted."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from moorage import names
+from moorage.engines.base import EngineContainer, Probe
+from moorage.manifests import benchmark, download, model
+from tests.conftest import TestCluster
+from tests.support import helm
+
+pytestmark = pytest.mark.api
+
+FULL: dict[str, Any] = yaml.safe_load((Path(__file__).parents[1] / "golden/chart/full.values.yaml").read_text())
+OWNER = {"apiVersion": names.API_VERSION, "kind": "Model", "metadata": {"name": "m", "namespace": "n", "uid": "u"}}
+PROBE = Probe(path="/health", period=1, timeout=1, failures=1)
+
+
+@pytest.fixture(scope="module")
+def restricted(api_cluster: TestCluster) -> Iterator[str]:
+    """A namespace at Pod Security `restricted`."""
+    name = f"restricted-{uuid.uuid4().hex[:6]}"
+    api_cluster.kubectl("create", "namespace", name)
+    api_cluster.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    yield name
+    api_cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def template(manifest: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = manifest["spec"]["template"]
+    return found
+
+
+def server() -> dict[str, Any]:
+    engine = EngineContainer(
+        args=(), env={}, port=8080, startup=PROBE, readiness=PROBE, liveness=PROBE, writable=("/tmp",)
+    )
+    pod = model.ServerPod(image="i:1", engine=engine, claim="c", memory_request_mib=64)
+    return model.deployment(OWNER, pod, replicas=1, notes={}, surge=True)
+
+
+PODS = {
+    "operator": lambda: template(helm.only(helm.objects(), "Deployment")),
+    "operator, every value set": lambda: template(helm.only(helm.objects(FULL), "Deployment")),
+    "server": lambda: template(server()),
+    "download": lambda: template(
+        download.job(OWNER, "d", download.DownloadJob(image="i:1", args=(), claim="c", inputs="h"))
+    ),
+    "benchmark": lambda: template(benchmark.job(OWNER, "run", image="i:1", args=())),
+}
+
+
+def create_pod(cluster: TestCluster, namespace: str, found: dict[str, Any]) -> str:
+    spec = {**found["spec"], "restartPolicy": "Never"}
+    spec.pop("serviceAccountName", None)  # of another namespace
+    spec.pop("priorityClassName", None)  # its quota is not what is asked here
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {**found["metadata"], "name": "p"}, "spec": spec}
+    options = ("--namespace", namespace, "--dry-run=server", "--validate=strict", "--filename", "-")
+    done = cluster.kubectl("create", *options, input=json.dumps(pod), check=False)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("which", PODS)
+def test_restricted_namespaces_take_our_pods(api_cluster: TestCluster, restricted: str, which: str):
+    assert create_pod(api_cluster, restricted, PODS[which]()) == "pod/p created (server dry run)\n"
+
+
+def test_restricted_namespaces_refuse_others(api_cluster: TestCluster, restricted: str):
+    loose = PODS["benchmark"]()
+    del loose["spec"]["containers"][0]["securityContext"]
+    assert 'violates PodSecurity "restricted' in create_pod(api_cluster, restricted, loose)
+
+
+@pytest.mark.parametrize("values", [{}, FULL], ids=["default", "every value set"])
+def test_the_server_knows_every_field_of_the_chart(api_cluster: TestCluster, restricted: str, values: dict[str, Any]):
+    here = {**values, "networkPolicy": {**values.get("networkPolicy", {}), "namespaces": [restricted]}}
+    foreign = {"ServiceMonitor", "CustomResourceDefinition"}  # not installed here; compared with crds/ elsewhere
+    found = [obj for obj in helm.objects(here, namespace=restricted) if obj["kind"] not in foreign]
+    options = ("--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "--filename", "-")
+    listed = {"apiVersion": "v1", "kind": "List", "items": found}
+    done = api_cluster.kubectl("apply", *options, input=json.dumps(listed))
+    assert len(done.stdout.splitlines()) == len(found)
+    assert done.stderr == "", "a warning of the API server"

@@ -1,0 +1,286 @@
+"""The installed chart on a real API server: the operator's own process, as its ServiceAccount, watched by a proxy.
+
+Its rights must be enough (nothing is refused) and minimal (nothing is granted that it never uses).
+"""
+
+import asyncio
+import json
+import os
+import re
+import socket
+import sys
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from e2e.hub import HubServer
+from e2e.tinymodels.gguf_file import write_gguf
+from moorage import names, rbac
+from moorage.kube.resources import (
+    CLAIMS,
+    DEPLOYMENTS,
+    EVENTS,
+    JOBS,
+    MODEL_ALIASES,
+    MODEL_DOWNLOADS,
+    MODELS,
+    SERVICES,
+    STORAGE_CLASSES,
+)
+from moorage.manifests.common import metadata
+from tests.conftest import TestCluster
+from tests.process.download.support import make_repo
+from tests.support import helm
+from tests.support.apiproxy import ApiProxy, Seen
+from tests.support.bed import Bed
+from tests.support.eventually import eventually
+
+pytestmark = pytest.mark.api
+
+ROOT = Path(__file__).resolve().parents[2]
+RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
+TOKEN = "hf_rights"
+PATH = re.compile(
+    r"/(?:api|apis/(?P<group>[^/]+))/v[^/]+(?:/namespaces/[^/]+)?/(?P<plural>[^/]+)(?:/(?P<name>[^/]+)(?:/(?P<sub>[^/]+))?)?"
+)
+
+Use = tuple[str, str, str]  # API group, resource or resource/subresource, verb
+
+# What admission plugins ask for beside the request itself, which no proxy can see; a test of its own is below.
+UNSEEN: set[Use] = {(names.GROUP, f"{plural}/finalizers", "update") for plural in ("models", "modeldownloads")}
+
+
+def granted(rights: tuple[rbac.Right, ...]) -> set[Use]:
+    return {(right.group, resource, verb) for right in rights for resource in right.resources for verb in right.verbs}
+
+
+def used(seen: Seen) -> set[Use]:
+    """What the API server's authorizer was asked for; an apply that makes the object asks for two verbs."""
+    found = PATH.fullmatch(seen.path)
+    if not found:
+        return set()  # discovery, which everybody may read
+    verbs = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
+    read = "watch" if seen.is_watch else "get" if found["name"] else "list"
+    resource = "/".join(part for part in (found["plural"], found["sub"]) if part)
+    group = found["group"] or ""
+    made = {(group, resource, "create")} if seen.method == "PATCH" and seen.status == 201 else set()
+    return {(group, resource, verbs.get(seen.method, read))} | made
+
+
+@dataclass
+class Release:
+    """An installed chart: its namespace, and a token of the operator's ServiceAccount."""
+
+    name: str
+    token: str
+    config: str
+
+
+@pytest.fixture(scope="module")
+def release(api_cluster: TestCluster) -> Iterator[Release]:
+    """The chart, installed by Helm into a namespace at Pod Security `restricted`."""
+    name = f"chart-{uuid.uuid4().hex[:6]}"
+    api_cluster.kubectl("create", "namespace", name)
+    api_cluster.kubectl("label", "namespace", name, RESTRICTED)
+    values = {"crds": {"enabled": False}, "sources": {"allowPrivateHosts": True}, "fullnameOverride": name}
+    command = ("install", name, str(helm.CHART), "--namespace", name)
+    helm.helm(*command, values=values, kubeconfig=api_cluster.kubeconfig)
+    token = api_cluster.kubectl("-n", name, "create", "token", name).stdout.strip()
+    settings = api_cluster.kubectl("-n", name, "get", "configmap", f"{name}-operator", "-o", "yaml").stdout
+    yield Release(name, token, yaml.safe_load(settings)["data"]["config.yaml"])
+    helm.helm("uninstall", name, "--namespace", name, kubeconfig=api_cluster.kubeconfig)
+    api_cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+async def bed(api_cluster: TestCluster) -> AsyncIterator[Bed]:
+    async with Bed.made(api_cluster.kubeconfig) as made:
+        api_cluster.kubectl("label", "namespace", made.namespace, RESTRICTED)
+        yield made
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    model = tmp_path / "tiny.gguf"
+    write_gguf(model)
+    root = tmp_path / "hub"
+    make_repo(root, "org/tiny", {"tiny.gguf": model.read_bytes()}, tokens={TOKEN: "me"}, private=True, allow=["me"])
+    with HubServer(root) as server:
+        yield server
+
+
+@asynccontextmanager
+async def operator_process(kubeconfig: Path, config: str, folder: Path) -> AsyncIterator[Path]:
+    """`moorage operator` as a process, ready; yields its log."""
+    settings, log = folder / "config.yaml", folder / "operator.log"
+    settings.write_text(config)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = ["--kubeconfig", str(kubeconfig), "--config", str(settings), "--listen", f"127.0.0.1:{port}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "operator")}
+    with log.open("w") as output:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "moorage", "operator", *options), stderr=output, env=environment
+        )
+    try:
+        await eventually(lambda: "ready:" in log.read_text() or process.returncode is not None, 60, "a ready operator")
+        yield log
+        assert process.returncode is None, log.read_text()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await asyncio.wait_for(process.wait(), 20)
+
+
+def source(hub: HubServer) -> dict[str, Any]:
+    """A private repository, its token in a Secret, a CA bundle in a ConfigMap (the one each namespace has)."""
+    return {
+        "huggingFace": {
+            "repo": "org/tiny",
+            "endpoint": hub.url,
+            "tokenSecretRef": {"name": "hub", "key": "token"},
+            "caBundleRef": {"name": "kube-root-ca.crt", "key": "ca.crt"},
+        }
+    }
+
+
+async def test_the_operators_rights_are_enough_and_not_one_too_many(
+    api_cluster: TestCluster, release: Release, bed: Bed, hub: HubServer, tmp_path: Path
+):
+    storage = f"{bed.namespace}-class"
+    provisioner = {"kind": "StorageClass", "apiVersion": "storage.k8s.io/v1", "provisioner": "example.com/none"}
+    await bed.kube.create({**provisioner, "metadata": {"name": storage}})
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hub", "namespace": bed.namespace}}
+    await bed.kube.create({**secret, "stringData": {"token": TOKEN}})
+    await bed.ready_download()
+    async with ApiProxy(api_cluster.kubeconfig, tmp_path) as proxy:
+        kubeconfig = proxy.kubeconfig_for(release.token, release.name)
+        async with operator_process(kubeconfig, release.config, tmp_path) as log:
+            try:
+                await asyncio.gather(
+                    a_download_is_paused_and_cancelled(bed, hub, storage),
+                    a_model_is_measured_out_and_deleted(bed, hub, storage),
+                    a_model_is_scaled(bed, api_cluster),
+                )
+            finally:
+                refused = [(s.method, s.path) for s in proxy.requests if s.status == 403]
+                assert refused == [], log.read_text()
+        assert "forbidden" not in log.read_text().lower()
+        assert "Traceback" not in log.read_text()
+        uses = set().union(*map(used, proxy.requests))
+    await bed.kube.delete(STORAGE_CLASSES, None, storage)
+    assert uses <= granted(rbac.OPERATOR)
+    assert granted(rbac.OPERATOR) - uses == UNSEEN, "granted and never used"
+    events, _ = await bed.kube.list(EVENTS, bed.namespace)
+    assert [e["message"] for e in events if e["reason"] == "FailedCreate"] == [], "pods that `restricted` refuses"
+
+
+async def a_download_is_paused_and_cancelled(bed: Bed, hub: HubServer, storage: str) -> None:
+    async def become(state: str) -> None:
+        await bed.kube.merge_patch(MODEL_DOWNLOADS, bed.namespace, "d", {"spec": {"state": state}})
+
+    await bed.create("ModelDownload", "d", {"source": source(hub), "storage": {"storageClassName": storage}})
+    for _ in range(2):
+        await bed.until(JOBS, "d", bool)
+        await become("Paused")
+        await bed.gone(JOBS, "d")
+        await become("Active")
+    await bed.until(JOBS, "d", bool)
+    await become("Cancelled")
+    await bed.gone(CLAIMS, "d")
+
+
+async def a_model_is_measured_out_and_deleted(bed: Bed, hub: HubServer, storage: str) -> None:
+    kept = {"storageClassName": storage, "deleteAfterUnused": "1s"}
+    await bed.model("m", source=source(hub), storage=kept)
+    await bed.create("ModelAlias", "a", {"targets": [{"modelRef": {"name": "m"}}]})
+    await bed.until(MODEL_ALIASES, "a", lambda alias: alias["status"]["conditions"])
+    model = await bed.until(MODELS, "m", lambda model: model["status"]["source"]["downloadName"])
+    download = model["status"]["source"]["downloadName"]
+    await bed.until(MODEL_DOWNLOADS, download, lambda made: made["status"]["usedBy"] == ["m"])
+    await bed.kube.delete(MODELS, bed.namespace, "m")
+    await bed.gone(MODEL_DOWNLOADS, download)
+
+
+async def a_model_is_scaled(bed: Bed, cluster: TestCluster) -> None:
+    await bed.model("n", replicas=0)
+    await bed.until(SERVICES, "n", bool)
+    await bed.until(DEPLOYMENTS, "n", lambda made: made["spec"]["replicas"] == 0)
+    await asyncio.to_thread(cluster.kubectl, "-n", bed.namespace, "scale", "model", "n", "--replicas=1")
+    await bed.until(DEPLOYMENTS, "n", lambda made: made["spec"]["replicas"] == 1)
+
+
+@pytest.mark.parametrize("owner", ["Model", "ModelDownload"])
+async def test_children_need_the_right_to_their_owners_finalizers(
+    api_cluster: TestCluster, release: Release, bed: Bed, owner: str
+):
+    """Where OwnerReferencesPermissionEnforcement is on; the rights of UNSEEN are there for nothing else."""
+    lesser = f"{bed.namespace}-lesser"
+    api_cluster.kubectl("create", "-f", "-", input=json.dumps(role(lesser, granted(rbac.OPERATOR) - UNSEEN)))
+    api_cluster.kubectl("create", "clusterrolebinding", lesser, f"--clusterrole={lesser}", f"--user={lesser}")
+    await bed.ready_download()
+    made = await (bed.model("o") if owner == "Model" else bed.get(MODEL_DOWNLOADS, "files"))
+    body = {"apiVersion": "v1", "kind": "Service", "metadata": metadata("child", made, {})}
+    child = json.dumps({**body, "spec": {"ports": [{"port": 80}]}})
+
+    def apply(user: str) -> str:
+        options = ("--server-side", "--dry-run=server", "--field-manager=test", "--as", user)
+        done = api_cluster.kubectl("apply", *options, "--filename", "-", input=child, check=False)
+        return done.stdout + done.stderr
+
+    def refused_for_the_owner() -> bool:
+        return "cannot set blockOwnerDeletion" in apply(lesser)
+
+    await eventually(refused_for_the_owner, 10, "a refusal", every=0.2)  # once the new role is known to the authorizer
+    assert "serverside-applied" in apply(f"system:serviceaccount:{release.name}:{release.name}")
+    for plural in ("clusterrolebinding", "clusterrole"):
+        api_cluster.kubectl("delete", plural, lesser)
+
+
+def role(name: str, uses: set[Use]) -> dict[str, Any]:
+    kind = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": name}}
+    return {
+        **kind,
+        "rules": [{"apiGroups": [g], "resources": [what], "verbs": [verb]} for g, what, verb in sorted(uses)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("role_", "may", "may_not"),
+    [
+        ("view", ["get models", "list modeldownloads", "watch modelaliases", "get models/scale"], ["create models"]),
+        (
+            "edit",
+            [
+                "create models",
+                "patch modelaliases",
+                "delete modeldownloads",
+                "update models/scale",
+                "get models/status",
+            ],
+            ["patch models/status", "update models/finalizers"],
+        ),
+    ],
+)
+async def test_people_get_their_rights_from_kubernetes_own_roles(
+    api_cluster: TestCluster, release: Release, bed: Bed, role_: str, may: list[str], may_not: list[str]
+):
+    user = f"{role_}-{bed.namespace}"
+    api_cluster.kubectl("-n", bed.namespace, "create", "rolebinding", user, f"--clusterrole={role_}", f"--user={user}")
+
+    def can(what: str) -> bool:
+        verb, resource = what.split()
+        plural, _, sub = resource.partition("/")
+        options = [f"--subresource={sub}"] if sub else []
+        asked = (verb, f"{plural}.{names.GROUP}", *options, "--as", user, "-n", bed.namespace)
+        return api_cluster.kubectl("auth", "can-i", *asked, check=False).stdout.strip() == "yes"
+
+    for what in may:  # the controller manager adds the chart's roles to Kubernetes' own in a moment
+        await eventually(lambda what=what: can(what), 10, f"{role_} may {what}", every=0.2)
+    assert [what for what in may_not if can(what)] == []
