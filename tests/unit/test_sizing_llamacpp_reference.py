@@ -13,6 +13,7 @@ from moorage.sizing.gguf_model import model_of
 from moorage.sizing.llamacpp import LlamaSettings, llama_need
 from moorage.sizing.model import Confidence, LlamaModel
 from moorage.sizing.need import MemoryNeed
+from tests.unit.hybrid_shapes import SHAPES
 from tests.unit.model_shapes import MODELS
 
 MODELS_READ = {name: model_of(read_gguf_header(model.header)) for name, model in MODELS.items()}
@@ -127,3 +128,57 @@ def test_the_total_is_at_most_two_percent_over_in_the_median():
     ]
     assert min(excess) >= 0
     assert statistics.median(excess) <= 0.02
+
+
+class Measured(NamedTuple):
+    """Dry runs of llama.cpp build 11669: weights on device and host; (KV, compute) at 8k, at 32k over four slots, at
+    32k with a micro-batch of 2048, at 8k without flash attention; compute of llama-server with four slots (it reserves
+    one output for each).
+    """
+
+    weights: int
+    host: int
+    at_8k: tuple[int, int]
+    slots: tuple[int, int]
+    wide: tuple[int, int]
+    plain: tuple[int, int]
+    server: int
+
+
+MEASURED = {
+    "falcon_h1_7b": Measured(7284, 404, (485, 286), (1943, 286), (1541, 1264), (485, 301), 104),
+    "nemotron_h_9b": Measured(8410, 595, (261, 299), (1046, 299), (645, 1292), (261, 705), 184),
+    "granite_hybrid_tiny": Measured(7044, 156, (119, 216), (477, 216), (311, 960), (119, 226), 57),
+    "mamba2_2_7b": Measured(2744, 130, (163, 123), (655, 123), (163, 492), (163, 123), 81),
+    "lfm2_1_2b": Measured(1186, 136, (96, 152), (384, 152), (384, 704), (96, 550), 72),
+    "gemma4_e4b": Measured(4763, 3536, (168, 567), (672, 567), (612, 2370), (188, 584), 136),
+    "starcoder2_7b": Measured(7273, 229, (512, 140), (2048, 140), (2048, 656), (512, 639), 80),
+    "command_r7b": Measured(8135, 1062, (688, 552), (2752, 552), (1600, 2312), (688, 577), 136),
+    "glm45_air": Measured(107708, 629, (1472, 336), (5888, 336), (5888, 1440), (1472, 1636), 170),
+    "gemma3n_e2b": Measured(2476, 2584, (96, 536), (384, 536), (336, 2080), (96, 548), 108),
+    "rwkv7_2_9b": Measured(2821, 170, (20, 148), (82, 148), (20, 592), (20, 148), 97),
+    "jamba_mini": Measured(52166, 272, (144, 208), (578, 208), (528, 960), (144, 564), 208),
+}
+
+
+def test_all_hybrids_are_measured():
+    assert set(MEASURED) == set(SHAPES)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_hybrids_too(name):
+    row, model = MEASURED[name], model_of(read_gguf_header(SHAPES[name].header))
+    needs = {
+        "at_8k": llama_need(model, LlamaSettings(8192)),
+        "slots": llama_need(model, LlamaSettings(32768, parallel=4)),
+        "wide": llama_need(model, LlamaSettings(32768, ubatch_size=2048)),
+        "plain": llama_need(model, LlamaSettings(8192, flash_attention=False)),
+    }
+    assert model.confidence == Confidence.EXACT
+    assert near(needs["at_8k"].weights_mib, row.weights)
+    assert model.input_bytes >> 20 == row.host
+    for case, estimate in needs.items():
+        cache, compute = getattr(row, case)
+        assert near(estimate.kv_mib, cache), case
+        assert compute <= estimate.compute_mib <= 1.25 * compute + 48, case
+    assert llama_need(model, LlamaSettings(32768, parallel=4, outputs=4)).compute_mib >= row.server

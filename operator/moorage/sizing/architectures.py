@@ -102,6 +102,14 @@ UNKNOWN_MEMORY: Final = {
 }
 """Known to keep memory that the formulas here do not count."""
 
+UNMEASURED: Final = frozenset(
+    {
+        "arctic", "arwkv7", "bailingmoe3", "bitnet", "chameleon", "cogvlm", "dbrx", "grok", "kimi-linear", "minicpm3",
+        "minimax-01", "openelm", "plamo2", "plm", "rwkv6", "rwkv6qwen2",
+    }
+)  # fmt: skip
+"""Weights and cache are exact, but no dry run of a graph of this kind has been compared."""
+
 KNOWN: Final = (
     PLAIN
     | NO_CACHE

@@ -1,7 +1,7 @@
 """From a GGUF header to what llama.cpp will load and run: `LlamaModel`."""
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 from moorage.sizing import architectures as arch
 from moorage.sizing.errors import HeaderError
@@ -26,7 +26,9 @@ def model_of(header: GgufHeader, *, file_bytes: int = 0) -> LlamaModel:
     hparams = Hparams(header)
     weights = _Weights.of(header, hparams, file_bytes)
     lengths = HeadLengths.of(hparams)
-    confidence, reasons = _confidence(header, hparams, weights)
+    looked_up = hparams.number("embedding_length_per_layer_input") * hparams.layer_count
+    aside = 2 * looked_up + hparams.required("embedding_length") if looked_up else 0
+    confidence, reasons = _confidence(header, hparams)
     return LlamaModel(
         architecture=hparams.architecture,
         context_length=hparams.number("context_length"),
@@ -34,10 +36,11 @@ def model_of(header: GgufHeader, *, file_bytes: int = 0) -> LlamaModel:
         vocabulary=hparams.vocabulary() or weights.vocabulary,
         heads=max(hparams.per_layer("attention.head_count")),
         head_length=lengths.key,
-        attention_values=_attention_values(hparams, lengths),
-        plain_attention_values=_plain_attention_values(hparams, lengths),
-        feed_forward_values=_feed_forward_values(hparams, weights.gated),
+        attention_values=_attention_values(hparams, lengths) + aside,
+        plain_attention_values=_plain_attention_values(hparams, lengths) + aside,
+        feed_forward_values=_feed_forward_values(hparams, weights.widths) + aside,
         recurrent_values=_recurrent_values(hparams),
+        input_values=looked_up,
         latent_attention=is_latent(hparams),
         layers=tuple(
             Layer(size, memory.key_width, memory.value_width, memory.window, memory.state)
@@ -57,7 +60,7 @@ class _Weights:
     def __init__(self, layer_count: int) -> None:
         self.layers = [0] * layer_count
         self.inputs = self.output = self.vocabulary = 0
-        self.gated = True
+        self.widths: _Widths | None = None
 
     @classmethod
     def of(cls, header: GgufHeader, hparams: Hparams, file_bytes: int) -> "_Weights":
@@ -92,7 +95,7 @@ class _Weights:
             output += size if tensor.name == "output.weight" else 0
         if output == 0 and hparams.architecture not in arch.ENCODERS:
             self.output += embedding  # tied: loaded a second time as the output matrix
-        self.gated = _is_gated(tensors, hparams)
+        self.widths = _Widths.of(tensors)
 
     def _place_in_layer(self, at: int, size: int, hparams: Hparams) -> None:
         if at >= hparams.layer_count:
@@ -101,15 +104,26 @@ class _Weights:
             self.layers[at] += size
 
 
-def _is_gated(tensors: tuple[Tensor, ...], hparams: Hparams) -> bool:
-    """Whether the dense feed-forward part has a gate, as a tensor of its own or fused into `ffn_up`."""
-    widths = hparams.per_layer("feed_forward_length")
-    for tensor in tensors:
-        if "ffn_gate" in tensor.name:
-            return True
-        if tensor.name.endswith("ffn_up.weight") and len(tensor.dims) > 1 and tensor.dims[1] > max(widths):
-            return True
-    return not any(tensor.name.endswith("ffn_up.weight") for tensor in tensors)
+class _Widths(NamedTuple):
+    """Feed-forward widths by the tensors: of dense layers (gate included), of one expert, of shared experts."""
+
+    dense: int
+    expert: int
+    shared: int
+    gated: bool
+
+    @classmethod
+    def of(cls, tensors: tuple[Tensor, ...]) -> "_Widths":
+        rows = {"ffn_down": 0, "ffn_down_exps": 0, "ffn_down_shexp": 0, "ffn_up": 0}
+        gated = False
+        for tensor in tensors:
+            part = tensor.name.split(".")[2:3]
+            gated |= "ffn_gate" in tensor.name and "inp" not in tensor.name
+            if part and part[0] in rows and tensor.dims and tensor.name.endswith(".weight"):
+                axis = 1 if part[0] == "ffn_up" and len(tensor.dims) > 1 else 0
+                rows[part[0]] = max(rows[part[0]], tensor.dims[axis])
+        fused = rows["ffn_up"] > rows["ffn_down"]  # gate and up in one matrix
+        return cls(rows["ffn_down"], rows["ffn_down_exps"], rows["ffn_down_shexp"], gated or fused)
 
 
 def _attention_values(hparams: Hparams, lengths: HeadLengths) -> int:
@@ -130,29 +144,32 @@ def _plain_attention_values(hparams: Hparams, lengths: HeadLengths) -> int:
     return 4 * embedding + 2 * heads * key + max(kv_heads(hparams)) * (key + value)
 
 
-def _feed_forward_values(hparams: Hparams, gated: bool) -> int:
+def _feed_forward_values(hparams: Hparams, widths: _Widths | None) -> int:
     """Values per token alive in the feed-forward part: up, gate and their product, or the experts' rows."""
     embedding = hparams.required("embedding_length")
-    dense = (3 if gated else 2) * max(hparams.per_layer("feed_forward_length"))
-    if not hparams.number("expert_count"):
-        return 4 * embedding + dense
-    used, width = max(hparams.per_layer("expert_used_count")), max(hparams.per_layer("expert_feed_forward_length"))
-    routed = max(3 * used * width, (2 * used + 1) * embedding)
-    shared = 3 * hparams.number("expert_shared_feed_forward_length")
-    lead = dense if hparams.number("leading_dense_block_count") or not width else 0
-    return 4 * embedding + max(routed, shared, lead)
+    if widths is None:
+        dense = max(hparams.per_layer("feed_forward_length"))
+        expert = max(hparams.per_layer("expert_feed_forward_length")) or dense
+        widths = _Widths(dense, expert, hparams.number("expert_shared_feed_forward_length"), True)
+    factor = 3 if widths.gated else 2
+    used = max(hparams.per_layer("expert_used_count")) if hparams.number("expert_count") else 0
+    routed = max(factor * used * widths.expert, (2 * used + 1) * embedding) if used else 0
+    return 4 * embedding + max(factor * widths.dense, factor * widths.shared, routed)
 
 
 def _recurrent_values(hparams: Hparams) -> int:
     """Values per token alive in a recurrent layer; 0 where there is none."""
-    inner = hparams.number("ssm.inner_size")
-    if hparams.architecture in arch.KNOWN and not any(memory.state for memory in memories(hparams)):
+    if not any(memory.state for memory in memories(hparams)):
         return 0
-    groups, state = hparams.number("ssm.group_count"), hparams.number("ssm.state_size")
-    return 4 * hparams.required("embedding_length") + 5 * inner + 4 * groups * state
+    embedding = hparams.required("embedding_length")
+    if hparams.has("wkv.head_size"):
+        return 20 * embedding
+    inner, rank = hparams.number("ssm.inner_size"), hparams.number("ssm.time_step_rank")
+    mixed = hparams.number("ssm.group_count") * hparams.number("ssm.state_size")
+    return 5 * embedding + 6 * inner + 6 * mixed + rank
 
 
-def _confidence(header: GgufHeader, hparams: Hparams, weights: _Weights) -> tuple[Confidence, tuple[str, ...]]:
+def _confidence(header: GgufHeader, hparams: Hparams) -> tuple[Confidence, tuple[str, ...]]:
     name = clean(hparams.architecture, 40)
     if name in arch.UNKNOWN_MEMORY:
         return Confidence.GUESS, (f"{name} keeps {arch.UNKNOWN_MEMORY[name]}, which is not counted",)
@@ -160,4 +177,6 @@ def _confidence(header: GgufHeader, hparams: Hparams, weights: _Weights) -> tupl
         return Confidence.GUESS, (f"the architecture {name!r} is not known: counted as if every layer cached all",)
     if header.tensors is None:
         return Confidence.BOUNDED, ("weights by the size of the files, not by tensors",)
+    if name in arch.UNMEASURED:
+        return Confidence.BOUNDED, (f"working buffers of {name} are estimated by those of its relatives",)
     return Confidence.EXACT, ()

@@ -38,6 +38,7 @@ PIPELINE_ROWS: Final = (13, 7)
 one embedding per token, on a GPU without and on the one with the output. Measured on six models over two to four."""
 HOST_ROWS: Final = (4, 10)
 HOST_MASKS: Final = (1, 4)
+HOST_SLACK: Final = 16 * MIB
 """The host's side of the graph with one GPU and with several: rows of one embedding per token, and masks."""
 PROJECTOR_COMPUTE_MIB: Final = 1024
 """A projector's graph for one image of about 1,024 tokens."""
@@ -133,7 +134,8 @@ def cache_cells(model: LlamaModel, settings: LlamaSettings) -> Cells:
     window = max((layer.window for layer in model.layers), default=0)
     share = settings.parallel if settings.kv_unified else 1
     windowed = full if settings.swa_full else _padded(min(full, window * share + _ubatch(settings)))
-    return Cells(full, windowed if window else 0, 1 if settings.kv_unified else settings.parallel)
+    sees_all = any(layer.key_width and not layer.window for layer in model.layers)
+    return Cells(full if sees_all else 0, windowed if window else 0, 1 if settings.kv_unified else settings.parallel)
 
 
 def layer_cache_bytes(layer: Layer, settings: LlamaSettings, cells: Cells, widest_value: int) -> int:
@@ -154,7 +156,8 @@ def compute_bytes(model: LlamaModel, settings: LlamaSettings, cells: Cells, *, o
     tokens = _ubatch(settings)
     masks, row = _mask_bytes(settings, cells), 4 * tokens * model.embedding
     outputs = tokens if settings.outputs is None else min(tokens, settings.outputs)
-    logits = 4 * row + 4 * outputs * model.vocabulary if output else 0
+    held = 4 * row + (4 * tokens * model.input_values + row if model.input_values else 0)
+    logits = held + 4 * outputs * model.vocabulary if output else 0
     parts = [4 * tokens * model.feed_forward_values, 4 * tokens * model.recurrent_values]
     if settings.flash_attention:
         parts += [logits, 4 * tokens * model.attention_values]
@@ -227,8 +230,8 @@ def _host_mib(model: LlamaModel, settings: LlamaSettings, cells: Cells, on_gpu: 
     away = {unit for share in on_gpu for unit in share}
     weights, cache = _held(model, settings, cells, [unit for unit in range(model.units) if unit not in away])
     several = settings.gpus > 1
-    rows = HOST_ROWS[several] * 4 * _ubatch(settings) * model.embedding
-    graph = rows + HOST_MASKS[several] * _mask_bytes(settings, cells)
+    rows = 4 * _ubatch(settings) * (HOST_ROWS[several] * model.embedding + model.input_values)
+    graph = rows + HOST_MASKS[several] * _mask_bytes(settings, cells) + HOST_SLACK
     if len(away) < model.units:
         graph += compute_bytes(model, replace(settings, gpus=1), cells)
     return up_mib(model.input_bytes + weights + cache + graph + 4 * model.vocabulary * settings.parallel)

@@ -50,6 +50,7 @@ class LlamaModel:
     Values alive at once per token of a micro-batch, by the part of the graph that needs most:
     attention_values   flash attention; plain_attention_values without it, less scores (one row per head and cell)
     feed_forward_values, recurrent_values   the same for the other kinds of layer
+    input_values       per-layer embeddings of a token, looked up beside its own
     """
 
     architecture: str
@@ -62,6 +63,7 @@ class LlamaModel:
     plain_attention_values: int
     feed_forward_values: int
     recurrent_values: int
+    input_values: int
     latent_attention: bool
     layers: tuple[Layer, ...]
     idle_layers: int
