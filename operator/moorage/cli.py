@@ -21,11 +21,11 @@ COMMANDS = {
 class LazyGroup(click.Group):
     """A click group that imports a subcommand's module when it is first named."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all subcommands, in the order of the table."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The subcommand called `cmd_name`, or None where there is none."""
         target = COMMANDS.get(cmd_name)
         if target is None:

@@ -21,7 +21,7 @@ COMPONENT = "app.kubernetes.io/component"
 MODEL_LABEL = f"{GROUP}/model"
 DOWNLOAD_LABEL = f"{GROUP}/download"
 
-# Annotations on children: what was applied (equal hash: no request) and what shaped the pod (equal: only replicas move).
+# Annotations by which a person asks for something once; the value is an RFC 3339 time, as `kubectl rollout restart` does.
 MANIFEST_HASH = f"{GROUP}/manifest-hash"
 INPUTS_HASH = f"{GROUP}/inputs-hash"
 

@@ -102,6 +102,11 @@ class StatusPart(Part):
 
     model_config = ConfigDict(validate_assignment=True)
 
+    def dump(self) -> dict[str, Any]:
+        """As for every part, and without empty lists and objects: they say nothing to a reader."""
+        filled: dict[str, Any] = _filled(super().dump())
+        return filled
+
     @classmethod
     def read(cls, raw: dict[str, Any] | None) -> Self:
         """The status stored in an object; a field that does not parse (another version's) is left out, not an error."""
@@ -112,6 +117,13 @@ class StatusPart(Part):
             except ValidationError as error:
                 for problem in error.errors(include_url=False):
                     known.pop(str(problem["loc"][0]), None)
+
+
+def _filled(value: Any) -> Any:
+    """`value` without empty lists and objects, at any depth."""
+    if isinstance(value, dict):
+        return {k: v for k, v in ((k, _filled(v)) for k, v in value.items()) if v not in ([], {})}
+    return [_filled(v) for v in value] if isinstance(value, list) else value
 
 
 class ObjectMeta(Part):

@@ -29,7 +29,7 @@ from moorage.sources import HostPolicy
 log = logging.getLogger(__name__)
 
 SYNC_SECONDS = 120.0
-WARM_UP_FIRST_PAUSE = 0.25  # a Service takes a moment to know a pod that just became ready
+WARM_UP_FIRST_PAUSE = 0.1  # a Service takes a moment to know a pod that just became ready
 
 
 class Operator:

@@ -12,6 +12,7 @@ from moorage.kube.client import KubeClient
 from moorage.kube.resources import CONFIG_MAPS, SECRETS
 from moorage.planning.types import Defaults
 from moorage.sizing.errors import HeaderError
+from moorage.sizing.facts import header_facts
 from moorage.sizing.gguf import CHUNK_BYTES, MAX_HEADER_BYTES, GgufReader
 from moorage.sources import Access, RepoFile, Repository, Selection, formats, select
 from moorage.sources.choice import main_file, needed
@@ -101,14 +102,7 @@ class Resolver:
         header = reader.header
         if header is None:
             return facts
-        found = {
-            "architecture": header.architecture,
-            "contextLength": header.context_length,
-            "parameters": header.parameters,
-            "quantization": header.quantization,
-            "layers": header.block_count,
-        }
-        return facts | {k: v for k, v in found.items() if v}
+        return facts | header_facts(header)
 
     async def _access(self, namespace: str, token: dict[str, Any] | None, bundle: dict[str, Any] | None) -> Access:
         secret = await self._secret(namespace, token) if token else None

@@ -89,4 +89,4 @@ class SideTasks:
         state.failures += 1
         pause = backoff_seconds(state.failures) * self._first_pause if error.retryable else REFUSED_AGAIN_SECONDS
         state.again_at = time.monotonic() + max(pause, error.retry_after or 0.0)
-        state.answer = Answer(state.inputs, None, error.reason, error.message, error.retryable)
+        state.answer = Answer(state.inputs, None, error.reason, error.message, error.retryable, state.failures)

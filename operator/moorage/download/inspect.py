@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from moorage.download.content import Identity
+from moorage.download.facts import model_facts
 from moorage.download.settings import Verify
 from moorage.download.volume import MANIFEST, read_manifest, storage
 from moorage.download.walk import hash_file
 from moorage.sources import Reason, formats, source_error
+from moorage.sources.choice import PARTS, same_split
 from moorage.sources.files import STAGE_FOLDER
 
 _MOST_FILES = 100_000
@@ -23,8 +25,10 @@ def inspect(path: Path, revision: str, verify: Verify, stop: threading.Event) ->
     A Hugging Face cache (`models--org--name`, with refs/ and snapshots/) is read at `revision`. Raises SourceError:
     FileNotFound, SizeMismatch, ChecksumMismatch, StorageError.
     """
+    if path.is_file():
+        return _one_file(path)
     if not path.is_dir():
-        raise source_error(Reason.FILE_NOT_FOUND, f"not found: there is no folder {path}")
+        raise source_error(Reason.FILE_NOT_FOUND, f"not found: there is no file or folder {path}")
     folder, commit = _snapshot(path, revision)
     layout = "Plain" if folder == path else "HuggingFaceCache"
     with storage(path):
@@ -45,6 +49,26 @@ def inspect(path: Path, revision: str, verify: Verify, stop: threading.Event) ->
         "formats": formats(file["path"] for file in files),
         "layout": layout,
         "folder": "" if folder == path else str(folder.relative_to(path)),
+        "fileCount": len(files),
+        "facts": model_facts(folder, files),
+    }
+
+
+def _one_file(path: Path) -> dict[str, Any]:
+    """A path that names one file (the first part of a split GGUF brings the others): its folder is looked at for it."""
+    parts = PARTS.match(path.name)
+    names = [f for f in path.parent.iterdir() if f.is_file() and (f == path or (parts and same_split(parts, f.name)))]
+    files: list[dict[str, Any]] = [
+        {"path": f.name, "sizeBytes": f.stat().st_size, "sha256": None} for f in sorted(names)
+    ]
+    return {
+        "bytes": sum(file["sizeBytes"] for file in files),
+        "files": files,
+        "formats": formats(file["path"] for file in files),
+        "layout": "Plain",
+        "folder": "",
+        "fileCount": len(files),
+        "facts": model_facts(path.parent, files),
     }
 
 

@@ -224,9 +224,11 @@ class _Pass:
             self._drop_job()
             return "the wanted files changed; the running download is stopped first"
         report = jobs.result(self.seen.pods, job)
-        told = report is not None and report["exitCode"] == 0 and "manifestDigest" in report  # a bare exit code is no proof
-        if job["complete"] and report and told and job["inputsHash"] == wanted.inputs:
-            return self._finish(report)
+        told = (
+            report is not None and report["exitCode"] == 0 and "manifestDigest" in report
+        )  # a bare exit code is no proof
+        if report and told and job["inputsHash"] == wanted.inputs:
+            return self._finish(report)  # without waiting for the Job controller to notice
         if job["complete"] or job["failed"]:
             return self._finished_badly(job, report)
         return self._running(report)

@@ -60,7 +60,7 @@ def take_report(status: DownloadStatus, report: dict[str, Any], download: ModelD
     commit = report.get("commit") or report.get("revision") or status.resolved_revision or ""
     status.resolved_revision = commit
     status.manifest_digest = report.get("manifestDigest") or "none"
-    status.path = jobs.content_path(download, commit)
+    status.path = "/".join(part for part in (jobs.content_path(download, commit), report.get("folder")) if part)
     if report.get("facts"):
         status.facts = Facts.read(report["facts"])
     if status.bytes is None:

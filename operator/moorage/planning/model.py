@@ -92,13 +92,19 @@ def _roll_up(step: ModelPass, message: str) -> None:
     failing = unmet is not None and unmet.status == FALSE and unmet.reason in _FAILURES
     busy = not stalled and not failing and ((unmet is not None and not asleep) or not _settled(step))
     draft.set(C.RECONCILING, TRUE if busy else FALSE, Reason.PROGRESSING if busy else Reason.SETTLED, message)
-    draft.set(C.STALLED, TRUE if stalled or failing else FALSE, reason if stalled or failing else Reason.SETTLED, "")
+    draft.set(
+        C.STALLED,
+        TRUE if stalled or failing else FALSE,
+        reason if stalled or failing else Reason.SETTLED,
+        message if stalled or failing else "nothing stands in the way",
+    )
     draft.set(C.READY, TRUE if ready else FALSE, reason, message)
     if draft.get(C.ACTIVE) is None:
         draft.set(C.ACTIVE, FALSE if asleep else UNKNOWN, Reason.PENDING, "there is no server yet")
     before = status.phase
     status.phase = _phase(step, asleep=asleep, ready=ready, stalled=stalled, failing=failing, before=before)
-    status.conditions = draft.conditions
+    order = list(C)
+    status.conditions = sorted(draft.conditions, key=lambda c: order.index(C(c.type)))
     status.summary = _summary(step, message, reason)
 
 

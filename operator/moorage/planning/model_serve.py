@@ -19,6 +19,8 @@ from moorage.planning.types import Manifest, Patch, Ref, WarmUp
 
 MIB = 1024 * 1024
 DEADLINE = "ProgressDeadlineExceeded"
+WARM_UP_PATIENCE = 7
+"""Failed warm-ups that are not worth a word: nodes take some seconds to learn of a Service's new pod."""
 
 
 def place(step: ModelPass) -> str | None:
@@ -270,7 +272,7 @@ def _warm(step: ModelPass, live: Manifest) -> str | None:
     if answer is None or answer.inputs != identity or answer.value is None:
         service = step.seen.service
         step.ask.append(WarmUp(identity, step.model.metadata.name, service["clusterIP"], service["port"]))
-        if answer is not None and answer.inputs == identity:
+        if answer is not None and answer.inputs == identity and answer.failures > WARM_UP_PATIENCE:
             return step.stop(C.SERVING, Reason.WARM_UP_FAILED, answer.message)
         if not step.draft.was_true(C.SERVING):
             step.draft.set(C.SERVING, UNKNOWN, Reason.LOADING, "the server is ready; asking it for one token")

@@ -81,13 +81,17 @@ Ask = Resolve | WarmUp | Progress
 
 @dataclass(frozen=True)
 class Answer:
-    """What a side task found: `value` on success, else `reason` and `message`; `inputs` names the question."""
+    """What a side task found: `value` on success, else `reason` and `message`; `inputs` names the question.
+
+    `failures` counts attempts in a row that failed.
+    """
 
     inputs: str
     value: Manifest | None = None
     reason: str = ""
     message: str = ""
     retryable: bool = True
+    failures: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from moorage.sources.files import RepoFile, formats
 from moorage.sources.reasons import Reason
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
+PARTS = re.compile(r"^(?P<stem>.+)-(\d{5})-of-(?P<total>\d{5})\.gguf$", re.IGNORECASE)
 _SHOWN = 20
 
 
@@ -24,6 +25,12 @@ def main_file(files: Sequence[RepoFile]) -> str | None:
             Reason.AMBIGUOUS, f"the source holds {len(heads)} models: {listed}; choose one with quantization or include"
         )
     return heads[0] if heads else None
+
+
+def same_split(part: re.Match[str], name: str) -> bool:
+    """Whether `name` is a part of the same split GGUF as the one that `part` (a match of PARTS) is of."""
+    other = PARTS.match(name)
+    return other is not None and other["stem"] == part["stem"] and other["total"] == part["total"]
 
 
 def is_projector(path: str) -> bool:
