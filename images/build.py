@@ -32,7 +32,7 @@ if not __package__:  # run as a script: only this folder is on the search path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from images import recipes
-from images.recipes import BY_NAME, IMAGES, ROOT, BuildError, Layer, run, source_files
+from images.recipes import BY_NAME, IMAGES, LAYERS, ROOT, BuildError, Layer, run, source_files
 
 REGISTRY = "moorage.local"
 ARCHIVES_KEPT = 3
@@ -99,6 +99,12 @@ class Buildah:
         """Say whether an image is in the storage."""
         command = [*self._command, "inspect", "--type", "image", image]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    def keep_only(self, images: set[str]) -> None:
+        """Remove all other images from the storage: layers of former recipes, and what is in an archive by now."""
+        names = self("images", "--noheading", "--format", "{{.Name}}:{{.Tag}}").split()
+        for name in set(names) - images:
+            self("rmi", name)
 
     def commit(self, layer: Layer, tree: Path, *, parent: str, ref: str) -> None:
         """Make the image `ref` of a layer from its parent's and a tree of files."""
@@ -170,7 +176,7 @@ def build_image(cache: Path, layer: Layer) -> tuple[str, Path]:
         # Not an OCI archive: its layers are always compressed, which takes ten times as long.
         buildah("push", "--quiet", "--disable-compression", ref, f"docker-archive:{partial}:{ref}")
         partial.rename(target)
-    buildah("rmi", ref)  # the archive has it all; the layers below stay for the next build
+    buildah.keep_only({reference(below) for below in LAYERS if below.name not in IMAGES})
     prune(cache, layer.name)
     return ref, target
 
