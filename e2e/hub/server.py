@@ -22,11 +22,14 @@ from e2e.hub.store import Entry, Store
 
 
 class HubServer:
-    """A running hub; `url` and `cdn_url` are its two origins. Use as a context manager or start() and stop()."""
+    """A running hub; `url` and `cdn_url` are its two origins. Use as a context manager or start() and stop().
+
+    Several hubs may share one Store, and with it the hashes of its files.
+    """
 
     def __init__(
         self,
-        root: Path | str,
+        root: Path | str | Store,
         *,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -39,7 +42,7 @@ class HubServer:
         tls: tuple[str, str] | None = None,
         rescan: float = 0.0,
     ) -> None:
-        self.store = Store(Path(root), lfs_threshold=lfs_threshold, rescan=rescan)
+        self.store = root if isinstance(root, Store) else Store(Path(root), lfs_threshold=lfs_threshold, rescan=rescan)
         self.rules, self.log = Rules(), RequestLog()
         self.throttle, self.connection_rate, self.expiry = Throttle(rate), connection_rate, expiry
         self.secret = secrets.token_bytes(16)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from moorage.errors import SourceError
 from moorage.sources import Reason
 
+DELAY_AFTER_PROGRESS = 0.1
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 8.0
 NO_PROGRESS_SECONDS = 90.0
@@ -38,6 +39,7 @@ class Patience:
         self.total = 0
         self._since = clock()
         self._last_failure = -1.0
+        self._moving = False
 
     def begin(self) -> None:
         """The first attempt begins now, however long ago this was made."""
@@ -48,6 +50,7 @@ class Patience:
         """Bytes came: the count begins anew."""
         self.failures = 0
         self._since = self._clock()
+        self._moving = True
 
     def after(self, error: SourceError, started: float | None = None) -> float:
         """Seconds to wait before the next attempt; raises `error` when there is to be none.
@@ -60,7 +63,8 @@ class Patience:
             self.failures += 1
             self._last_failure = now
         delay = min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** max(0, self.failures - 1)) * random.uniform(0.8, 1.2)
-        delay = max(delay, error.retry_after or 0.0)
+        delay = max(DELAY_AFTER_PROGRESS if self._moving else delay, error.retry_after or 0.0)
+        self._moving = False
         if self.failures >= tries_for(error, self._attempts) or now + delay - self._since > NO_PROGRESS_SECONDS:
             raise error
         return delay

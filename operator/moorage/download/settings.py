@@ -20,7 +20,8 @@ class Settings:
     """Options that hold for every file.
 
     `stall_timeout` (bodies), `request_timeout` (connecting, headers, metadata) and `lock_wait` are seconds,
-    `bandwidth_limit` bytes per second over all connections (None: no limit), `retries` attempts in a row without progress per file.
+    `bandwidth_limit` bytes per second over all connections (None: no limit), `retries` attempts in a row without
+    progress per file.
     """
 
     dest: Path

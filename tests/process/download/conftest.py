@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from e2e.hub import HubServer
+from e2e.hub import HubServer, Store
 from tests.process.download.support import Downloader, make_repo
 
 MODEL = random.Random(7).randbytes(40_000_000)
@@ -23,10 +23,16 @@ def _root(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def store(_root):
+    """acme/model (config.json and the 40 MB model.gguf) and acme/one (the latter alone)."""
+    return Store(_root, rescan=3600)
+
+
 @pytest.fixture
-def hub(_root):
-    """A hub with acme/model (config.json and the 40 MB model.gguf) and acme/one (the latter alone)."""
-    with HubServer(_root, rescan=5.0) as server:
+def hub(store):
+    """A hub that serves `store`."""
+    with HubServer(store) as server:
         yield server
 
 

@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def make_repo(
-    root: Path, repo: str, files: dict[str, bytes], *, tokens: dict[str, str] | None = None, **config
+    root: Path, repo: str, content: dict[str, bytes], *, tokens: dict[str, str] | None = None, **config
 ) -> Path:
     """Write a repository and its part of hub.json; `config` as in e2e/hub/store.py."""
     folder = root / repo
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
+    for name, data in content.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+        (folder / name).write_bytes(data)
     path = root / "hub.json"
     hub = json.loads(path.read_text()) if path.exists() else {"tokens": {}, "repos": {}}
     hub["tokens"] |= tokens or {}
@@ -105,6 +106,20 @@ class Downloader:
         left = [p for p in (self.dest / ".moorage").rglob("*") if p.name != "lock"]
         assert not left, left
         return folder
+
+
+class Rows:
+    """Rows of a table, run a few at a time because they mostly wait; `result` gives a row's own outcome or error."""
+
+    def __init__(self, rows: Mapping[str, Callable[[], Any]], at_once: int = 6) -> None:
+        self._pool = ThreadPoolExecutor(at_once)
+        self._made = {name: self._pool.submit(row) for name, row in rows.items()}
+
+    def result(self, name: str) -> Any:
+        return self._made[name].result()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
 def eventually(predicate: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:
