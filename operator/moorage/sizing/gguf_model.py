@@ -154,7 +154,8 @@ def _feed_forward_values(hparams: Hparams, widths: _Widths | None) -> int:
     factor = 3 if widths.gated else 2
     used = max(hparams.per_layer("expert_used_count")) if hparams.number("expert_count") else 0
     routed = max(factor * used * widths.expert, (2 * used + 1) * embedding) if used else 0
-    return 4 * embedding + max(factor * widths.dense, factor * widths.shared, routed)
+    loose = arch.LOOSE_ROWS.get(hparams.architecture, 0) * embedding
+    return 4 * embedding + max(factor * widths.dense, factor * widths.shared, routed) + loose
 
 
 def _recurrent_values(hparams: Hparams) -> int:
