@@ -1,6 +1,7 @@
 """Helm for tests: renders the chart, and says what Helm says where it refuses."""
 
 import functools
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,13 @@ def helm(*args: str, values: dict[str, Any] | None = None, kubeconfig: Path | No
 
 
 def template(values: dict[str, Any] | None = None, *, release: str = "moorage", namespace: str = NAMESPACE) -> str:
-    """The rendered chart as text."""
-    return helm("template", release, str(CHART), "--namespace", namespace, values=values)
+    """The rendered chart as text; equal questions are asked once."""
+    return _template(json.dumps(values or {}, sort_keys=True), release, namespace)
+
+
+@functools.cache
+def _template(values: str, release: str, namespace: str) -> str:
+    return helm("template", release, str(CHART), "--namespace", namespace, values=json.loads(values))
 
 
 def objects(values: dict[str, Any] | None = None, **options: str) -> list[dict[str, Any]]:
