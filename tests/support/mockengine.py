@@ -49,6 +49,7 @@ class Behaviour:
     bytes_per_token: float = 1.0
     template_tokens: int = 0  # what the chat template adds to each prompt
     context: int = 0  # 400 beyond this many tokens; 0: no limit
+    closes: bool = False  # close after each stream although `Keep-Alive` is announced, as llama-server does
     slots: int = 0  # requests served at once, the others wait; 0: all
     split: bool = False  # write each event in two pieces
     crlf: bool = False
@@ -236,7 +237,7 @@ class _Wire(asyncio.Protocol):
     def start_stream(self) -> None:
         """The head of a stream of events."""
         body = "Transfer-Encoding: chunked" if self._engine.behaviour.chunked else "Connection: close"
-        self._head(200, f"Content-Type: text/event-stream\r\n{body}")
+        self._head(200, f"Content-Type: text/event-stream\r\nKeep-Alive: timeout=5, max=100\r\n{body}")
 
     def event(self, data: bytes) -> None:
         """A piece of the stream, written at once."""
@@ -247,7 +248,7 @@ class _Wire(asyncio.Protocol):
         """The end of the stream."""
         if self._engine.behaviour.chunked:
             self._transport.write(b"0\r\n\r\n")
-        else:
+        if self._engine.behaviour.closes or not self._engine.behaviour.chunked:
             self._transport.close()
 
     def abort(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from moorage import __version__
-from moorage.bench.connection import BrokenConnectionError, Connector, Exchange, OnBody
+from moorage.bench.connection import BrokenConnectionError, Exchange, OnBody, Pool
 from moorage.bench.settings import Settings
 from moorage.bench.stream import Transcript, Usage, error_text
 
@@ -62,11 +62,15 @@ class Engine:
 
 
 class EngineClient:
-    """Sends chat completions to one server."""
+    """Sends chat completions to one server. Use `close` when done."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._connector = Connector(settings.target)
+        self._pool = Pool(settings.target)
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        self._pool.close()
 
     async def complete(self, prompt: str, max_tokens: int) -> Outcome:
         """One streaming chat completion of exactly `max_tokens` tokens, if the server obeys."""
@@ -93,7 +97,12 @@ class EngineClient:
             return Failure(kind, str(error))
         return _outcome(exchange, transcript, bytes(error_body))
 
-    async def engine(self) -> Engine:
+    async def learn(self) -> Engine:
+        """After a first answer: whether the server keeps connections, and who it is."""
+        await self._pool.learn()
+        return await self._engine()
+
+    async def _engine(self) -> Engine:
         """Name and version of the server: llama-server's `/props`, vLLM's `/version`, else the Server header."""
         props, header = await self._facts("/props")
         if isinstance(build := props.get("build_info"), str):
@@ -120,7 +129,7 @@ class EngineClient:
 
     async def _exchange(self, request: bytes, on_body: OnBody, over: asyncio.Future[None] | None = None) -> Exchange:
         """Send `request`, wait for the end of its response, or for `over` and a moment longer."""
-        connection = await self._connector.connect()
+        connection = await self._pool.take()
         exchange = Exchange(on_body)
         try:
             connection.send(request, exchange)
@@ -129,7 +138,7 @@ class EngineClient:
             else:
                 await _settled(exchange, over)
         finally:
-            connection.close()
+            self._pool.give(connection)
         return exchange
 
     def _body(self, prompt: str, max_tokens: int) -> bytes:
@@ -150,7 +159,7 @@ class EngineClient:
         head = [
             f"{method} {target.path}{path} HTTP/1.1",
             f"Host: {target.authority}",
-            "Connection: close",
+            f"Connection: {'keep-alive' if self._pool.keeps else 'close'}",
             f"User-Agent: moorage-bench/{__version__}",
             "Accept: text/event-stream, application/json",
             "Content-Type: application/json",

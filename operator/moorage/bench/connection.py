@@ -1,11 +1,13 @@
-"""HTTP/1.1 for one request, with the clock read where the bytes arrive.
+"""HTTP/1.1 for one request at a time, with the clock read where the bytes arrive.
 
 Own code on asyncio.Protocol and httptools because a general client's work between the socket and its caller shows up in
 the numbers: measured at 32 streams, aiohttp's client put 4-7 ms between the clock's start and the server, this 0.8-1.3.
 
-Each request has a connection of its own, opened before its clock starts. llama-server (seen: b11669) announces
-`Keep-Alive: timeout=5, max=100` and closes after every stream all the same, so that a kept connection is a race; and a
-Service spreads connections, not requests, over a Model's replicas.
+Connections are kept where the server truly keeps them: a server whose event loop accepts a new one for each request
+(uvicorn, so vLLM) would put its queue of new connections into the time to first token (measured with 16 streams against
+a busy loop: a median of 9-17 ms, kept 0.6). llama-server (seen: b11669) announces `Keep-Alive: timeout=5, max=100` and
+closes after every stream all the same, so that to send on a kept connection is a race. So the first answer is waited
+out, and then it is known.
 """
 
 import asyncio
@@ -22,6 +24,10 @@ from moorage.bench.settings import Target
 
 MAX_HEAD_BYTES = 64 << 10
 CONNECT_TIMEOUT = 10.0
+# uvicorn (vLLM) closes an idle connection after 5 s; one older than this is not trusted.
+IDLE_LIMIT = 4.0
+# A server that closes after each answer does so at once.
+CLOSING_TIME = 0.2
 
 
 class BrokenConnectionError(Exception):
@@ -58,7 +64,7 @@ def _retrieve(future: asyncio.Future[None]) -> None:
 
 
 class Connection(asyncio.Protocol):
-    """A client's side of one HTTP/1.1 connection, good for one exchange."""
+    """A client's side of one HTTP/1.1 connection."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -68,12 +74,25 @@ class Connection(asyncio.Protocol):
         self._answered = False
         self._framed = False
         self._now = 0
+        self._kept_alive = False
+        self.idle_since = 0.0
+
+    @property
+    def reusable(self) -> bool:
+        """Whether a further request may be sent: the response is complete, and nobody closed the connection."""
+        return self._kept_alive and self._transport is not None and not self._transport.is_closing()
 
     def send(self, request: bytes, exchange: Exchange) -> None:
         """Write `request` and give its response to `exchange`; the clock starts at the write."""
         if self._transport is None or self._transport.is_closing():
             raise BrokenConnectionError("the connection was closed", before_answer=True)
-        self._exchange = exchange
+        self._exchange, self._kept_alive, self._answered, self._framed, self._head_bytes = (
+            exchange,
+            False,
+            False,
+            False,
+            0,
+        )
         exchange.sent_ns = time.perf_counter_ns()
         self._transport.write(request)
 
@@ -99,6 +118,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop: the end of a body that has no other end, or a cut."""
+        self._kept_alive = False
         if exc is None and self._exchange is not None and self._exchange.status and not self._framed:
             self._now = time.perf_counter_ns()
             self._finish()
@@ -128,6 +148,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """The response ended, unless it was an interim one (1xx)."""
         if self._exchange is not None and self._exchange.status >= 200:
+            self._kept_alive = self._parser.should_keep_alive()
             self._finish()
 
     def _finish(self) -> None:
@@ -143,16 +164,49 @@ class Connection(asyncio.Protocol):
             self.close()
 
 
-class Connector:
-    """Opens connections to one server; its name is looked up once, so that no request waits for a resolver."""
+class Pool:
+    """Connections to one server; its name is looked up once, so that no request waits for a resolver.
+
+    `keeps` says whether connections are used again.
+    """
 
     def __init__(self, target: Target) -> None:
         self._target = target
         self._ssl = ssl.create_default_context() if target.scheme == "https" else None
         self._addresses: list[str] = []
+        self._idle: list[Connection] = []
+        self.keeps = True
 
-    async def connect(self) -> Connection:
-        """A new connection, to each of the name's addresses in turn. Raises BrokenConnectionError."""
+    async def take(self) -> Connection:
+        """A connection, kept or new (to each of the name's addresses in turn). Raises BrokenConnectionError."""
+        oldest = asyncio.get_running_loop().time() - IDLE_LIMIT
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.reusable and connection.idle_since > oldest:
+                return connection
+            connection.close()
+        return await self._open()
+
+    def give(self, connection: Connection) -> None:
+        """Take a connection back; one that cannot serve again is closed."""
+        if self.keeps and connection.reusable:
+            connection.idle_since = asyncio.get_running_loop().time()
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    async def learn(self) -> None:
+        """After a first answer: find out whether the server keeps connections, whatever it says."""
+        await asyncio.sleep(CLOSING_TIME)
+        self.keeps = any(connection.reusable for connection in self._idle)
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        for connection in self._idle:
+            connection.close()
+        self._idle.clear()
+
+    async def _open(self) -> Connection:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 return await self._connect()

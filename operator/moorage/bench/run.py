@@ -47,13 +47,15 @@ async def benchmark(settings: Settings, progress: Progress) -> Report:
     except TimeoutError:
         message = f"the time limit of {settings.timeout:g} s passed {run.state}; allow more, or ask for less"
         raise BenchError(Reason.TIMED_OUT, message) from None
+    finally:
+        run.client.close()
 
 
 class _Run:
     """One run's state: how far it is, and how long its prompts are."""
 
     def __init__(self, settings: Settings, progress: Progress) -> None:
-        self._client = EngineClient(settings)
+        self.client = EngineClient(settings)
         self.state = "before the first answer"
         self._settings = settings
         self._progress = progress
@@ -63,8 +65,9 @@ class _Run:
     async def report(self) -> Report:
         """All rows, in the order asked for."""
         started_at = datetime.now(UTC)
+        await self._prompt_tokens()
+        engine = await self.client.learn()
         await self._fit_prompt()
-        engine = await self._client.engine()
         rows = [await self._row(load) for load in self._settings.loads]
         return Report(self._settings, rows, engine, started_at)
 
@@ -86,7 +89,7 @@ class _Run:
     async def _prompt_tokens(self) -> int:
         """Prompt tokens of one prompt of the present length. The first requests of a run are patient."""
         for tries_left in reversed(range(FIRST_CONTACT_TRIES)):
-            outcome = await self._client.complete(self._prompts.make(self._length), max_tokens=2)
+            outcome = await self.client.complete(self._prompts.make(self._length), max_tokens=2)
             if isinstance(outcome, Answer):
                 return outcome.usage.prompt
             if outcome.kind in _FINAL or not tries_left:
@@ -138,7 +141,7 @@ class _Run:
             await closed_loop(send, self._settings.requests, load.concurrency or 1)
 
     async def _complete(self) -> Outcome:
-        return await self._client.complete(self._prompts.make(self._length), self._settings.output_tokens)
+        return await self.client.complete(self._prompts.make(self._length), self._settings.output_tokens)
 
     async def _tell(self, tally: "_Tally") -> None:
         while True:

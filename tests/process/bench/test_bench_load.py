@@ -108,10 +108,26 @@ async def test_the_engine_says_who_it_is(flavour, name, version):
     assert (report.engine.name, report.engine.version) == (name, version)
 
 
-async def test_each_request_has_a_connection_of_its_own():
+async def test_connections_are_kept_where_the_server_keeps_them():
     async with fast() as engine:
-        await run(engine)
-    assert engine.connections == len(engine.requests) + 1, "and one asks who answers"
+        await run(engine, loads=(Load(concurrency=3),), requests=60)
+        assert engine.connections == 3
+
+
+@pytest.mark.parametrize("behaviour", [{"closes": True}, {"chunked": False}])
+async def test_a_server_that_closes_after_each_answer_is_no_failure(behaviour):
+    async with fast(**behaviour) as engine:
+        report = await run(engine, loads=(Load(concurrency=3),), requests=60)
+        assert engine.connections >= len(engine.requests)
+    assert report.rows[0].failed == 0
+
+
+async def test_connections_are_given_up_before_an_idle_server_does(monkeypatch):
+    """At 4 requests a second pauses are longer than we trust an idle connection here."""
+    monkeypatch.setattr("moorage.bench.connection.IDLE_LIMIT", 0.1)
+    async with fast() as engine:
+        await run(engine, profile=Profile.RATE, loads=(Load(rate=4.0),), requests=20)
+        assert 8 < engine.connections < len(engine.requests)
 
 
 async def test_a_name_with_several_addresses_is_asked_at_each(monkeypatch):
