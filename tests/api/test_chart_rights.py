@@ -165,7 +165,7 @@ async def test_the_operators_rights_are_enough_and_not_one_too_many(
             try:
                 await asyncio.gather(
                     a_download_is_paused_and_cancelled(bed, hub, storage),
-                    a_model_is_measured_out_and_deleted(bed, hub, storage),
+                    a_model_goes_and_its_download_follows(bed, hub, storage),
                     a_model_is_scaled(bed, api_cluster),
                 )
             finally:
@@ -196,7 +196,7 @@ async def a_download_is_paused_and_cancelled(bed: Bed, hub: HubServer, storage: 
     await bed.gone(CLAIMS, "d")
 
 
-async def a_model_is_measured_out_and_deleted(bed: Bed, hub: HubServer, storage: str) -> None:
+async def a_model_goes_and_its_download_follows(bed: Bed, hub: HubServer, storage: str) -> None:
     kept = {"storageClassName": storage, "deleteAfterUnused": "1s"}
     await bed.model("m", source=source(hub), storage=kept)
     await bed.create("ModelAlias", "a", {"targets": [{"modelRef": {"name": "m"}}]})
