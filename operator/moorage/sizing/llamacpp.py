@@ -231,7 +231,8 @@ def _host_mib(model: LlamaModel, settings: LlamaSettings, cells: Cells, on_gpu: 
     weights, cache = _held(model, settings, cells, [unit for unit in range(model.units) if unit not in away])
     several = settings.gpus > 1
     rows = 4 * _ubatch(settings) * (HOST_ROWS[several] * model.embedding + model.input_values)
-    graph = rows + HOST_MASKS[several] * _mask_bytes(settings, cells) + HOST_SLACK
+    masks = _mask_bytes(settings, cells) * (1 if settings.flash_attention else 2)  # cast on the host
+    graph = rows + HOST_MASKS[several] * masks + HOST_SLACK
     if len(away) < model.units:
         graph += compute_bytes(model, replace(settings, gpus=1), cells)
     return up_mib(model.input_bytes + weights + cache + graph + 4 * model.vocabulary * settings.parallel)
