@@ -38,3 +38,33 @@ crds: venv ## write crds/ from the types in operator/moorage/api
 	@$(PY) -m charts.generate
 
 chart: crds ## write the generated parts of charts/moorage: CRDs, rights, versions
+
+cluster: venv ## build the one-machine Kubernetes into the cache (about ten minutes, once)
+	@$(PY) -m e2e.cluster build
+
+images: venv ## build the container images into the cache
+	@$(PY) images/build.py
+
+demo: venv ## the main job for real: cluster, chart, Models, one chat
+	@$(PY) -m e2e.demo
+
+demo-down: venv ## stop the demo's cluster and remove what it left
+	@$(PY) -m e2e.demo --down
+
+test: check cluster images ## everything that CI runs
+	@$(PY) -m pytest -q tests $(PYTEST)
+
+test-unit: venv ## pure tests: seconds
+	@$(PY) -m pytest -q tests/house tests/unit $(PYTEST)
+
+test-api: cluster ## the operator and its parts against a real API server
+	@$(PY) -m pytest -q tests/api $(PYTEST)
+
+test-e2e: cluster images ## scenarios on the whole machine: real kubelet, real llama-server
+	@$(PY) -m pytest -q tests/e2e $(PYTEST)
+
+bench: venv ## measure, beside the peers; writes benchmarks/results
+	@for b in benchmarks/*.py; do echo "bench: $$b"; $(PY) $$b || exit 1; done
+
+clean: ## remove what was made here; the cache of builds stays
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,6 +1,7 @@
 """Clusters for the tests: a control plane for the API floor, the whole machine for the e2e floor; each starts once."""
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import pytest
 from e2e.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
+PREFIX = os.environ.get("MOORAGE_TEST_CLUSTER", "test")
+"""Clusters of a test run are called PREFIX-api and so on; two runs at once on one checkout need two prefixes."""
 
 
 @dataclass
@@ -36,7 +39,7 @@ class TestCluster:
 
 
 def _running(name: str, *, kwok: bool) -> Iterator[TestCluster]:
-    cluster = Cluster(name)
+    cluster = Cluster(f"{PREFIX}-{name}")
     cluster.up(control_plane=True, kwok=kwok)
     try:
         made = TestCluster(cluster.kubeconfig, cluster.binary("kubectl"))
@@ -50,13 +53,13 @@ def _running(name: str, *, kwok: bool) -> Iterator[TestCluster]:
 @pytest.fixture(scope="session")
 def api_cluster() -> Iterator[TestCluster]:
     """kube-apiserver, etcd, controller-manager and scheduler with our CRDs; no node."""
-    yield from _running("test-api", kwok=False)
+    yield from _running("api", kwok=False)
 
 
 @pytest.fixture(scope="session")
 def kwok_cluster() -> Iterator[TestCluster]:
     """The same with simulated nodes (kwok): pods become Ready there, but run nothing."""
-    for made in _running("test-kwok", kwok=True):
+    for made in _running("kwok", kwok=True):
         made.kubectl("apply", "-f", "-", input=json.dumps(kwok_node("sim-cpu")))
         yield made
 

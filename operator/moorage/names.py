@@ -21,7 +21,7 @@ COMPONENT = "app.kubernetes.io/component"
 MODEL_LABEL = f"{GROUP}/model"
 DOWNLOAD_LABEL = f"{GROUP}/download"
 
-# Annotations by which a person asks for something once; the value is an RFC 3339 time, as `kubectl rollout restart` does.
+# Annotations on children: what was applied (equal hash: no request), what shaped the pod (equal: only replicas move).
 MANIFEST_HASH = f"{GROUP}/manifest-hash"
 INPUTS_HASH = f"{GROUP}/inputs-hash"
 

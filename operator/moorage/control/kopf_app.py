@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,17 @@ log = logging.getLogger(__name__)
 PLURALS = {MODEL: "models", DOWNLOAD: "modeldownloads", ALIAS: "modelaliases"}
 
 
+class Patience:
+    """Pauses between attempts to reach the API server, in seconds: growing to half a minute, and never given up.
+
+    kopf's own list ends after nine attempts and the process with it; an API server may be away for longer.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        """1, 2, 4, 8, 16, 30, 30, ..."""
+        return chain((1.0, 2.0, 4.0, 8.0, 16.0), repeat(30.0))
+
+
 def configure(settings: kopf.OperatorSettings) -> None:
     """kopf's settings: no peering, no scanning, no Events of its own, watches that notice a dead connection."""
     settings.peering.standalone = True
@@ -29,6 +42,7 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.watching.client_timeout = 360
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
+    settings.networking.error_backoffs = Patience()
     settings.persistence.finalizer = f"{names.GROUP}/finalizer"  # never set: no handler of ours needs one
 
 

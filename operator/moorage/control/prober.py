@@ -16,7 +16,7 @@ class Prober(Protocol):
     """Finds out whether a Model answers."""
 
     async def warm_up(self, ask: WarmUp) -> dict[str, Any]:
-        """`{firstTokenMilliseconds}` once one token came; raises SourceError(WarmUpFailed) in words otherwise."""
+        """`{firstTokenMilliseconds, version}` once one token came; raises SourceError(WarmUpFailed) otherwise."""
         ...
 
     async def close(self) -> None:
@@ -48,7 +48,8 @@ class HttpProber:
             raise _failed(f"no answer through the Service: {error or type(error).__name__}") from error
         if not isinstance(found, dict) or not found.get("choices"):
             raise _failed(f"the server answered without a choice: {text}")
-        return {"firstTokenMilliseconds": int((time.monotonic() - started) * 1000)}
+        answer_ms = int((time.monotonic() - started) * 1000)
+        return {"firstTokenMilliseconds": answer_ms, "version": str(found.get("system_fingerprint") or "")[:64]}
 
     async def close(self) -> None:
         """See Prober."""

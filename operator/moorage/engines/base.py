@@ -11,7 +11,8 @@ class EngineInputs:
     """What an engine needs to know of a Model to be started; sizes in tokens, memory in MiB.
 
     `model_path` is the absolute path inside the container; `context_length` is what one request may use (prompt and
-    answer), `max_sequences` how many are served at once; `gpus` 0 means CPU only.
+    answer), `max_sequences` how many are served at once; `gpus` 0 means CPU only; `cpus` are the whole CPUs the pod may
+    use, None where it was given no share.
     """
 
     name: str
@@ -21,7 +22,7 @@ class EngineInputs:
     size_bytes: int
     kv_cache_type: str = "f16"
     gpus: int = 0
-    cpu_limit: int | None = None
+    cpus: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     extra_args: tuple[str, ...] = ()
 

@@ -22,6 +22,8 @@ def arguments(inputs: EngineInputs) -> tuple[str, ...]:
     context length times slots.
     """
     options = inputs.options
+    # Threads beyond the pod's share spin at each other's barriers: measured 10 tokens/s instead of 100 on two CPUs.
+    threads = str(options.get("threads") or inputs.cpus or -1)
     on_off = {True: "on", False: "off"}
     args = [
         *("--model", inputs.model_path),
@@ -33,7 +35,8 @@ def arguments(inputs: EngineInputs) -> tuple[str, ...]:
         "--kv-unified" if options.get("unifiedKVCache") else "--no-kv-unified",
         *("--predict", str(options.get("predict", -1))),
         *("--keep", str(options.get("keep", 0))),
-        *("--threads", str(options.get("threads") or inputs.cpu_limit or -1)),
+        *("--threads", threads),
+        *("--threads-batch", threads),
         *("--batch-size", str(options.get("batchSize", 2048))),
         *("--ubatch-size", str(options.get("ubatchSize", 512))),
         *("--gpu-layers", _gpu_layers(inputs)),

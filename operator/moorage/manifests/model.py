@@ -9,6 +9,7 @@ from moorage.manifests.common import Manifest, container_security, metadata, pod
 
 CONTAINER = "engine"
 TERMINATION_GRACE_SECONDS = 30
+DRAIN_SECONDS = 3  # endpoints forget the pod before the engine stops; llama-server cuts what it is answering
 STARTUP_MARGIN_SECONDS = 120  # image pull and scheduling, on top of the engine's own patience
 
 
@@ -135,6 +136,7 @@ def _container(pod: ServerPod) -> Manifest:
             "readinessProbe": _probe(engine.readiness),
             "livenessProbe": _probe(engine.liveness),
             "terminationMessagePolicy": "FallbackToLogsOnError",
+            "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_SECONDS}}},
             "volumeMounts": [
                 {"name": "models", "mountPath": names.MODEL_MOUNT, "readOnly": True},
                 *({"name": _volume_name(path), "mountPath": path} for path in engine.writable),

@@ -77,7 +77,9 @@ def _deployment(step: ModelPass, live: Manifest | None) -> None:
     elif live["wanted"] != wanted:
         ref = Ref("apps/v1", "Deployment", step.model.metadata.namespace, live["name"], live["uid"])
         step.patch.append(Patch(ref, {"spec": {"replicas": wanted}}))
-    step.status.engine = EngineStatus(name=llamacpp.NAME, image=image, reason="GGUF files are served by llama.cpp")
+    version = step.status.engine.version if step.status.engine and step.status.engine.image == image else None
+    why = "GGUF files are served by llama.cpp"
+    step.status.engine = EngineStatus(name=llamacpp.NAME, image=image, version=version, reason=why)
 
 
 def _image(step: ModelPass, live: Manifest | None) -> str:
@@ -125,11 +127,20 @@ def model_path(step: ModelPass) -> str:
     return "/".join(part for part in (names.MODEL_MOUNT, folder, file) if part)
 
 
+def whole_cpus(resources: Manifest) -> int | None:
+    """Whole CPUs that `resources` (core/v1) give a container: its limit, else its request, at least 1; None: unsaid."""
+    for kind in ("limits", "requests"):
+        text_ = str(resources.get(kind, {}).get("cpu", ""))
+        if text_:
+            share = float(text_[:-1]) / 1000 if text_.endswith("m") else float(text_)
+            return max(int(share), 1)
+    return None
+
+
 def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
     spec, placed = step.model.spec, step.status.placement
     gpus = (placed.count if placed else 0) or 0
     resources = spec.resources or {}
-    cpu = str(resources.get("limits", {}).get("cpu", ""))
     engine = EngineInputs(
         name=step.model.metadata.name,
         model_path=model_path(step),
@@ -138,7 +149,7 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
         size_bytes=step.source.size_bytes or 0,
         kv_cache_type=spec.kv_cache_type,
         gpus=gpus,
-        cpu_limit=int(cpu) if cpu.isdigit() and cpu != "0" else None,
+        cpus=whole_cpus(resources),
         options=spec.llama_cpp.dump() if spec.llama_cpp else {},
         extra_args=tuple(spec.args),
     )

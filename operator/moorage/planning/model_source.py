@@ -174,7 +174,7 @@ def _manifest(step: ModelPass) -> Manifest:
         if source.files:
             body["huggingFace"].update(include=[], exclude=[])
     wanted: Manifest = {"source": body}
-    if source.files:
+    if source.files and "huggingFace" in body:
         wanted["files"] = list(source.files)
     if "persistentVolumeClaim" not in body:
         wanted["storage"] = spec.storage.dump()
