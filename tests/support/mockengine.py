@@ -248,8 +248,11 @@ class _Wire(asyncio.Protocol):
         """The end of the stream."""
         if self._engine.behaviour.chunked:
             self._transport.write(b"0\r\n\r\n")
-        if self._engine.behaviour.closes or not self._engine.behaviour.chunked:
+        else:
             self._transport.close()
+        if self._engine.behaviour.closes:
+            # Not in the same breath: a client that is quick enough sends its next request into the closing connection.
+            asyncio.get_running_loop().call_later(0.005, self._transport.close)
 
     def abort(self) -> None:
         """Break the connection."""

@@ -51,7 +51,7 @@ def first_length(tokens: int) -> int:
 
 def close_enough(actual: int, wanted: int) -> bool:
     """Whether `actual` prompt tokens pass for `wanted`."""
-    return abs(actual - wanted) <= max(1, wanted * TOLERANCE_PERCENT // 100)
+    return abs(actual - wanted) <= max(2, wanted * TOLERANCE_PERCENT // 100)
 
 
 def next_length(seen: Sequence[tuple[int, int]], wanted: int) -> int:

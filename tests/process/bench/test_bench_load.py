@@ -55,8 +55,8 @@ async def test_arrivals_come_by_the_seeded_schedule_though_the_server_is_slow():
 async def test_prompts_get_the_length_asked_for_in_the_servers_own_tokens(bytes_per_token, template, wanted):
     async with fast(bytes_per_token=bytes_per_token, template_tokens=template) as engine:
         report = await run(engine, input_tokens=wanted)
-    assert report.rows[0].input_tokens_mean == pytest.approx(wanted, rel=0.02, abs=1)
-    assert max(r.prompt_tokens for r in engine.requests) <= wanted * 1.03 + 1
+    assert report.rows[0].input_tokens_mean == pytest.approx(wanted, rel=0.02, abs=2)
+    assert max(r.prompt_tokens for r in engine.requests) <= wanted * 1.03 + 2
 
 
 async def test_a_length_below_the_templates_own_is_told_as_it_is():
