@@ -14,6 +14,7 @@ from moorage.api.conditions import (
     is_true,
     set_condition,
 )
+from moorage.sources import CATALOG
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=5)
@@ -95,3 +96,8 @@ def test_words_are_valid_reasons_and_types(words):
         assert word.value.isalnum(), word
         assert word.value[0].isupper()
         assert word.name.replace("_", "") == word.value.upper(), "the member's name is its value in capitals"
+
+
+def test_every_reason_of_a_source_is_a_reason_of_the_api():
+    ours = {reason.value for reason in Reason}
+    assert {reason.value for reason in CATALOG} - ours == {"Complete"}

@@ -122,7 +122,7 @@ class Reason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     NAME_TAKEN = "NameTaken"
     UNSUPPORTED_FORMAT = "UnsupportedFormat"
-    AMBIGUOUS_FILES = "AmbiguousFiles"
+    AMBIGUOUS_SELECTION = "AmbiguousSelection"
     IMAGE_REQUIRED = "ImageRequired"
     NO_GPU_FITS = "NoGPUFits"
     NO_GPU_FREE = "NoGPUFree"
@@ -157,7 +157,7 @@ class Reason(StrEnum):
     FILE_NOT_FOUND = "FileNotFound"
     NO_FILES_MATCHED = "NoFilesMatched"
     HUB_UNREACHABLE = "HubUnreachable"
-    HUB_ERROR = "HubError"
+    SERVER_ERROR = "ServerError"
     RATE_LIMITED = "RateLimited"
     NOT_A_HUB = "NotAHub"
     HOST_NOT_ALLOWED = "HostNotAllowed"
@@ -166,7 +166,11 @@ class Reason(StrEnum):
     SIZE_MISMATCH = "SizeMismatch"
     CHECKSUM_MISMATCH = "ChecksumMismatch"
     INSUFFICIENT_STORAGE = "InsufficientStorage"
-    VOLUME_ERROR = "VolumeError"
+    STORAGE_ERROR = "StorageError"
+    VOLUME_BUSY = "VolumeBusy"
+    REQUEST_REFUSED = "RequestRefused"
+    CERTIFICATE_ERROR = "CertificateError"
+    INTERRUPTED = "Interrupted"
     NETWORK = "Network"
     TIMEOUT = "Timeout"
     STALLED = "Stalled"
@@ -207,7 +211,7 @@ REASON_HELP: dict[Reason, str] = {
     Reason.INVALID_SPEC: "The spec cannot work as written; the message names the field and what to change.",
     Reason.NAME_TAKEN: "An object that Moorage did not make already has a child's name; rename one of the two.",
     Reason.UNSUPPORTED_FORMAT: "No engine of this version can serve files of this format.",
-    Reason.AMBIGUOUS_FILES: "The repository holds several models; choose with `quantization` or `include`.",
+    Reason.AMBIGUOUS_SELECTION: "The repository holds several models; choose with `quantization` or `include`.",
     Reason.IMAGE_REQUIRED: "Neither the Model nor the chart names an engine image; set `spec.image`.",
     Reason.NO_GPU_FITS: "No GPU of the cluster is large enough; the message names the need and the largest.",
     Reason.NO_GPU_FREE: "A GPU is large enough, but all such GPUs are taken.",
@@ -240,7 +244,7 @@ REASON_HELP: dict[Reason, str] = {
     Reason.FILE_NOT_FOUND: "A file that was asked for is not in the source.",
     Reason.NO_FILES_MATCHED: "No file of the repository matches include, exclude and quantization.",
     Reason.HUB_UNREACHABLE: "The source's host does not answer: DNS, a firewall, a proxy or an outage.",
-    Reason.HUB_ERROR: "The source answers with server errors; tried again with growing pauses.",
+    Reason.SERVER_ERROR: "The source answers with server errors; tried again with growing pauses.",
     Reason.RATE_LIMITED: "The source asked to slow down; the download goes on when it said. A token raises the limit.",
     Reason.NOT_A_HUB: "The endpoint answers, but not as a Hugging Face hub does; check `endpoint`.",
     Reason.HOST_NOT_ALLOWED: "The host, or one it redirects to, is not among those the operator may fetch from.",
@@ -249,7 +253,11 @@ REASON_HELP: dict[Reason, str] = {
     Reason.SIZE_MISMATCH: "A file has another size than the source said.",
     Reason.CHECKSUM_MISMATCH: "A file's SHA-256 differs from the expected one even after it was fetched again.",
     Reason.INSUFFICIENT_STORAGE: "The volume has too little room for the files; give it a larger `storage.size`.",
-    Reason.VOLUME_ERROR: "Reading or writing the volume failed; the message has the system's words.",
+    Reason.VOLUME_BUSY: "Another download writes to the same folder of the volume; tried again.",
+    Reason.REQUEST_REFUSED: "The source refused the request as such; check the address.",
+    Reason.CERTIFICATE_ERROR: "The source's TLS certificate is not trusted; name its authority in `caBundleRef`.",
+    Reason.INTERRUPTED: "The download pod was stopped; what was fetched is kept and the next one goes on from there.",
+    Reason.STORAGE_ERROR: "Reading or writing the volume failed; the message has the system's words.",
     Reason.NETWORK: "Connections to the source break; tried again.",
     Reason.TIMEOUT: "The source took too long to answer.",
     Reason.STALLED: "No byte arrived for longer than `retry.stallTimeout`, several times in a row.",

@@ -229,7 +229,8 @@ class _Pass:
         )  # a bare exit code is no proof
         if report and told and job["inputsHash"] == wanted.inputs:
             return self._finish(report)  # without waiting for the Job controller to notice
-        if job["complete"] or job["failed"]:
+        final = report is not None and report["exitCode"] in PERMANENT_EXIT
+        if job["complete"] or job["failed"] or final:
             return self._finished_badly(job, report)
         return self._running(report)
 

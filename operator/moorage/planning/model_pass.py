@@ -8,33 +8,21 @@ from moorage.api.model import Model
 from moorage.api.model_status import ModelStatus, SourceStatus
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN, Draft
 from moorage.planning.types import Ask, Manifest, ObservedModel, Patch, Ref
+from moorage.sources import CATALOG
 
 # Reasons that only a person can mend: the Model is Blocked and nothing is tried until something changes.
 PERSON = {
     Reason.INVALID_SPEC,
     Reason.NAME_TAKEN,
     Reason.UNSUPPORTED_FORMAT,
-    Reason.AMBIGUOUS_FILES,
-    Reason.NO_FILES_MATCHED,
     Reason.NO_GPU_FITS,
     Reason.QUOTA_EXCEEDED,
     Reason.FORBIDDEN,
     Reason.CLAIM_NOT_FOUND,
     Reason.DOWNLOAD_NOT_FOUND,
     Reason.DOWNLOAD_FAILED,
-    Reason.SOURCE_NOT_FOUND,
-    Reason.REPO_NOT_FOUND_OR_PRIVATE,
-    Reason.GATED_ACCESS_DENIED,
-    Reason.ACCESS_DENIED,
-    Reason.UNAUTHORIZED,
-    Reason.REVISION_NOT_FOUND,
-    Reason.FILE_NOT_FOUND,
-    Reason.NOT_A_HUB,
-    Reason.HOST_NOT_ALLOWED,
-    Reason.UNEXPECTED_CONTENT,
-    Reason.UNSAFE_NAME,
     Reason.SECRET_NOT_FOUND,
-    Reason.INSUFFICIENT_STORAGE,
+    *(Reason(reason) for reason, facts in CATALOG.items() if facts.exit_code and not facts.retryable),
 }
 
 
