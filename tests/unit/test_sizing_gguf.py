@@ -128,6 +128,7 @@ BROKEN = {
     "the number of tensors": _raw(tensors=1 << 63),
     "the length of a key": _raw(1, 0, struct.pack("<Q", 1 << 62)),
     "a key is not UTF-8": _raw(1, 0, struct.pack("<Q", 2) + b"\xff\xfe" + bytes(20)),
+    "the arrays have too many elements": _raw(1, 0, _array(9, 50_000)),
     "'k' has the unknown type 13": _raw(1, 0, text("k") + struct.pack("<I", 13) + bytes(20)),
     "the length of 'k' is 1099511627776": _raw(1, 0, _array(8, 1 << 40)),
     "nests arrays deeper": _raw(1, 0, NESTED + bytes(40)),

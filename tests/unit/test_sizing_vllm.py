@@ -154,6 +154,15 @@ def test_an_fp8_cache_is_half_and_latents_are_on_every_gpu():
     assert cache_bytes(latent, VllmSettings(8192, tensor_parallel=8)) == cache_bytes(latent, VllmSettings(8192))
 
 
+def test_a_request_takes_whole_blocks():
+    assert cache_bytes(LLAMA, VllmSettings(17, 1)) == cache_bytes(LLAMA, VllmSettings(32, 1)) == 32 * 131_072
+
+
+def test_experts_count_as_many_as_are_used():
+    assert GPT_OSS.feed_forward == 4 * 2880
+    assert BYTES_PER_TOKEN["deepseek-v3"][0].feed_forward == 8 * 2048 + 2048
+
+
 def test_heads_fewer_than_gpus_are_on_several():
     per_gpu = [cache_bytes(QWEN25, VllmSettings(8192, tensor_parallel=gpus)) for gpus in (1, 2, 4)]
     assert per_gpu[0] == 2 * per_gpu[1] == 4 * per_gpu[2]
