@@ -1,5 +1,6 @@
 """What is wrong with a pod, in words a person searches for. Pure readings of pod projections."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ class Trouble:
 def trouble(pod: dict[str, Any]) -> Trouble | None:
     """The trouble of one pod projection, None where it is fine or merely starting."""
     if pod.get("unschedulable"):
-        return Trouble(Reason.UNSCHEDULABLE, pod["unschedulable"])
+        return Trouble(Reason.UNSCHEDULABLE, f"no node takes the pod: {scheduler_words(pod['unschedulable'])}")
     if pod["phase"] == "Failed" and pod.get("reason") in {"UnexpectedAdmissionError", "Evicted", "NodeAffinity"}:
         return Trouble(Reason.UNSCHEDULABLE, f"pod was rejected by its node: {pod.get('message') or pod['reason']}")
     for container in pod.get("containers", ()):
@@ -43,15 +44,23 @@ def _container_trouble(container: dict[str, Any]) -> Trouble | None:
     if ended is None or (ended.get("exitCode") == 0 and reason != "CrashLoopBackOff"):
         return None
     if ended.get("reason") == "OOMKilled" or ended.get("exitCode") == _OOM_EXIT:
-        return Trouble(Reason.OUT_OF_MEMORY, _ended(container, ended, "was killed for lack of memory; raise its limit"))
-    return Trouble(Reason.CRASH_LOOP, _ended(container, ended, f"exited with code {ended.get('exitCode')}"))
-
-
-def _ended(container: dict[str, Any], ended: dict[str, Any], what: str) -> str:
-    restarts = container.get("restarts", 0)
-    times = f" ({restarts} restarts)" if restarts else ""
+        # Killed in the middle of something: the end of the log says nothing about it.
+        what = f"container {container['name']} was killed for lack of memory{_restarts(container)}"
+        return Trouble(Reason.OUT_OF_MEMORY, f"{what}; raise resources.limits.memory, or ask for less context")
     last = last_words(ended.get("message", ""))
-    return f"container {container['name']} {what}{times}" + (f": {last}" if last else "")
+    what = f"container {container['name']} exited with code {ended.get('exitCode')}{_restarts(container)}"
+    return Trouble(Reason.CRASH_LOOP, f"{what}: {last}" if last else what)
+
+
+def _restarts(container: dict[str, Any]) -> str:
+    """How often the container was started again, where it was."""
+    times = container.get("restarts", 0)
+    return f" ({times} restart{'s' if times > 1 else ''})" if times else ""
+
+
+def scheduler_words(message: str) -> str:
+    """kube-scheduler's message without what it adds about preemption, which repeats the first part."""
+    return re.sub(r"\.? (no new claims to deallocate|preemption: ).*$", "", message.strip(), flags=re.DOTALL)
 
 
 def last_words(log: str, limit: int = _MESSAGE_LIMIT) -> str:
