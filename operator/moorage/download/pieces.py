@@ -13,8 +13,9 @@ import json
 import mmap
 import os
 import struct
-import zlib
 from pathlib import Path
+
+from isal.isal_zlib import crc32
 
 MIB = 1 << 20
 LARGEST_PIECE = 64 * MIB
@@ -145,6 +146,6 @@ def crc_of(fd: int, start: int, length: int, buffer: memoryview, crc: int = 0) -
         got = os.preadv(fd, [buffer[: min(length, len(buffer))]], start)
         if not got:
             return crc ^ 0xFFFFFFFF
-        crc = zlib.crc32(buffer[:got], crc)
+        crc = crc32(buffer[:got], crc)
         start, length = start + got, length - got
     return crc

@@ -76,9 +76,10 @@ class Run:
         volume.open(self._settings.lock_wait, self.stopped)
         volume.sweep({content.identity.key for content in contents})
         missing = self._check(volume, contents)
+        volume.check_room(missing)
         for content in missing:
             volume.load(content, self._settings.connections)
-        volume.reserve(missing)
+            volume.allocate(content)
         self.progress.phase = Phase.DOWNLOADING
         self._fetch(volume, missing)
         self.progress.phase = Phase.PUBLISHING

@@ -70,15 +70,20 @@ class Volume:
     def open(self, lock_wait: float, stopped: Any) -> None:
         """Make the folders and take the lock; raises SourceError(VolumeBusy) after `lock_wait` seconds."""
         with storage(self.dest):
-            for folder in (self.dest, self.home, self.parts, self.files):
-                folder.mkdir(parents=True, exist_ok=True)
-                if folder.is_symlink() and folder != self.dest:
-                    raise OSError(errno.ELOOP, "is a symbolic link")
+            self._make_folders(self.home)
             self._lock_fd = os.open(self.home / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         deadline = time.monotonic() + lock_wait
         while not self._try_lock():
             if time.monotonic() >= deadline or stopped.wait(0.2):
                 raise source_error(Reason.VOLUME_BUSY, f"another download is writing to {self.dest}")
+        with storage(self.home):  # only now: the run before us may have been tidying up
+            self._make_folders(self.parts, self.files)
+
+    def _make_folders(self, *folders: Path) -> None:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            if folder.is_symlink():
+                raise OSError(errno.ELOOP, f"{folder.name} is a symbolic link")
 
     def _try_lock(self) -> bool:
         try:
@@ -132,7 +137,7 @@ class Volume:
         except FileNotFoundError:
             return 0
 
-    def reserve(self, contents: list[Content]) -> None:
+    def check_room(self, contents: list[Content]) -> None:
         """Make sure that everything fits, before the first byte; raises SourceError(InsufficientStorage)."""
         missing = sum(c.size - self.allocated(c) for c in contents)
         needed, free = missing + (_RESERVE if missing else 0) + 4096 * len(contents), self.free()
@@ -141,11 +146,11 @@ class Volume:
                 Reason.INSUFFICIENT_STORAGE,
                 f"no space left on the volume: {needed} bytes are needed and {free} are free in {self.dest}",
             )
-        for content in contents:
-            if not content.small:
-                self._allocate(content)
 
-    def _allocate(self, content: Content) -> None:
+    def allocate(self, content: Content) -> None:
+        """Take the room of a large content now, so that nobody else can."""
+        if content.small:
+            return
         path = self.part(content)
         with storage(path):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)

@@ -13,7 +13,7 @@ from moorage.download.volume import Volume, is_plain_file, storage
 from moorage.errors import SourceError
 from moorage.sources import Reason, source_error
 
-_BUFFER = 1 << 20
+_BUFFER = 256 << 10  # what stays in the L2 cache between socket, checksum and file
 _MOST_DISK_REPAIRS = 3
 
 

@@ -4,6 +4,7 @@ http.client parses; bodies are read from the socket into the caller's buffer, on
 """
 
 import http.client
+import io
 import socket
 import ssl
 import threading
@@ -56,6 +57,7 @@ class Response:
         self.url, self.status, self.headers = url, raw.status, raw.headers
         self.length: int | None = raw.length
         self._left = raw.length
+        self._direct = False
 
     def readinto(self, view: memoryview, timeout: float) -> int:
         """Bytes put into `view` by one read, 0 at the end; raises OSError, TimeoutError or HTTPException."""
@@ -68,7 +70,13 @@ class Response:
             view[: len(data)] = data
             return len(data)
         room = view[: self._left] if self._left < len(view) else view
-        size: int = self._raw.fp.readinto1(room)
+        if self._direct and self.connection.http.sock:
+            size = self.connection.http.sock.recv_into(room)
+        else:
+            # The parser may have read on into the body. One large read empties its buffer; from then on the socket is
+            # read without it.
+            size = self._raw.fp.readinto1(room)
+            self._direct = len(room) > io.DEFAULT_BUFFER_SIZE
         self._left -= size
         return size
 
@@ -142,7 +150,6 @@ class Wire:
         """The answer to one GET, redirects not followed; raises SourceError or StopError."""
         key = origin(url)
         self.pauses.wait(key[1])
-        self._policy.check_host(key[1])
         sent = {"User-Agent": f"moorage/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*", **headers}
         for again in (True, False):
             connection = None
@@ -232,6 +239,7 @@ class Wire:
 
     def _dial(self, key: tuple[str, str, int]) -> Connection:
         scheme, host, port = key
+        self._policy.check_host(host)
         proxy = None if proxy_bypass(host) else self._proxies.get(scheme)
         if not proxy:
             sock: socket.socket = self._connect(host, port)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -106,6 +107,27 @@ class Downloader:
         left = [p for p in (self.dest / ".moorage").rglob("*") if p.name != "lock"]
         assert not left, left
         return folder
+
+
+class HubProcess:
+    """The local hub as a process of its own, where it must not share a processor core's attention with the test."""
+
+    def __init__(self, root: Path) -> None:
+        command = [sys.executable, "-m", "e2e.hub", "--root", str(root), "--port", "0"]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert self._process.stdout
+        self.url = json.loads(self._process.stdout.readline())["url"]
+
+    def requests(self) -> list[dict[str, Any]]:
+        with urllib.request.urlopen(f"{self.url}/_log", timeout=30) as answer:
+            return json.load(answer)
+
+    def __enter__(self) -> "HubProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.communicate(timeout=10)
 
 
 class Rows:

@@ -10,6 +10,7 @@ import pytest
 
 from e2e.hub import HubServer
 from tests.process.download.support import Downloader, eventually, make_repo
+from tests.unit.gguf_bytes import header
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_manifest_only_needs_no_folder(download, hub):
 
 def test_inspect(download, tmp_path):
     (tmp_path / "x/sub").mkdir(parents=True)
-    (tmp_path / "x/a.gguf").write_bytes(b"GGUF")
+    (tmp_path / "x/a.gguf").write_bytes(header({"general.architecture": "llama"}))
     (tmp_path / "x/sub/b.safetensors").write_bytes(b"12")
     command = [*download.command("x")[:4], "--inspect", str(tmp_path / "x")]
     done = download.run("", command=command)
@@ -166,25 +167,25 @@ def test_inspect_a_hugging_face_cache(download, tmp_path):
     (cache / "blobs").mkdir(parents=True)
     (cache / "refs").mkdir()
     (cache / "snapshots" / commit).mkdir(parents=True)
-    (cache / "blobs/abc").write_bytes(b"GGUF!")
+    blob = header({"general.architecture": "llama"})
+    (cache / "blobs/abc").write_bytes(blob)
     (cache / "refs/main").write_text(commit)
     (cache / "snapshots" / commit / "m.gguf").symlink_to("../../blobs/abc")
     command = [*download.command("x")[:4], "--inspect", str(cache)]
     done = download.run("", command=command)
-    assert done.result["files"] == [{"path": "m.gguf", "sizeBytes": 5, "sha256": None}]
+    assert done.result["files"] == [{"path": "m.gguf", "sizeBytes": len(blob), "sha256": None}]
     assert (done.result["layout"], done.result["folder"]) == ("HuggingFaceCache", f"snapshots/{commit}")
     assert download.run("", command=[*command, "--revision", "v2"]).reason == "RevisionNotFound"
 
 
-def test_inspect_compares_with_a_manifest(download, model_bytes):
-    folder = download.dest / download.run("acme/model").result["commit"]
+def test_inspect_compares_with_a_manifest(download):
+    folder = download.dest / download.run("acme/model", "--include", "*.json").result["commit"]
     command = [*download.command("x")[:4], "--inspect", str(folder)]
     assert download.run("", command=command).code == 0
-    with (folder / "model.gguf").open("r+b") as file:
-        file.write(b"oops")
+    (folder / "config.json").write_bytes(b'{"a": 2}')
     assert download.run("", command=command).reason == "ChecksumMismatch"
     assert download.run("", command=[*command, "--verify", "size"]).code == 0
-    os.truncate(folder / "model.gguf", 5)
+    os.truncate(folder / "config.json", 5)
     assert download.run("", command=[*command, "--verify", "size"]).reason == "SizeMismatch"
 
 
