@@ -12,6 +12,7 @@ from moorage import __version__
 
 COMMANDS = {
     "operator": "moorage.control.main:command",
+    "gateway": "moorage.gateway.main:command",
     "download": "moorage.download.main:command",
     "bench": "moorage.bench.main:command",
     "estimate": "moorage.estimate.main:command",

@@ -1,0 +1,27 @@
+"""`moorage gateway`: one OpenAI-compatible address for all models.
+
+A walk through the room, in the order of a request:
+
+    main             the command: options, signals, exit codes
+    app              one gateway: two listeners, one sweep, one routing table, the drain
+    settings         every limit and time-out
+    server           the clients' side: connections, their time-outs, answers out
+    request          strict HTTP/1.1: bytes to requests; no sockets
+    proxy            who may ask what, and where it goes
+    rewrite          request bodies: parsed once, parameters injected where absent, dumped once; pure
+    routes           the routing table: immutable, swapped whole; pure
+    exchange         one request's way: place, wait, send, retry
+    fleet            endpoints, their load, and the queues of those who wait
+    upstream         the engines' side: connections, kept and used again
+    answer           an engine's answer on its way to the client
+    events           server-sent events and token counts; pure
+    refusals         what the gateway says itself, in OpenAI's error shape; pure
+
+and beside it:
+
+    routes_document  routes.yaml to a routing table; pure
+    routes_file      follows the file
+    demand           who asked for a Model that sleeps
+    stats, metrics   what happened, counted, and shown to Prometheus
+    admin            /metrics, /healthz, /readyz on their own port
+"""

@@ -1,0 +1,96 @@
+"""One gateway: two listeners, one sweep, one routing table, and the way it ends."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import time
+
+from moorage.gateway.admin import Admin
+from moorage.gateway.demand import Demand
+from moorage.gateway.metrics import Page
+from moorage.gateway.proxy import Proxy
+from moorage.gateway.routes import Snapshot
+from moorage.gateway.server import Listener
+from moorage.gateway.settings import Settings
+from moorage.gateway.stats import Stats
+
+log = logging.getLogger(__name__)
+
+Address = tuple[str, int]
+_BACKLOG = 4096
+
+
+class Gateway:
+    """The gateway without what feeds it tables: call `apply` with each."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self.stats = Stats()
+        self.demand = Demand()
+        self.proxy = Proxy(self.settings, self.stats, self.demand)
+        self.public = Listener(self.settings, self.proxy)
+        self.admin = Listener(self.settings, Admin(Page(self.stats, self.proxy.fleet).render, self._unready))
+        self.address: Address = ("", 0)
+        self.admin_address: Address = ("", 0)
+        self._servers: list[asyncio.Server] = []
+        self._routed = self._draining = False
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def apply(self, snapshot: Snapshot) -> None:
+        """Put a routing table in force, at once and for every request that has not been sent yet."""
+        self.proxy.swap(snapshot)
+        self._routed = True
+
+    async def start(self, listen: Address, admin: Address) -> None:
+        """Listen on both addresses; port 0 picks a free one. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        for listener, (host, port) in ((self.public, listen), (self.admin, admin)):
+            server = await loop.create_server(listener.connect, host, port, backlog=_BACKLOG)
+            self._servers.append(server)
+        self.address, self.admin_address = (server.sockets[0].getsockname()[:2] for server in self._servers)
+        # Everything made so far stays: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        self._sweep()
+
+    async def drain(self) -> None:
+        """Go away without a failed request: say so, let traffic be led elsewhere, then wait for what is left."""
+        ends = time.monotonic() + self.settings.grace_period - self.settings.grace_reserve
+        self._draining = True
+        self.public.drain()
+        log.info("draining: not ready from now on")
+        await asyncio.sleep(self.settings.drain_delay)
+        if self._servers:
+            self._servers[0].close()
+        self.public.close_idle()
+        while self.public.busy and time.monotonic() < ends:
+            await asyncio.sleep(0.02)
+            self.public.close_idle()
+        log.info("drained: %d requests left", self.public.busy)
+
+    async def stop(self) -> None:
+        """Drop what is left."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for listener in (self.public, self.admin):
+            listener.abort()
+        self.proxy.fleet.close()
+        for server in self._servers:
+            server.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await server.wait_closed()
+
+    def _unready(self) -> str:
+        if self._draining:
+            return "draining"
+        return "" if self._routed else "no routing table yet"
+
+    def _sweep(self) -> None:
+        try:
+            self.public.sweep()
+            self.admin.sweep()
+            self.proxy.fleet.close_idle()
+        finally:
+            self._sweeper = asyncio.get_running_loop().call_later(self.settings.sweep_interval, self._sweep)

@@ -1,0 +1,320 @@
+"""One request on its way: from the client's last byte to the answer's last byte.
+
+    start -> place -> [wait] -> send -> answer
+               ^                 |
+               +----- retry -----+   only while not one byte of an answer has come
+
+Callbacks instead of a coroutine: a task for each request costs more than the request. Whatever happens, `_end` is
+called exactly once: it counts the request and gives its slot back.
+"""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from moorage.gateway import refusals, rewrite
+from moorage.gateway.answer import EVENT_STREAM, STREAM_HEADERS, Answer, EventAnswer, LateAnswer, WholeAnswer
+from moorage.gateway.demand import Demand
+from moorage.gateway.events import Usage
+from moorage.gateway.fleet import Endpoint, Fleet, ModelPool
+from moorage.gateway.refusals import Refusal
+from moorage.gateway.request import Request
+from moorage.gateway.rewrite import Kind, Unusable
+from moorage.gateway.routes import Route, Snapshot, Target
+from moorage.gateway.server import NEVER, ClientConnection
+from moorage.gateway.settings import Settings
+from moorage.gateway.stats import Outcome, RouteStats, Stats
+from moorage.gateway.upstream import Call, Headers
+
+log = logging.getLogger(__name__)
+
+# Of the client's head the engine gets this and nothing else: above all not its Authorization and its cookies.
+_FORWARDED = (b"accept", b"user-agent", b"traceparent", b"tracestate", b"baggage")
+_KEEPALIVE = b": waiting for the model\n\n"
+
+
+@dataclass(frozen=True)
+class Plant:
+    """What all exchanges share."""
+
+    settings: Settings
+    fleet: Fleet
+    stats: Stats
+    demand: Demand
+
+
+class Exchange:
+    """See the module. It is the client connection's job, the engine connection's receiver, and a waiter."""
+
+    __slots__ = (
+        "_answer", "_body", "_call", "_choices", "_client", "_cold", "_endpoint", "_first", "_hide", "_id", "_kind",
+        "_plant", "_pool", "_request", "_route", "_started", "_stats", "_status", "_stream", "_target", "_timer",
+        "_tried", "_usage", "_wait_since", "_wait_until", "deadline",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        plant: Plant,
+        client: ClientConnection,
+        request: Request,
+        kind: Kind,
+        body: dict[str, Any],
+        stream: bool,
+        request_id: bytes,
+    ) -> None:
+        self.deadline = NEVER
+        self._plant = plant
+        self._client = client
+        self._request = request
+        self._kind = kind
+        self._body: dict[str, Any] | bytes = body  # bytes once it is ready to be sent
+        self._stream = stream
+        self._id = request_id
+        self._started = time.monotonic()
+        self._first = True
+        self._wait_since = self._wait_until = 0.0
+        self._cold = self._hide = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._route: Route
+        self._choices: tuple[Target, ...] = ()
+        self._target: Target
+        self._stats: RouteStats
+        self._pool: ModelPool | None = None
+        self._endpoint: Endpoint | None = None
+        self._tried: list[Endpoint] = []
+        self._call: Call | None = None
+        self._status = 0
+        self._answer: Answer | None = None
+        self._usage = Usage()
+
+    def start(self, route: Route) -> None:
+        """Go where `route` leads."""
+        self._route = route
+        target = self._pick()
+        if not self._plant.fleet.pools[target.model.name].endpoints:
+            self._plant.demand.ask(target.model.name)
+        self._place(target)
+
+    # A waiter (fleet)
+
+    def granted(self, pool: ModelPool, endpoint: Endpoint) -> None:
+        """See fleet.Waiter."""
+        target = next(t for t in self._choices if t.model.name == pool.name)
+        self._go(target, pool, endpoint)
+
+    def reroute(self, snapshot: Snapshot) -> None:
+        """See fleet.Waiter. Nothing has been sent yet, so the newest table is the one to follow."""
+        route = snapshot.routes.get(self._route.name)
+        if route is None:
+            self._fail(refusals.model_not_found(self._route.name))
+            return
+        self._route = route
+        self._place(self._pick())
+
+    # A job (server)
+
+    def on_deadline(self) -> None:
+        """See server.Job: the engine did not say anything for too long."""
+        log.warning("%s: no answer in time from %s", self._id.decode(), self._endpoint and self._endpoint.address)
+        if self._call is not None:
+            self._call.abort()
+        self._fail(refusals.ENGINE_TIMEOUT)
+
+    def on_client_gone(self) -> None:
+        """See server.Job: the engine must not go on generating for nobody."""
+        if self._call is not None:
+            self._call.abort()
+        self._end(Outcome.CANCELLED)
+
+    def on_client_slow(self, slow: bool) -> None:
+        """See server.Job: the engine waits with its client, and its silence is not its fault."""
+        if self._call is None:
+            return
+        if slow:
+            self.deadline = NEVER
+            self._call.pause()
+        else:
+            self.deadline = time.monotonic() + self._plant.settings.silence_timeout
+            self._call.resume()
+
+    # A receiver (upstream)
+
+    def on_head(self, status: int, headers: Headers, length: int | None) -> None:
+        """See upstream.Receiver."""
+        client, limit = self._client, self._plant.settings.answer_buffer_bytes
+        self._status = status
+        events = any(n == b"content-type" and v[:17].lower() == EVENT_STREAM for n, v in headers)
+        if client.committed and not (events and status == 200):
+            self._answer = LateAnswer(client, limit)
+        elif events:
+            self._answer = EventAnswer(client, status, headers, self._own_headers(), self._usage, hide=self._hide)
+        else:
+            self._answer = WholeAnswer(
+                client, status, headers, self._own_headers(), self._usage, length=length, limit=limit
+            )
+        if client.blocked:
+            self.on_client_slow(True)
+
+    def on_data(self, data: bytes, last: bool) -> None:
+        """See upstream.Receiver."""
+        now = time.monotonic()
+        if self._first:
+            self._first = False
+            self._stats.first_byte.observe(now - self._started)
+        assert self._answer is not None
+        if not last:
+            if not self._client.blocked:
+                self.deadline = now + self._plant.settings.silence_timeout
+            self._answer.feed(data, False)
+            return
+        self._call = None
+        answer = self._answer
+        # Usage is read while the answer is written, so count afterwards; the slot must not wait for that.
+        self._give_back()
+        answer.feed(data, True)
+        self._end(Outcome.OK if self._status < 500 else Outcome.ERROR)
+
+    def on_broken(self, why: str, answered: bool) -> None:
+        """See upstream.Receiver."""
+        endpoint, pool = self._endpoint, self._pool
+        assert endpoint is not None
+        assert pool is not None
+        self._call = None
+        log.warning("%s: %s: %s", self._id.decode(), endpoint.address, why)
+        if answered or len(self._tried) >= self._plant.settings.retries:
+            self._fail(refusals.ENGINE_BROKE if answered else refusals.ENGINE_UNREACHABLE)
+            return
+        self._plant.stats.retries += 1
+        self._tried.append(endpoint)
+        # This request has been let in already, so it does not queue again.
+        endpoint.outstanding -= 1
+        other = pool.take(self._tried)
+        if other is None:
+            other = endpoint
+            other.outstanding += 1
+        self._send(other, fresh=True)
+        self._plant.fleet.grant(pool)
+
+    # Inside
+
+    def _pick(self) -> Target:
+        route = self._route
+        token = self._request.headers.get(route.sticky_header) if route.sticky_header else None
+        return route.pick(token or self._id)
+
+    def _place(self, target: Target) -> None:
+        """Send the request to `target`, or to the first fallback that is awake where it is not, or wait for any."""
+        pools = self._plant.fleet.pools
+        choices = (target, *self._route.fallbacks)
+        awake = next((choice for choice in choices if pools[choice.model.name].endpoints), None)
+        self._choices = choices if awake is None else (awake,)
+        self._cold = self._cold or awake is None
+        self._stats = self._plant.stats.route(self._route.alias, self._choices[0].model.name)
+        if awake is not None:
+            pool = pools[awake.model.name]
+            endpoint = None if pool.waiters else pool.take()
+            if endpoint is not None:
+                self._go(awake, pool, endpoint)
+                return
+        self._wait()
+
+    def _wait(self) -> None:
+        fleet, route, now = self._plant.fleet, self._route, time.monotonic()
+        if not self._wait_since:
+            if fleet.pending.get(route.name, 0) >= route.hold.max_pending:
+                self._fail(self._no_room())
+                return
+            self._wait_since, self._wait_until = now, now + route.hold.timeout
+            self._set_timer()
+        fleet.wait(self, route.name, tuple({c.model.name: fleet.pools[c.model.name] for c in self._choices}.values()))
+
+    def _no_room(self) -> Refusal:
+        name, retry_after = self._route.name, self._plant.settings.retry_after
+        if self._cold and not self._route.hold.max_pending:
+            return refusals.model_loading(name, retry_after)
+        return refusals.hold_queue_full(name, retry_after)
+
+    def _set_timer(self) -> None:
+        wait = max(0.0, self._wait_until - time.monotonic())
+        if self._stream and self._plant.settings.hold_keepalive:
+            wait = min(wait, self._plant.settings.hold_keepalive)
+        self._timer = asyncio.get_running_loop().call_later(wait, self._on_timer)
+
+    def _on_timer(self) -> None:
+        # The event loop's clock is a little coarser than ours.
+        if time.monotonic() >= self._wait_until - 0.002:
+            self._fail(refusals.hold_timeout(self._route.name))
+            return
+        if self._stream and self._plant.settings.hold_keepalive:
+            if not self._client.committed:
+                headers = b"content-type: text/event-stream\r\n" + STREAM_HEADERS + self._own_headers()
+                self._client.begin(200, headers, None)
+            self._client.send(_KEEPALIVE, False)
+        self._set_timer()
+
+    def _go(self, target: Target, pool: ModelPool, endpoint: Endpoint) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._target, self._pool, self._endpoint = target, pool, endpoint
+        self._stats = self._plant.stats.route(self._route.alias, target.model.name)
+        assert isinstance(self._body, dict)
+        try:
+            self._hide = target.rewrite.apply(self._body, self._kind)
+            self._body = rewrite.dump(self._body)
+        except Unusable as unusable:
+            self._fail(unusable.refusal, Outcome.OK)
+            return
+        self._send(endpoint)
+
+    def _send(self, endpoint: Endpoint, *, fresh: bool = False) -> None:
+        body, headers = self._body, self._request.headers
+        assert isinstance(body, bytes)
+        self._endpoint = endpoint
+        head = b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % (
+            self._request.path, endpoint.host_header, len(body),
+        )  # fmt: skip
+        for name in _FORWARDED:
+            if name in headers:
+                head += b"%b: %b\r\n" % (name, headers[name])
+        self.deadline = time.monotonic() + self._plant.settings.first_byte_timeout
+        self._call = endpoint.call(head + b"x-request-id: %b\r\n\r\n" % self._id, body, self, fresh=fresh)
+
+    def _own_headers(self) -> bytes:
+        """What the gateway adds to the answer's head."""
+        lines = b"x-request-id: %b\r\n" % self._id
+        if self._wait_since:
+            waited = int((time.monotonic() - self._wait_since) * 1000)
+            lines += b"x-moorage-held-milliseconds: %d\r\n" % waited
+            if self._cold:
+                lines += b"x-moorage-cold-start: true\r\n"
+        return lines
+
+    def _fail(self, refusal: Refusal, outcome: Outcome = Outcome.ERROR) -> None:
+        self._end(outcome)
+        if self._answer is not None:
+            self._answer.fail(refusal)
+        elif self._client.committed:
+            self._client.cut(refusal.event())
+        else:
+            self._client.refuse(refusal)
+
+    def _give_back(self) -> None:
+        pool, endpoint = self._pool, self._endpoint
+        self._pool = None
+        if pool is not None and endpoint is not None:
+            self._plant.fleet.release(pool, endpoint)
+
+    def _end(self, outcome: Outcome) -> None:
+        self.deadline = NEVER
+        self._call = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._plant.fleet.leave(self)
+        self._give_back()
+        self._stats.ended(outcome, time.monotonic() - self._started)
+        self._stats.prompt_tokens += self._usage.prompt
+        self._stats.completion_tokens += self._usage.completion

@@ -1,0 +1,156 @@
+"""The `moorage gateway` command: options, signals, exit codes.
+
+Exit codes: 0 drained after SIGTERM or SIGINT, 1 a fault of this program, 2 wrong usage, 3 could not start (the address
+is taken, or the routes file cannot be used).
+"""
+
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import uvloop
+
+from moorage.errors import InvalidSpec
+from moorage.gateway.app import Address, Gateway
+from moorage.gateway.routes import Hold
+from moorage.gateway.routes_file import RoutesFile
+from moorage.gateway.settings import Settings
+
+COULD_NOT_START = 3
+_DEFAULTS = Settings()
+log = logging.getLogger(__name__)
+
+
+class HostPort(click.ParamType[Address]):
+    """HOST:PORT, with an IPv6 host in brackets."""
+
+    name = "HOST:PORT"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Address:
+        """Split `value`."""
+        if isinstance(value, tuple):
+            return value
+        host, colon, port = str(value).rpartition(":")
+        if not colon or not host or not port.isdecimal() or int(port) > 65535:
+            self.fail(f"{value!r} is not HOST:PORT", param, ctx)
+        return host.strip("[]"), int(port)
+
+
+@click.command("gateway")
+@click.option("--listen", type=HostPort(), default="0.0.0.0:8000", show_default=True, help="Where clients come.")
+@click.option(
+    "--admin",
+    type=HostPort(),
+    default="127.0.0.1:8001",
+    show_default=True,
+    help="/metrics, /healthz and /readyz, and nothing else.",
+)
+@click.option(
+    "--routes",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="Routing table; read again within 100 ms of a change.",
+)
+@click.option("--max-body-bytes", type=click.IntRange(1024), default=_DEFAULTS.max_body_bytes, show_default=True)
+@click.option("--max-connections", type=click.IntRange(1), default=_DEFAULTS.max_connections, show_default=True)
+@click.option(
+    "--hold-keepalive",
+    type=click.FloatRange(0),
+    default=_DEFAULTS.hold_keepalive,
+    show_default=True,
+    help="Seconds between SSE comments to streams that wait for a Model; 0: none. Commits status 200.",
+)
+@click.option(
+    "--drain-delay",
+    type=click.FloatRange(0),
+    default=_DEFAULTS.drain_delay,
+    show_default=True,
+    help="Seconds from SIGTERM until no connection is accepted any more.",
+)
+@click.option(
+    "--grace-period",
+    type=click.FloatRange(1),
+    default=_DEFAULTS.grace_period,
+    show_default=True,
+    help="The pod's terminationGracePeriodSeconds; requests get all of it but 5 s.",
+)
+@click.option("--verbose", is_flag=True, help="Log more.")
+def command(
+    listen: Address,
+    admin: Address,
+    routes: Path,
+    max_body_bytes: int,
+    max_connections: int,
+    hold_keepalive: float,
+    drain_delay: float,
+    grace_period: float,
+    verbose: bool,
+) -> None:
+    """Serve one OpenAI-compatible address for all models.
+
+    Requests go to the Model or alias that they name; an alias adds its parameters, and a request for a sleeping Model
+    waits for it.
+
+    \b
+    Examples
+      moorage gateway --routes routes.yaml
+      moorage gateway --listen 127.0.0.1:8000 --admin 127.0.0.1:8001 --routes routes.yaml
+
+    \b
+    Exit codes
+      0    drained after SIGTERM or SIGINT
+      1    a fault of this program
+      2    wrong usage
+      3    could not start: an address is taken, or the routes file cannot be used
+    """
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    settings = replace(
+        _DEFAULTS,
+        max_body_bytes=max_body_bytes,
+        max_connections=max_connections,
+        hold_keepalive=hold_keepalive,
+        drain_delay=drain_delay,
+        grace_period=grace_period,
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        sys.exit(runner.run(_serve(settings, listen, admin, routes)))
+
+
+async def _serve(settings: Settings, listen: Address, admin: Address, routes: Path) -> int:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    _raise_file_limit()
+    gateway = Gateway(settings)
+    file = RoutesFile(
+        routes, Hold(settings.hold_max_pending, settings.hold_timeout), gateway.apply, settings.routes_poll
+    )
+    try:
+        file.load()
+        await gateway.start(listen, admin)
+    except (InvalidSpec, OSError) as error:
+        log.error("could not start: %s", error)
+        await gateway.stop()
+        return COULD_NOT_START
+    log.info("serving on %s:%d, admin on %s:%d", *gateway.address, *gateway.admin_address)
+    following = asyncio.create_task(file.follow())
+    await stop.wait()
+    await gateway.drain()
+    following.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await following
+    await gateway.stop()
+    return 0
+
+
+def _raise_file_limit() -> None:
+    """As many sockets as the system lets us have: each request takes two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,94 @@
+"""What the gateway says itself: OpenAI's error shape, which the official clients turn into typed exceptions.
+
+Bodies name neither engines, addresses nor keys: what stands in them reaches people outside the cluster.
+"""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import orjson
+
+JSON_HEADER = b"content-type: application/json\r\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer that no engine gave. `retry_after` is in seconds, 0 for none; `param` names a field of the request."""
+
+    status: int
+    code: str
+    message: str
+    retry_after: int = 0
+    param: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """OpenAI's `type` of the error."""
+        if self.status == HTTPStatus.TOO_MANY_REQUESTS:
+            return "rate_limit_error"
+        return "server_error" if self.status >= 500 else "invalid_request_error"
+
+    def body(self) -> bytes:
+        """The JSON document."""
+        fields = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return orjson.dumps({"error": fields})
+
+    def headers(self) -> bytes:
+        """Header lines, each ended."""
+        extra = b"retry-after: %d\r\n" % self.retry_after if self.retry_after else b""
+        if self.status == HTTPStatus.UNAUTHORIZED:
+            extra += b"www-authenticate: Bearer\r\n"
+        return JSON_HEADER + extra
+
+    def event(self) -> bytes:
+        """The same inside a stream that has begun."""
+        return b"data: " + self.body() + b"\n\n"
+
+
+def bad_request(message: str, code: str = "invalid_request", param: str | None = None) -> Refusal:
+    """400: the client must change the request."""
+    return Refusal(400, code, message, param=param)
+
+
+def model_not_found(name: str) -> Refusal:
+    """404: no Model or alias of this name."""
+    return Refusal(404, "model_not_found", f"The model `{name[:200]}` does not exist.", param="model")
+
+
+def model_not_allowed(name: str) -> Refusal:
+    """403: the key may not use this name, or the name does not exist: a limited key is not told which."""
+    return Refusal(403, "model_not_allowed", f"This API key may not use the model `{name[:200]}`.", param="model")
+
+
+def hold_queue_full(name: str, retry_after: int) -> Refusal:
+    """429: as many requests as allowed wait for this name already."""
+    message = f"Too many requests wait for the model `{name}`; try again later."
+    return Refusal(429, "hold_queue_full", message, retry_after)
+
+
+def model_loading(name: str, retry_after: int) -> Refusal:
+    """503: the Model sleeps and this name holds no requests; it is being woken."""
+    return Refusal(503, "model_loading", f"The model `{name}` is being loaded; try again later.", retry_after)
+
+
+def hold_timeout(name: str) -> Refusal:
+    """504: the Model did not get ready, or free, in time."""
+    return Refusal(504, "hold_timeout", f"The model `{name}` did not become available in time.")
+
+
+INVALID_KEY = Refusal(401, "invalid_api_key", "Incorrect or missing API key.")
+UNKNOWN_PATH = Refusal(404, "unknown_url", "There is no such path here.")
+WRONG_METHOD = Refusal(405, "method_not_allowed", "This method is not allowed here.")
+BODY_TOO_LARGE = Refusal(413, "request_too_large", "The request body is too large.")
+HEAD_TOO_LARGE = Refusal(431, "request_header_fields_too_large", "The request head is too large.")
+MALFORMED = bad_request("The request is not valid HTTP/1.1.", "malformed_request")
+TOO_SLOW = Refusal(408, "request_timeout", "The request did not arrive in time.")
+TOO_MANY_CONNECTIONS = Refusal(503, "too_many_connections", "Too many connections; try again later.", 1)
+UNSUPPORTED_CODING = Refusal(501, "unsupported_transfer_encoding", "Only chunked transfer coding is supported.")
+UNSUPPORTED_CONTENT = Refusal(415, "unsupported_content_encoding", "Compressed request bodies are not supported.")
+UNEXPECTED = Refusal(417, "expectation_failed", "Only Expect: 100-continue is supported.")
+SHUTTING_DOWN = Refusal(503, "shutting_down", "The gateway is shutting down; try again.", 1)
+ENGINE_UNREACHABLE = Refusal(502, "engine_unreachable", "The model's server could not be reached.", 1)
+ENGINE_BROKE = Refusal(502, "engine_error", "The model's server broke off its answer.")
+ENGINE_TIMEOUT = Refusal(504, "engine_timeout", "The model's server did not answer in time.")
+INTERNAL = Refusal(500, "internal_error", "The gateway failed.")

@@ -1,0 +1,245 @@
+"""Bytes to requests: strict HTTP/1.1 on llhttp, without any of its leniencies. No sockets here.
+
+llhttp refuses what request smuggling is made of: two lengths, a length beside a transfer coding, folded lines, bare CR
+or LF, odd chunk sizes. What it lets pass and we do not is refused here: transfer codings other than `chunked`, one in
+HTTP/1.0, a missing or second Host, versions other than 1.0 and 1.1, framing that outweighs what it frames.
+"""
+
+import re
+from collections import deque
+from collections.abc import Callable
+
+import httptools
+
+from moorage.gateway import refusals
+from moorage.gateway.refusals import Refusal
+from moorage.gateway.routes import Key
+from moorage.gateway.settings import Settings
+
+# Said twice, these would let two parties read one request in two ways.
+_ONCE = frozenset({b"host", b"authorization", b"content-type", b"content-encoding", b"expect", b"x-request-id"})
+_ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+_MAX_PIPELINED = 32
+
+
+class Refused(Exception):
+    """The connection cannot go on after this answer."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+class Request:
+    """A request; `headers` have lower-case names, the last of several wins. `refusal` is why it will not be served."""
+
+    __slots__ = (
+        "_head_bytes", "body", "headers", "http10", "keep_alive", "key", "length", "method", "path", "received",
+        "refusal", "url",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.path = b""
+        self.method = b""
+        self.headers: dict[bytes, bytes] = {}
+        self.http10 = False
+        self.keep_alive = True
+        self.length: int | None = None  # as announced
+        self.received = 0
+        self.body: bytes | bytearray = b""
+        self.key: Key | None = None
+        self.refusal: Refusal | None = None
+        self._head_bytes = 0
+
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the client waits for leave to send its body."""
+        return b"expect" in self.headers and not self.http10
+
+    def add_header(self, name: bytes, value: bytes, settings: Settings) -> None:
+        """Take one header line."""
+        name = name.lower()
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > settings.max_head_bytes or len(self.headers) >= settings.max_headers:
+            self.refusal = refusals.HEAD_TOO_LARGE
+        elif name in self.headers and name in _ONCE:
+            self.refusal = refusals.MALFORMED
+        else:
+            self.headers[name] = value
+
+    def complete_head(self, method: bytes, version: str, settings: Settings) -> None:
+        """Check the whole head."""
+        self.method = method
+        url = self.url
+        if not url.startswith(b"/"):
+            url = _ABSOLUTE.sub(b"", url, count=1)
+        self.path = url.partition(b"?")[0]
+        self.http10 = version == "1.0"
+        self.refusal = self.refusal or self._fault(version, settings)
+
+    def add_body(self, piece: bytes, limit: int) -> None:
+        """Take a piece of the body; of a request that is refused it is thrown away.
+
+        Pieces may be single bytes, hence one growing buffer and no list of them.
+        """
+        self.received += len(piece)
+        if self.refusal is not None:
+            return
+        if self.received > limit:
+            self.refusal, self.body = refusals.BODY_TOO_LARGE, b""
+        elif not self.body:
+            self.body = piece
+        elif isinstance(self.body, bytearray):
+            self.body += piece
+        else:
+            self.body = bytearray(self.body) + piece
+
+    def _fault(self, version: str, settings: Settings) -> Refusal | None:
+        headers = self.headers
+        if len(self.url) > settings.max_head_bytes:
+            return refusals.HEAD_TOO_LARGE
+        if version == "1.1":
+            if b"host" not in headers:
+                return refusals.MALFORMED
+        elif version != "1.0" or b"transfer-encoding" in headers:
+            return refusals.MALFORMED
+        if headers.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
+            return refusals.UNSUPPORTED_CODING
+        if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+            return refusals.UNSUPPORTED_CONTENT
+        if headers.get(b"expect", b"100-continue").strip().lower() != b"100-continue":
+            return refusals.UNEXPECTED
+        length = headers.get(b"content-length")
+        if length is not None:
+            self.length = int(length)
+            if self.length > settings.max_body_bytes:
+                return refusals.BODY_TOO_LARGE
+        return None
+
+
+class RequestReader:
+    """One connection's bytes, in the order they came, to `complete` requests."""
+
+    __slots__ = (
+        "_check",
+        "_parser",
+        "_replay",
+        "_settings",
+        "_upgrade",
+        "_wire_bytes",
+        "complete",
+        "current",
+        "in_body",
+    )
+
+    def __init__(self, settings: Settings, check: Callable[[Request], Refusal | None]) -> None:
+        self.complete: deque[Request] = deque()
+        self.current = Request()  # the one that is being read
+        self.in_body = False
+        self._settings = settings
+        self._check = check  # looks at heads
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+        self._wire_bytes = 0  # of the current request
+        self._upgrade = self._replay = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of a request has come yet."""
+        return not self._wire_bytes
+
+    def close(self) -> None:
+        """Let go of the parser, which holds this object."""
+        self._parser = None
+
+    def feed(self, data: bytes) -> None:
+        """Read on. Raises Refused where the bytes make no sense or are too many."""
+        self._wire_bytes += len(data)
+        rest: bytes | None = data
+        try:
+            while rest is not None and self._parser is not None:
+                rest = self._feed(rest)
+        except httptools.HttpParserCallbackError:
+            raise  # a fault of ours
+        except httptools.HttpParserError:
+            raise Refused(refusals.MALFORMED) from None
+        if self._wire_bytes:
+            self._check_framing()
+        if len(self.complete) > _MAX_PIPELINED:
+            raise Refused(refusals.MALFORMED)
+
+    def _feed(self, data: bytes) -> bytes | None:
+        assert self._parser is not None
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            return self._decline_upgrade(data[upgrade.args[0] :])
+        return None
+
+    def _decline_upgrade(self, rest: bytes) -> bytes:
+        """What to feed next, so that a request that offers an upgrade is served as if it had not.
+
+        Java's HttpClient offers h2c with each first request. llhttp stops after such a head, so another parser reads
+        the body, told of its framing alone.
+        """
+        request = self.current
+        if request.method == b"CONNECT":
+            raise Refused(refusals.WRONG_METHOD)
+        self._parser = httptools.HttpRequestParser(self)
+        self._upgrade, self._replay = False, True
+        framing = b""
+        if request.length is not None:
+            framing = b"content-length: %d\r\n" % request.length
+        elif b"transfer-encoding" in request.headers:
+            framing = b"transfer-encoding: chunked\r\n"
+        return b"POST / HTTP/1.1\r\n" + framing + b"\r\n" + rest
+
+    def _check_framing(self) -> None:
+        """Refuse endless heads, and bodies whose chunk sizes, extensions and trailers outweigh what is in them."""
+        if not self.in_body:
+            if self._wire_bytes > self._settings.max_head_bytes:
+                raise Refused(refusals.HEAD_TOO_LARGE)
+            return
+        received = self.current.received
+        # Chunks of a single byte, which some clients do send, take six on the wire.
+        if self._wire_bytes - received > self._settings.max_head_bytes + 8 * received:
+            raise Refused(refusals.MALFORMED)
+
+    # httptools
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request target."""
+        if not self._replay:
+            self.current.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header line; after the head it is a trailer, which nobody wants."""
+        if not self.in_body:
+            self.current.add_header(name, value, self._settings)
+
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        if self._replay:
+            self._replay = False
+            return
+        parser, request = self._parser, self.current
+        assert parser is not None
+        request.complete_head(parser.get_method(), parser.get_http_version(), self._settings)
+        # Answers in pieces end by closing in HTTP/1.0; nobody who speaks it is worth more than that.
+        request.keep_alive = parser.should_keep_alive() and not request.http10
+        self._upgrade = parser.should_upgrade()
+        self.in_body = True
+        request.refusal = request.refusal or self._check(request)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self.current.add_body(body, self._settings.max_body_bytes)
+
+    def on_message_complete(self) -> None:
+        """The request is there, and what follows is the next one."""
+        if self._upgrade:
+            return
+        self.complete.append(self.current)
+        self.current = Request()
+        self.in_body = False
+        self._wire_bytes = 0

@@ -1,0 +1,194 @@
+"""The routing table: immutable, one per generation, swapped whole. Pure: no I/O, no clock, no state of the run.
+
+`Snapshot.build` makes it from plain facts (`Model`, `Alias`, `Key`), whoever gathered them: a file
+(`routes_document`) or a watch. Everything that one request would otherwise compute is computed here.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Self, TypeVar
+
+from moorage.errors import InvalidSpec
+from moorage.gateway.rewrite import Rewrite
+
+_HASH_RANGE = 1 << 64
+
+_T = TypeVar("_T", "Model", "Alias", "Key")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What an alias does to request bodies; `overrides` and `defaults` are flat with any JSON key."""
+
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    drop: frozenset[str] = frozenset()
+    system_prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """How many requests may wait under one name, and for how many seconds each."""
+
+    max_pending: int = 100
+    timeout: float = 300.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Model as the gateway sees it. `endpoints` are `host:port`; none: it sleeps.
+
+    `max_in_flight` is the number of requests one endpoint serves at once (the engine's slots); 0: no limit.
+    """
+
+    name: str
+    engine: str = ""
+    served_name: str = ""
+    endpoints: tuple[str, ...] = ()
+    max_in_flight: int = 0
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A name that points at Models, with weights, and at the Models that stand in for them, in order."""
+
+    name: str
+    targets: tuple[tuple[str, int], ...]  # Model, weight
+    fallbacks: tuple[str, ...] = ()
+    parameters: Parameters = Parameters()
+    hold: Hold = Hold()
+    sticky_header: str = ""
+
+
+@dataclass(frozen=True)
+class Key:
+    """An API key: the SHA-256 of its text, and the names it may use; None: every one."""
+
+    name: str
+    sha256: bytes
+    names: frozenset[str] | None = None
+
+    def allows(self, name: str) -> bool:
+        """Whether this key may use the Model or alias `name`."""
+        return self.names is None or name in self.names
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A Model as one name reaches it: how a request's body is rewritten on the way."""
+
+    model: Model
+    rewrite: Rewrite
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where requests for one name go. `alias` is empty for a Model called by its own name."""
+
+    name: str
+    alias: str
+    targets: tuple[Target, ...]
+    bounds: tuple[int, ...]  # running sums of the targets' weights
+    fallbacks: tuple[Target, ...]
+    hold: Hold
+    sticky_header: bytes
+
+    def pick(self, token: bytes) -> Target:
+        """The target for `token`, by weight. Every replica of the gateway picks the same without talking.
+
+        The hash space is cut in the order of the targets, so that moving some weight moves only that many requests.
+        """
+        if len(self.targets) == 1:
+            return self.targets[0]
+        value = int.from_bytes(hashlib.blake2b(token, digest_size=8).digest(), "big")
+        point = value * self.bounds[-1] // _HASH_RANGE
+        return next(target for target, bound in zip(self.targets, self.bounds, strict=True) if point < bound)
+
+
+class Snapshot:
+    """One generation of the routing table."""
+
+    __slots__ = ("_keys", "closed", "models", "routes")
+
+    def __init__(self, models: Mapping[str, Model], routes: Mapping[str, Route], keys: Iterable[Key]) -> None:
+        self.models: Mapping[str, Model] = MappingProxyType(dict(models))
+        self.routes: Mapping[str, Route] = MappingProxyType(dict(routes))
+        self._keys = {key.sha256: key for key in keys}
+        self.closed = bool(self._keys)  # whether a key is needed
+
+    @classmethod
+    def build(
+        cls, models: Iterable[Model], aliases: Iterable[Alias] = (), keys: Iterable[Key] = (), *, own: Hold = Hold()
+    ) -> Self:
+        """The table of these facts; `own` holds requests for a Model's own name. An alias hides a Model of its name.
+
+        Raises InvalidSpec where two things of one kind share a name, or an alias points at a Model that is not there.
+        """
+        by_name = _unique(models, "model")
+        routes = {name: _own_route(model, own) for name, model in by_name.items()}
+        routes |= {name: _alias_route(alias, by_name) for name, alias in _unique(aliases, "alias").items()}
+        listed = list(keys)
+        _unique(listed, "API key")
+        return cls(by_name, routes, listed)
+
+    def find_key(self, secret: bytes) -> Key | None:
+        """The key whose text is `secret`.
+
+        Only digests are compared: which byte of one differs tells nothing about a key, and the last word is a
+        comparison in constant time.
+        """
+        digest = hashlib.sha256(secret).digest()
+        key = self._keys.get(digest)
+        return key if key is not None and hmac.compare_digest(key.sha256, digest) else None
+
+
+def _unique(things: Iterable[_T], kind: str) -> dict[str, _T]:
+    found: dict[str, _T] = {}
+    for thing in things:
+        if thing.name in found:
+            raise InvalidSpec("InvalidSpec", f"two entries for the {kind} {thing.name!r}")
+        found[thing.name] = thing
+    return found
+
+
+def _own_route(model: Model, hold: Hold) -> Route:
+    target = Target(model, Rewrite.of(model.served_name or model.name, (model.defaults,)))
+    return Route(model.name, "", (target,), (1,), (), hold, b"")
+
+
+def _alias_route(alias: Alias, models: Mapping[str, Model]) -> Route:
+    weighted = [(name, weight) for name, weight in alias.targets if weight > 0]
+    if not weighted:
+        raise InvalidSpec("InvalidSpec", f"alias {alias.name!r} has no target with a weight above 0")
+    total, bounds = 0, []
+    for _, weight in weighted:
+        total += weight
+        bounds.append(total)
+    return Route(
+        name=alias.name,
+        alias=alias.name,
+        targets=tuple(_target(alias, name, models) for name, _ in weighted),
+        bounds=tuple(bounds),
+        fallbacks=tuple(_target(alias, name, models) for name in alias.fallbacks),
+        hold=alias.hold,
+        sticky_header=alias.sticky_header.lower().encode("latin-1", "replace"),
+    )
+
+
+def _target(alias: Alias, name: str, models: Mapping[str, Model]) -> Target:
+    model = models.get(name)
+    if model is None:
+        raise InvalidSpec("InvalidSpec", f"alias {alias.name!r} points at {name!r}, which is not among the models")
+    given = alias.parameters
+    rewrite = Rewrite.of(
+        model.served_name or model.name,
+        (given.defaults, model.defaults),
+        overrides=given.overrides,
+        drop=given.drop,
+        system_prompt=given.system_prompt,
+    )
+    return Target(model, rewrite)
