@@ -29,6 +29,7 @@ INPUTS_HASH = f"{GROUP}/inputs-hash"
 BENCHMARK_AT = f"{GROUP}/benchmark-at"
 RESTART_AT = f"{GROUP}/restart-at"
 REFRESH_AT = f"{GROUP}/refresh-at"
+VERIFY_AT = f"{GROUP}/verify-at"
 
 ENGINE_PORT = 8080
 ENGINE_PORT_NAME = "http"

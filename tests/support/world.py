@@ -14,7 +14,7 @@ from moorage import names
 from moorage.control import projections
 from moorage.planning.download import plan_download
 from moorage.planning.model import plan_model
-from moorage.planning.types import Answer, Defaults, ObservedDownload, ObservedModel, Plan, Resolve, WarmUp
+from moorage.planning.types import Answer, Defaults, ObservedDownload, ObservedModel, Plan, Resolve, WarmUp, Window
 
 DEFAULTS = Defaults(moorage_image="moorage:1", llamacpp_image="llamacpp:1")
 
@@ -67,6 +67,8 @@ class World:
         self.asked: list[Any] = []
         self.writes = 0
         self.storage_class_missing: str | None = None
+        self.ahead = 0
+        self.window: Window | None = None
 
     # -- passes ---------------------------------------------------------------------------------------------------
 
@@ -117,6 +119,8 @@ class World:
                 progress=self.progress,
                 resolved=self.download_resolved,
                 storage_class_missing=self.storage_class_missing,
+                ahead=self.ahead,
+                window=self.window,
             )
         )
 

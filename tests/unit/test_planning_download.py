@@ -6,6 +6,7 @@ import pytest
 
 from moorage import names
 from moorage.planning.download_job import claim_bytes
+from moorage.planning.types import Answer, Resolve, Window
 from tests.support.world import GGUF, World, model
 
 
@@ -170,3 +171,79 @@ def test_a_prefilled_claim_is_inspected_and_nothing_is_fetched():
     assert world.phase == "Loading"
     server = world.manifests[("Deployment", "tiny")]["spec"]["template"]["spec"]["containers"][0]
     assert server["args"][1] == "/models/llama/m.gguf"
+
+
+def test_outside_its_window_a_download_pauses_and_goes_on_by_itself():
+    world = fetching()
+    world.download["spec"]["window"] = {"start": "22:00", "end": "06:00", "timeZone": "UTC"}
+    world.window = Window(open=False, changes_in=3600)
+    world.settle()
+    assert world.download["status"]["phase"] == "Paused"
+    assert not [k for k, _ in world.children if k == "Job"]
+    assert world.of_download("Downloaded")[:2] == ("False", "OutsideWindow")
+    assert "22:00 to 06:00 UTC" in world.message
+    assert world.plan_download().requeue_after == 3601
+    world.window = Window(open=True, changes_in=3600)
+    world.settle()
+    assert [k for k, _ in world.children if k == "Job"]
+
+
+def test_a_time_zone_that_does_not_exist_is_said_and_nothing_starts():
+    world = World(model()).settle()
+    world.window = Window(open=False, changes_in=0, problem="spec.window.timeZone 'Mars' is not a time zone")
+    world.answer_resolve(GGUF)
+    world.download["spec"]["window"] = {"start": "22:00", "end": "06:00", "timeZone": "Mars"}
+    world.children = {k: v for k, v in world.children.items() if k[0] != "Job"}
+    world.settle()
+    assert world.of_download("Downloaded") == ("False", "InvalidSpec", world.window.problem)
+
+
+def test_a_download_waits_for_its_turn():
+    world = World(model())
+    world.ahead = 3
+    world.answer_resolve(GGUF)
+    assert not [k for k, _ in world.children if k == "Job"]
+    assert world.of_download("Downloaded") == ("False", "Queued", "waits for its turn, 3 downloads go first")
+    world.ahead = 0
+    world.settle()
+    assert [k for k, _ in world.children if k == "Job"]
+
+
+def test_files_are_verified_again_on_request_and_stay_served_meanwhile():
+    world = World(model(benchmark={"enabled": False})).ready()
+    world.download["metadata"]["annotations"] = {names.VERIFY_AT: "2026-01-02T00:00:00Z"}
+    world.settle()
+    assert world.job()
+    assert world.of_download("Verified")[:2] == ("Unknown", "Verifying")
+    assert world.of_download("Ready")[0] == "True"
+    assert world.phase == "Ready"
+    world.download_done()
+    assert world.of_download("Verified")[0] == "True"
+    assert world.download["status"]["verifyRequest"] == "2026-01-02T00:00:00Z"
+    assert not [k for k, _ in world.children if k == "Job"]
+    before = world.writes
+    assert world.settle().writes == before
+
+
+def test_a_refusal_that_a_token_can_mend_is_asked_about_again():
+    world = fetching()
+    denied = json.dumps({"reason": "GatedAccessDenied", "message": "access denied: the repository is gated"})
+    world.job_ends(11, denied, complete=False)
+    assert world.download["status"]["phase"] == "Failed"
+    assert world.phase == "Blocked"
+    world.asked = []
+    world.later(61).settle()
+    probe = next(a for a in world.asked if isinstance(a, Resolve))
+    world.download_resolved = Answer(probe.inputs, GGUF)
+    world.settle()
+    assert [k for k, _ in world.children if k == "Job"], "the Secret was mended, so it is tried once more"
+    world.job_ends(11, denied, complete=False)
+    assert world.plan_download().requeue_after > 61, "and more patiently each time"
+
+
+def test_a_claim_grows_with_its_content_and_never_shrinks():
+    world = fetching()
+    name = world.download["metadata"]["name"]
+    world.children[("PersistentVolumeClaim", name)]["request"] = "100Gi"
+    claim = next(m for m in world.plan_download().apply if m["kind"] == "PersistentVolumeClaim")
+    assert int(claim["spec"]["resources"]["requests"]["storage"]) == 100 * 2**30

@@ -187,7 +187,9 @@ def test_a_failed_rollout_leaves_the_old_version_serving_and_says_so():
     live.update(ready=1, replicas=2, updated=1, observedGeneration=live["generation"])
     world.pods["p2"] = {
         **world.pods["p1"], "uid": "p2", "ready": False,
-        "containers": [{**world.pods["p1"]["containers"][0], "ready": False, "terminated": {"exitCode": 1, "message": "error: no"}}],
+        "containers": [
+            {**world.pods["p1"]["containers"][0], "ready": False, "terminated": {"exitCode": 1, "message": "error: no"}}
+        ],
     }  # fmt: skip
     world.settle()
     assert world.condition("Ready")[0] == "True"

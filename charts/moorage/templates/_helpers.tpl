@@ -52,6 +52,14 @@ images:
 sources:
   huggingFaceEndpoint: {{ .Values.sources.huggingFaceEndpoint | quote }}
   allowPrivateHosts: {{ .Values.sources.allowPrivateHosts }}
+  allowedHosts: {{ toJson .Values.sources.allowedHosts }}
+  deniedNetworks: {{ toJson .Values.sources.deniedNetworks }}
+proxy:
+  http: {{ .Values.proxy.http | quote }}
+  https: {{ .Values.proxy.https | quote }}
+  noProxy: {{ .Values.proxy.noProxy | quote }}
+downloads:
+  maxRunning: {{ int .Values.downloads.maxRunning }}
 workers: {{ int .Values.operator.workers }}
 resyncSeconds: {{ int .Values.operator.resyncSeconds }}
 {{- end }}

@@ -116,6 +116,8 @@ class Reason(StrEnum):
     STALE = "Stale"
     RETRYING = "Retrying"
     PAUSED = "Paused"
+    QUEUED = "Queued"
+    OUTSIDE_WINDOW = "OutsideWindow"
     CANCELLED = "Cancelled"
     DELETING = "Deleting"
     # A person must act
@@ -206,6 +208,8 @@ REASON_HELP: dict[Reason, str] = {
     Reason.STALE: "The figures were measured with an earlier spec, revision or image.",
     Reason.RETRYING: "An attempt failed for a passing reason and is repeated; the message says why and when.",
     Reason.PAUSED: "`state: Paused`: the files so far are kept; set `state: Active` to go on.",
+    Reason.QUEUED: "As many downloads as the chart allows are running; this one starts when one of them ends.",
+    Reason.OUTSIDE_WINDOW: "The time is outside `spec.window`; what was fetched is kept and it goes on by itself.",
     Reason.CANCELLED: "`state: Cancelled`: partial files were discarded; set `state: Active` to start again.",
     Reason.DELETING: "The object is being deleted.",
     Reason.INVALID_SPEC: "The spec cannot work as written; the message names the field and what to change.",

@@ -43,6 +43,32 @@ class Verify(StrEnum):
     NONE = "None"
 
 
+_CLOCK = Annotated[
+    str,
+    Field(min_length=5, max_length=5),
+    Rule(
+        "self.matches('^([01][0-9]|2[0-3]):[0-5][0-9]$')",
+        "write the time of day as HH:MM, between 00:00 and 23:59, such as 22:00",
+    ),
+]
+
+
+class Window(SpecPart):
+    """The hours of the day in which to download."""
+
+    rules: ClassVar = (
+        Rule("self.start != self.end", "spec.window.start and end are equal; leave window out to download at any time"),
+    )
+
+    start: _CLOCK = Field(description="When the window opens, as HH:MM.")
+    end: _CLOCK = Field(description="When it closes, as HH:MM; earlier than start means the next day.")
+    time_zone: Annotated[
+        str,
+        Field(min_length=1, max_length=64),
+        Rule("self.matches('^[A-Za-z][A-Za-z0-9_+/-]*$')", "write the time zone as in Europe/Berlin or UTC"),
+    ] = Field(default="UTC", description="Time zone of start and end, such as Europe/Berlin.")
+
+
 class Retry(SpecPart):
     """When an attempt counts as failed and when to give up."""
 
@@ -102,6 +128,15 @@ class DownloadSpec(SpecPart):
         default=Verify.FULL, description="Full: size and SHA-256 of every file. Size: size only. None: neither."
     )
     retry: Retry = Field(default=Retry(), description="When an attempt counts as failed and when to give up.")
+    priority: int = Field(
+        default=0,
+        ge=-1000,
+        le=1000,
+        description="Of downloads that wait for one of the places the chart allows, the highest goes first.",
+    )
+    window: Window | None = Field(
+        default=None, description="Hours of the day in which to download; outside them it pauses. Absent: always."
+    )
 
 
 class DownloadSummary(StatusPart):
@@ -181,6 +216,9 @@ class DownloadStatus(StatusPart):
     claim_name: StatusWord | None = Field(default=None, description="PersistentVolumeClaim that holds the files.")
     path: StatusPath | None = Field(default=None, description="Folder of the files inside the volume.")
     node: StatusWord | None = Field(default=None, description="Node of the download pod.")
+    verify_request: StatusWord | None = Field(
+        default=None, description="The moorage.dev/verify-at annotation that was last carried out."
+    )
     used_by: Annotated[list[StatusWord], Cut(64)] = Field(default=[], description="Models that use the files.")
     unused_since: Time | None = Field(default=None, description="Since when no Model uses the files.")
     started_at: Time | None = Field(default=None, description="When the first attempt began.")

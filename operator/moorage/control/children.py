@@ -88,6 +88,13 @@ class Children:
         """Drop the note: the object was deleted or changed."""
         self._applied.pop((resource, where), None)
 
+    def running_downloads(self) -> Iterator[Key]:
+        """Downloads whose Job is there and not over."""
+        for where, job in self.mirrors[JOBS].items.items():
+            label = (job.get("labels") or {}).get(names.DOWNLOAD_LABEL)
+            if label and not job["complete"] and not job["failed"]:
+                yield self._store.by_label(DOWNLOAD, where[0], label) or Key(DOWNLOAD, where[0], label)
+
     # -- surroundings ----------------------------------------------------------------------------------------------
 
     def gpus(self) -> dict[str, int]:

@@ -5,6 +5,7 @@ Exit codes: 0 stopped on request, 1 could not start or could not go on (the Depl
 
 import asyncio
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -49,10 +50,18 @@ def command(kubeconfig: Path | None, config_file: Path | None, listen: str, verb
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         settings = load(config_file)
+        os.environ.update(_proxy_env(settings))  # before the first client looks at it
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(kubeconfig, settings, listen or None))
     except MoorageError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _proxy_env(settings: Settings) -> dict[str, str]:
+    """The proxy's variables for this process, which asks the API server directly."""
+    env = dict(settings.proxy.env())
+    server = os.environ.get("KUBERNETES_SERVICE_HOST", "")
+    return env | {"NO_PROXY": ",".join(filter(None, [env.get("NO_PROXY"), server]))} if env else {}
 
 
 async def _run(kubeconfig: Path | None, settings: Settings, listen: str | None) -> None:

@@ -4,11 +4,13 @@ from datetime import UTC, datetime
 
 from moorage import names
 from moorage.control.children import Children
+from moorage.control.gate import DownloadGate
 from moorage.control.progress import ProgressPoller
 from moorage.control.sidetasks import SideTasks
 from moorage.control.store import DOWNLOAD, MODEL, Key, Store
+from moorage.control.window import window_of
 from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS, PODS, SERVICES
-from moorage.planning.types import Defaults, Manifest, ObservedAlias, ObservedDownload, ObservedModel
+from moorage.planning.types import Defaults, Manifest, ObservedAlias, ObservedDownload, ObservedModel, Window
 
 
 def now() -> datetime:
@@ -28,9 +30,10 @@ class Observer:
         resolving: SideTasks,
         warming: SideTasks,
         progress: ProgressPoller,
+        gate: DownloadGate,
     ) -> None:
         self._store, self._children, self._defaults = store, children, defaults
-        self._resolving, self._warming, self._progress = resolving, warming, progress
+        self._resolving, self._warming, self._progress, self._gate = resolving, warming, progress, gate
 
     def model(self, key: Key, obj: Manifest) -> ObservedModel:
         """Snapshot of a Model."""
@@ -62,6 +65,7 @@ class Observer:
         storage = spec.get("storage") or {}
         prefilled = (spec.get("source") or {}).get("persistentVolumeClaim") or {}
         claim = prefilled.get("claimName") or storage.get("claimName") or child
+        window = window_of(spec.get("window"), now())
         users = tuple(k.name for k in self._store.dependents(key) if k.kind == MODEL)
         return ObservedDownload(
             download=obj,
@@ -74,7 +78,19 @@ class Observer:
             progress=self._progress.latest(key),
             resolved=self._resolving.answer(key),
             storage_class_missing=children.storage_class_trouble(storage.get("storageClassName")),
+            ahead=self._ahead(key, obj, window),
+            window=window,
         )
+
+    def _ahead(self, key: Key, obj: Manifest, window: Window | None) -> int:
+        """Place in the queue of one that wants to run; whoever is done or may not run wants no place."""
+        status, state = obj.get("status") or {}, (obj.get("spec") or {}).get("state", "Active")
+        later = status.get("nextAttemptAt") or ""
+        resting = status.get("phase") in ("Ready", "Failed", None, "Resolving") or (window and not window.open)
+        if resting or state != "Active" or later > now().strftime("%Y-%m-%dT%H:%M:%SZ"):
+            self._gate.leave(key)
+            return 0
+        return self._gate.ahead(key, obj["spec"].get("priority", 0), obj["metadata"].get("creationTimestamp", ""))
 
     def alias(self, key: Key, obj: Manifest) -> ObservedAlias:
         """Snapshot of a ModelAlias."""

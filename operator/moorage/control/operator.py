@@ -11,6 +11,7 @@ from typing import Any, Self
 from moorage.control import metrics
 from moorage.control.apply import RESOURCES, Applier
 from moorage.control.children import Children
+from moorage.control.gate import DownloadGate
 from moorage.control.observe import Observer
 from moorage.control.prober import HttpProber, Prober
 from moorage.control.progress import ProgressPoller
@@ -39,7 +40,10 @@ class Operator:
         self.kube, self.settings = kube, settings
         self.ready = False
         self._prober = prober or HttpProber()
-        self._hub = HubClient(policy=HostPolicy(allow_loopback=settings.sources.allow_private_hosts))
+        sources = settings.sources
+        self._hub = HubClient(
+            policy=HostPolicy(sources.allowed_hosts, sources.denied_networks, sources.allow_private_hosts)
+        )
         self._events = EventRecorder(kube, instance="moorage")
         self.store = Store(self._object_changed, self._wake)
         self.children = Children(kube, self.store, self._wake, self._surroundings_changed)
@@ -52,7 +56,8 @@ class Operator:
             "warming": self._warming,
             "progress": self._progress,
         }
-        observer = Observer(self.store, self.children, settings.defaults(), **side)
+        gate = DownloadGate(settings.downloads.max_running, self.children.running_downloads, self._wake)
+        observer = Observer(self.store, self.children, settings.defaults(), gate=gate, **side)
         applier = Applier(kube, self.store, self.children, self._events)
         self.runner = Runner(self.store, self.children, observer, applier, **side)
         self.queue: KeyedQueue[Key] = KeyedQueue(self._handle, workers=settings.workers, on_error=self._pass_failed)

@@ -28,7 +28,31 @@ class Sources(_Section):
 
     hugging_face_endpoint: str = "https://huggingface.co"
     allow_private_hosts: bool = False
-    """Whether loopback and link-local addresses may be read: only for a hub on this very machine."""
+    """Whether loopback addresses may be read: only for a hub on this very machine."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Patterns of hosts that may be fetched from, redirects included; empty: every host."""
+    denied_networks: tuple[str, ...] = ()
+    """Networks (CIDR) never to fetch from, such as the API server's; metadata addresses are always refused."""
+
+
+class Proxy(_Section):
+    """The proxy for reading sources, for the operator and for download Jobs alike."""
+
+    http: str = ""
+    https: str = ""
+    no_proxy: str = ""
+
+    def env(self) -> tuple[tuple[str, str], ...]:
+        """As the environment variables that clients look at."""
+        found = {"HTTP_PROXY": self.http, "HTTPS_PROXY": self.https, "NO_PROXY": self.no_proxy}
+        return tuple((name, value) for name, value in found.items() if value)
+
+
+class Downloads(_Section):
+    """How downloads share the network."""
+
+    max_running: int = Field(default=4, ge=1, le=1000)
+    """Download Jobs that run at once in the whole cluster; the others wait by priority, then age."""
 
 
 class Settings(_Section):
@@ -36,6 +60,8 @@ class Settings(_Section):
 
     images: Images = Field(default_factory=Images)
     sources: Sources = Field(default_factory=Sources)
+    proxy: Proxy = Field(default_factory=Proxy)
+    downloads: Downloads = Field(default_factory=Downloads)
     workers: int = Field(default=16, ge=1, le=256)
     resync_seconds: int = Field(default=600, ge=30)
 
@@ -45,6 +71,10 @@ class Settings(_Section):
             moorage_image=self.images.moorage,
             llamacpp_image=self.images.llama_cpp,
             huggingface_endpoint=self.sources.hugging_face_endpoint,
+            allowed_hosts=self.sources.allowed_hosts,
+            denied_networks=self.sources.denied_networks,
+            allow_loopback=self.sources.allow_private_hosts,
+            proxy_env=self.proxy.env(),
             image_pull_secrets=self.images.pull_secrets,
         )
 

@@ -41,6 +41,7 @@ class DownloadJob:
     ca_bundle: TokenRef | None = None
     pull_secrets: tuple[str, ...] = ()
     node: str = ""
+    env: tuple[tuple[str, str], ...] = ()
 
 
 def labels(download: str, component: str = "download") -> dict[str, str]:
@@ -120,9 +121,10 @@ def _pod(what: DownloadJob) -> Manifest:
 
 def _container(what: DownloadJob) -> Manifest:
     token = what.token
-    env = [{"name": "HOME", "value": "/tmp"}]
+    env: list[Manifest] = [{"name": "HOME", "value": "/tmp"}]
+    env += [{"name": name, "value": value} for name, value in what.env]
     if token:
-        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": token.name, "key": token.key}}})  # type: ignore[dict-item]
+        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": token.name, "key": token.key}}})
     mounts: list[Manifest] = [
         without_none({"name": "models", "mountPath": names.MODEL_MOUNT, "readOnly": what.read_only or None}),
         {"name": "tmp", "mountPath": "/tmp"},

@@ -53,6 +53,10 @@ def arguments(download: ModelDownload, commit: str, defaults: Defaults) -> tuple
         common += ["--bandwidth-limit", str(quantity_bytes(spec.bandwidth_limit))]
     if _ca_bundle(download):
         common += ["--ca-file", CA_FILE]
+    common += [part for host in defaults.allowed_hosts for part in ("--allow-host", host)]
+    common += [part for network in defaults.denied_networks for part in ("--deny-network", network)]
+    if defaults.allow_loopback:
+        common.append("--allow-loopback")
     return (*_what(download, commit, defaults), *common)
 
 
@@ -87,12 +91,18 @@ def build(download: ModelDownload, commit: str, claim: str, defaults: Defaults) 
         image=defaults.moorage_image,
         args=args,
         claim=claim,
-        inputs=names.digest([args, claim]),
+        inputs=names.digest([_wanted(download, commit), claim, download.metadata.annotations.get(names.VERIFY_AT)]),
         read_only=download.spec.source.persistent_volume_claim is not None,
         token=TokenRef(secret.name, secret.key) if secret else None,
         ca_bundle=_ca_bundle(download),
         pull_secrets=defaults.image_pull_secrets,
+        env=defaults.proxy_env,
     )
+
+
+def _wanted(download: ModelDownload, commit: str) -> list[Any]:
+    """What a Job fetches; how (connections, hosts, image) may change without stopping one that runs."""
+    return [download.spec.source.dump(), download.spec.files, download.spec.verify, commit]
 
 
 def result(pods: tuple[Manifest, ...], job: Manifest) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Any
 
+from moorage import names
 from moorage.api.conditions import DownloadPhase as Phase
 from moorage.api.download import (
     DownloadItem,
@@ -74,6 +75,7 @@ def take_report(status: DownloadStatus, report: dict[str, Any], download: ModelD
     status.attempts = None
     status.next_attempt_at = None
     status.completed_at = now
+    status.verify_request = download.metadata.annotations.get(names.VERIFY_AT)
     verified = download.spec.verify != "None"
     status.items = [item.model_copy(update={"verified": verified}) for item in status.items or []]
 

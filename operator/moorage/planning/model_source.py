@@ -1,7 +1,7 @@
 """The first steps of a Model: its source becomes a commit and files (Accepted), those a ModelDownload (Downloaded)."""
 
 from moorage import names
-from moorage.api.conditions import DownloadPhase, Reason
+from moorage.api.conditions import DownloadCondition, DownloadPhase, Reason, is_true
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.download import ModelDownload
 from moorage.api.model_status import SizeClass, SourceStatus
@@ -145,7 +145,7 @@ def _follow(step: ModelPass, found: ModelDownload) -> str | None:
         error = status.last_error
         reason = error.reason if error and error.reason else Reason.DOWNLOAD_FAILED
         return step.stop(C.DOWNLOADED, reason, progress)
-    if status.phase != DownloadPhase.READY:
+    if not is_true(status.conditions, DownloadCondition.READY):
         reason = Reason.PAUSED if status.phase == DownloadPhase.PAUSED else Reason.DOWNLOADING
         return step.stop(C.DOWNLOADED, reason, progress)
     source = step.source

@@ -18,6 +18,10 @@ class Defaults:
     moorage_image: str
     llamacpp_image: str
     huggingface_endpoint: str = "https://huggingface.co"
+    allowed_hosts: tuple[str, ...] = ()
+    denied_networks: tuple[str, ...] = ()
+    allow_loopback: bool = False
+    proxy_env: tuple[tuple[str, str], ...] = ()
     image_pull_secrets: tuple[str, ...] = ()
 
 
@@ -130,6 +134,15 @@ class ObservedModel:
 
 
 @dataclass(frozen=True)
+class Window:
+    """Whether a download's window is open, and in how many seconds that changes; `problem` where it makes no sense."""
+
+    open: bool
+    changes_in: float
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class ObservedDownload:
     """A ModelDownload, its claim, Job and pods, and the Models that use it."""
 
@@ -143,6 +156,8 @@ class ObservedDownload:
     progress: Manifest | None = None
     resolved: Answer | None = None
     storage_class_missing: str | None = None
+    ahead: int = 0  # downloads that run or wait before this one may start; 0: it may
+    window: Window | None = None
 
 
 @dataclass(frozen=True)

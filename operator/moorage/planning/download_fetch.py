@@ -1,0 +1,199 @@
+"""The Job of a ModelDownload: when it may start, what it is doing, and how it ended."""
+
+from datetime import timedelta
+
+from moorage import names
+from moorage.api.conditions import DownloadCondition as C
+from moorage.api.conditions import DownloadPhase as Phase
+from moorage.api.conditions import Reason
+from moorage.manifests import download as manifests
+from moorage.planning import download_job as jobs
+from moorage.planning import download_status as texts
+from moorage.planning.download_pass import DownloadPass
+from moorage.planning.download_source import inputs_of
+from moorage.planning.draft import FALSE, TRUE, UNKNOWN
+from moorage.planning.pods import first_trouble
+from moorage.planning.types import Manifest, Progress, Resolve
+
+FIRST_RETRY_SECONDS = 10
+LAST_RETRY_SECONDS = 600
+FIRST_ACCESS_SECONDS = 60
+PERMANENT_EXIT = range(10, 30)
+
+# Refusals that a new token, a granted request or a Secret can mend without anyone touching the ModelDownload.
+ACCESS = {
+    Reason.UNAUTHORIZED,
+    Reason.ACCESS_DENIED,
+    Reason.GATED_ACCESS_DENIED,
+    Reason.REPO_NOT_FOUND_OR_PRIVATE,
+}
+
+
+def fetch(step: DownloadPass) -> str | None:
+    """Run the Job and keep its result."""
+    if step.draft.true(C.DOWNLOADED) and step.status.manifest_digest and not _verify_asked(step):
+        return None
+    if step.status.phase == Phase.FAILED and step.seen.job is None and not _verify_asked(step):
+        return _still_failed(step)
+    if closed := _outside_window(step):
+        return closed
+    commit = step.status.resolved_revision or ""
+    wanted = jobs.build(step.download, commit, step.status.claim_name or step.name, step.seen.defaults)
+    job = step.seen.job
+    if job is None:
+        return _start(step, wanted)
+    if job.get("stranger") or job.get("owner") != step.download.metadata.uid:
+        return step.fail(Reason.NAME_TAKEN, f"a Job {step.name} exists that Moorage did not make; rename one")
+    if job["inputsHash"] != wanted.inputs and not job["complete"]:
+        step.drop_job()
+        return "the wanted files changed; the running download is stopped first"
+    report = jobs.result(step.seen.pods, job)
+    told = report is not None and report["exitCode"] == 0 and "manifestDigest" in report  # a bare exit code is no proof
+    if report and told and job["inputsHash"] == wanted.inputs:
+        return _finish(step, report)  # without waiting for the Job controller to notice
+    final = report is not None and report["exitCode"] in PERMANENT_EXIT
+    if job["complete"] or job["failed"] or final:
+        return _finished_badly(step, job, report)
+    return _running(step, report)
+
+
+def _start(step: DownloadPass, wanted: manifests.DownloadJob) -> str:
+    due = step.status.next_attempt_at
+    if due is not None and due > step.seen.now:
+        step.wake_in((due - step.seen.now).total_seconds() + 0.05)
+        step.status.phase = Phase.RETRYING
+        error = step.status.last_error
+        return f"{error.message if error else 'failed'}; tries again at {due:%H:%M:%S} UTC"
+    if step.seen.ahead:
+        step.status.phase = Phase.PENDING
+        return _not_yet(step, Reason.QUEUED, f"waits for its turn, {step.seen.ahead} downloads go first")
+    step.apply.append(manifests.job(step.seen.download, step.name, wanted))
+    step.status.phase = Phase.VERIFYING if step.draft.true(C.DOWNLOADED) else Phase.CHECKING
+    step.status.started_at = step.status.started_at or step.seen.now
+    _under_way(step)
+    return "the download Job is being started"
+
+
+def _under_way(step: DownloadPass) -> None:
+    """Downloaded=False while bytes are fetched; files that only are verified again stay downloaded."""
+    if step.draft.true(C.DOWNLOADED):
+        step.draft.set(C.VERIFIED, UNKNOWN, Reason.VERIFYING, "the files are being verified again")
+    else:
+        step.draft.set(C.DOWNLOADED, FALSE, Reason.DOWNLOADING, texts.starting(step.status))
+
+
+def _not_yet(step: DownloadPass, reason: Reason, text: str) -> str:
+    if not step.draft.true(C.DOWNLOADED):
+        step.draft.set(C.DOWNLOADED, FALSE, reason, text)
+    return text
+
+
+def _verify_asked(step: DownloadPass) -> bool:
+    asked = step.download.metadata.annotations.get(names.VERIFY_AT)
+    return asked is not None and asked != step.status.verify_request
+
+
+def _outside_window(step: DownloadPass) -> str | None:
+    """Stop what runs and wait, where the spec has hours and it is not the hour."""
+    window, spec = step.seen.window, step.download.spec.window
+    if window is None or spec is None or window.open:
+        if window is not None:
+            step.wake_in(window.changes_in + 1.0)
+        return None
+    if window.problem:
+        step.status.phase = Phase.PENDING
+        return _not_yet(step, Reason.INVALID_SPEC, window.problem)
+    step.drop_job()
+    step.wake_in(window.changes_in + 1.0)
+    step.status.phase = Phase.PAUSED
+    hours = f"{spec.start} to {spec.end} {spec.time_zone}"
+    return _not_yet(step, Reason.OUTSIDE_WINDOW, f"waits for its hours, {hours}")
+
+
+def _still_failed(step: DownloadPass) -> str:
+    """For good, until the inputs change; but what a token or a grant can mend is asked about now and then."""
+    error = step.status.last_error
+    text = (error.message if error else None) or "failed"
+    if error is None or error.reason not in ACCESS:
+        return text
+    due = step.status.next_attempt_at or step.seen.now
+    if due > step.seen.now:
+        step.wake_in((due - step.seen.now).total_seconds() + 0.05)
+        return text
+    probe = f"{inputs_of(step.download)}-access-{step.status.attempts or 0}"
+    answer = step.seen.resolved
+    if answer is None or answer.inputs != probe or answer.value is None:
+        step.ask.append(Resolve(probe, step.download.spec.source.dump(), tuple(step.download.spec.files)))
+        return text
+    step.status.phase = Phase.RETRYING
+    step.status.next_attempt_at = None
+    step.wake_in(0.0)
+    return f"{text}; the source answers again, trying once more"
+
+
+def _finish(step: DownloadPass, report: Manifest) -> str | None:
+    texts.take_report(step.status, report, step.download, step.seen.now)
+    step.draft.set(C.SPACE_AVAILABLE, TRUE, Reason.SPACE_AVAILABLE, "the volume has room for all files")
+    step.draft.set(C.DOWNLOADED, TRUE, Reason.DOWNLOADED, texts.downloaded(step.status))
+    if not step.draft.true(C.RESOLVED):
+        step.draft.set(C.RESOLVED, TRUE, Reason.RESOLVED, texts.resolved(step.status))
+    if step.download.spec.verify == "None":
+        step.draft.set(C.VERIFIED, UNKNOWN, Reason.NOT_VERIFIED, "spec.verify is None, so nothing was compared")
+    else:
+        how = "sha256" if step.download.spec.verify == "Full" else "size"
+        step.draft.set(C.VERIFIED, TRUE, Reason.VERIFIED, f"every file has the expected {how}")
+    return None
+
+
+def _finished_badly(step: DownloadPass, job: Manifest, report: Manifest | None) -> str:
+    """The Job ended without a result we can use: permanent errors end here, the rest is tried again later."""
+    step.drop_job()
+    if job["complete"]:
+        return "the Job's result was lost with its pod; it runs again and finds what is there"
+    reason = report["reason"] if report else job["reason"] or "Failed"
+    text = report["message"] if report else job["message"] or "the download Job failed"
+    step.status.last_error = texts.last_error(reason, text, report)
+    step.status.attempts = (step.status.attempts or 0) + 1
+    if report and report["exitCode"] in PERMANENT_EXIT:
+        pause = min(FIRST_ACCESS_SECONDS * 2 ** (step.status.attempts - 1), LAST_RETRY_SECONDS)
+        step.status.next_attempt_at = step.seen.now + timedelta(seconds=pause) if reason in ACCESS else None
+        return step.fail(reason, text)
+    wait = min(FIRST_RETRY_SECONDS * 2 ** (step.status.attempts - 1), LAST_RETRY_SECONDS)
+    step.status.next_attempt_at = step.seen.now + timedelta(seconds=wait)
+    step.status.phase = Phase.RETRYING
+    step.draft.set(C.DOWNLOADED, FALSE, reason, text)
+    step.wake_in(wait)
+    return f"{text}; tries again in {wait} s"
+
+
+def _running(step: DownloadPass, report: Manifest | None) -> str:
+    pod = next((p for p in step.seen.pods if not p.get("deleting") and p["phase"] in ("Pending", "Running")), None)
+    if pod is None:
+        if report is None:
+            return "waiting for the download pod"
+        step.status.last_error = texts.last_error(report["reason"], report["message"], report)
+        step.status.phase = Phase.RETRYING
+        step.draft.set(C.DOWNLOADED, FALSE, report["reason"], report["message"])
+        return f"{report['message']}; the Job tries again"
+    step.status.node = pod["node"] or None
+    problem = first_trouble([pod])
+    if problem and pod["phase"] == "Pending":
+        step.status.phase = Phase.PENDING
+        step.draft.set(C.DOWNLOADED, FALSE, problem.reason, problem.message)
+        return problem.message
+    if pod["phase"] == "Running" and pod["ip"]:
+        step.ask.append(Progress(pod["uid"], f"http://{pod['ip']}:{names.PROGRESS_PORT}/progress"))
+        texts.take_progress(step.status, step.seen.progress)
+    elif step.status.phase not in (Phase.DOWNLOADING, Phase.VERIFYING):
+        step.status.phase = Phase.CHECKING
+    _under_way(step)
+    return texts.progressing(step.status)
+
+
+def ready(step: DownloadPass) -> str:
+    """Everything is there and verified."""
+    step.status.phase = Phase.READY
+    job = step.seen.job
+    if job is not None and not job.get("stranger") and job.get("complete"):
+        step.drop_job()  # its result is kept; a finished pod only holds on to the volume
+    return texts.downloaded(step.status)
