@@ -131,8 +131,8 @@ class _Command:
     def _facts(self) -> dict[str, Any]:
         if not self._run:
             return {}
-        done = self._run.progress.snapshot()["bytes"]["done"]
-        return {**self._run.facts, "bytes": done}
+        progress = self._run.progress
+        return {**self._run.facts, "bytes": progress.snapshot()["bytes"]["done"], "retries": progress.retries}
 
     def _interrupted(self) -> dict[str, Any]:
         return report.result(Reason.INTERRUPTED, "stopped by SIGTERM; what was fetched is kept", self._facts())

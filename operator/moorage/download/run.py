@@ -90,7 +90,7 @@ class Run:
             volume.publish(manifest)
         volume.tidy()
         self.progress.phase = Phase.DONE
-        return {**self.facts, "bytes": plan.size, "files": manifest["files"]}
+        return {**self.facts, "bytes": plan.size, "files": manifest["files"], "retries": self.progress.retries}
 
     # -- checking -----------------------------------------------------------------------------------------------------
 
