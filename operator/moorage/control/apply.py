@@ -6,7 +6,7 @@ import logging
 from moorage import names
 from moorage.control.children import Children
 from moorage.control.store import ALIAS, DOWNLOAD, MODEL, Key, Store
-from moorage.errors import Conflict, Forbidden, Invalid, MoorageError, NotFound
+from moorage.errors import Conflict, Forbidden, Invalid, MoorageError, NotFound, Unavailable
 from moorage.kube.client import KubeClient
 from moorage.kube.events import EventRecorder
 from moorage.kube.resources import MODEL_ALIASES, MODEL_DOWNLOADS, MODELS, Resource, resource_of
@@ -75,6 +75,8 @@ class Applier:
             text = f"{manifest['kind']} {meta['name']} exists and is not Moorage's: {error.message}"
             raise Refused("NameTaken", text) from error
         except Forbidden as error:
+            if _kinds_not_known_yet(error):
+                raise Unavailable(error.message, status=error.status, reason=error.reason) from error
             reason = "QuotaExceeded" if "exceeded quota" in error.message else "Forbidden"
             raise Refused(reason, error.message) from error
         except Invalid as error:
@@ -95,3 +97,8 @@ class Applier:
         except Conflict:
             log.info("%s %s/%s was replaced before it could be deleted", ref.kind, ref.namespace, ref.name)
         self._children.forget(resource, (ref.namespace, ref.name))
+
+
+def _kinds_not_known_yet(error: Forbidden) -> bool:
+    """Whether a refusal passes by itself: OwnerReferencesPermissionEnforcement learns of new CRDs with some delay."""
+    return "cannot find RESTMapping" in error.message

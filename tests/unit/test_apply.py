@@ -1,0 +1,54 @@
+"""What a refusal of the API server means: try again, or wait for a person."""
+
+from typing import Any
+
+import pytest
+
+from moorage.control.apply import Applier, Refused
+from moorage.control.store import MODEL, Key, Store
+from moorage.errors import Forbidden, Unavailable
+from moorage.manifests.common import stamped
+from moorage.planning.types import Plan
+
+SERVICE = stamped({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "m", "namespace": "n"}})
+
+
+class Refusing:
+    """A client whose every apply is refused with `message`; also the mirror of children, which is empty."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+    async def apply(self, manifest: dict[str, Any], *, force: bool) -> dict[str, Any]:
+        raise Forbidden(self.message, status=403, reason="Forbidden")
+
+    def get(self, *_: Any) -> None:
+        return None
+
+    applied = get
+
+
+async def refuse(message: str) -> None:
+    stub: Any = Refusing(message)
+    await Applier(stub, Store(), stub, stub).apply(Key(MODEL, "n", "m"), {}, Plan(apply=(SERVICE,)))
+
+
+async def test_kinds_that_the_server_does_not_know_yet_are_tried_again():
+    with pytest.raises(Unavailable):
+        await refuse(
+            'services "m" is forbidden: cannot set blockOwnerDeletion in this case because cannot find RESTMapping for '
+            'APIVersion moorage.dev/v1alpha1 Kind Model: no matches for kind "Model" in version "moorage.dev/v1alpha1"'
+        )
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ('services "m" is forbidden: exceeded quota: q, requested: services=1', "QuotaExceeded"),
+        ('services "m" is forbidden: cannot set blockOwnerDeletion: no RBAC policy matched', "Forbidden"),
+    ],
+)
+async def test_a_refusal_for_good_is_told(message: str, reason: str):
+    with pytest.raises(Refused) as told:
+        await refuse(message)
+    assert told.value.reason == reason
