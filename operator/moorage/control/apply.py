@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 from moorage import names
+from moorage.control import metrics
 from moorage.control.children import Children
 from moorage.control.store import ALIAS, DOWNLOAD, MODEL, Key, Store
 from moorage.errors import Conflict, Forbidden, Invalid, MoorageError, NotFound, Unavailable
@@ -60,6 +61,8 @@ class Applier:
             new = await self._kube.apply_status(RESOURCES[key.kind], meta["namespace"], meta["name"], status)
         except NotFound:
             return  # deleted meanwhile; the watch will say so
+        if key.kind == DOWNLOAD:
+            metrics.download_changed(owner.get("status") or {}, status)
         self._store.put(key, new)
 
     async def _child(self, manifest: Manifest) -> None:

@@ -1,6 +1,11 @@
 """Prometheus metrics of the operator."""
 
+from datetime import datetime
+from typing import Any
+
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
+
+Status = dict[str, Any]
 
 PASS_SECONDS = Histogram(
     "moorage_pass_seconds",
@@ -12,6 +17,28 @@ PASS_FAILURES = Counter("moorage_pass_failures", "Passes that failed and are tri
 QUEUE_DEPTH = Gauge("moorage_queue_depth", "Objects that wait for a worker or are being handled.")
 OBJECTS = Gauge("moorage_objects", "Objects by kind and phase.", ["kind", "phase"])
 API_REQUESTS = Gauge("moorage_api_requests", "Requests sent to the API server since start, by verb.", ["verb"])
+
+DOWNLOAD_BYTES = Counter("moorage_download_bytes", "Bytes that download pods have put on disk.")
+DOWNLOAD_RETRIES = Counter("moorage_download_retries", "Requests that download pods repeated.")
+DOWNLOAD_FAILURES = Counter("moorage_download_failures", "Download attempts that failed, by reason.", ["reason"])
+DOWNLOAD_SECONDS = Histogram(
+    "moorage_download_seconds",
+    "From the first attempt to verified files.",
+    buckets=(1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600),
+)
+
+
+def download_changed(old: Status, new: Status) -> None:
+    """Count what a ModelDownload's new status tells that its old one did not."""
+    done, before = (new.get("bytes") or {}).get("done", 0), (old.get("bytes") or {}).get("done", 0)
+    same = old.get("inputsHash") == new.get("inputsHash")
+    DOWNLOAD_BYTES.inc(max(done - (before if same else 0), 0))
+    DOWNLOAD_RETRIES.inc(max((new.get("retries") or 0) - (old.get("retries") or 0), 0))
+    if (new.get("attempts") or 0) > (old.get("attempts") or 0):
+        DOWNLOAD_FAILURES.labels((new.get("lastError") or {}).get("reason") or "Unknown").inc()
+    started, ended = new.get("startedAt"), new.get("completedAt")
+    if started and ended and ended != old.get("completedAt"):
+        DOWNLOAD_SECONDS.observe((datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds())
 
 
 def render() -> bytes:
