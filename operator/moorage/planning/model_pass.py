@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from moorage import names
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.conditions import Reason
 from moorage.api.model import Model
@@ -46,6 +47,12 @@ class ModelPass:
         if self.status.source is None:
             self.status.source = SourceStatus()
         return self.status.source
+
+    @property
+    def servers(self) -> list[Manifest]:
+        """Server pods that count: none of a benchmark, none that is going; remains of dead ones only if none lives."""
+        pods = [p for p in self.seen.pods if p["labels"].get(names.COMPONENT) == "server" and not p.get("deleting")]
+        return [p for p in pods if p["phase"] not in ("Failed", "Succeeded")] or pods
 
     def done(self, kind: C, reason: Reason, message: str) -> None:
         """Say that the step of `kind` is complete."""

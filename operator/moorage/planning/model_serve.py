@@ -41,7 +41,7 @@ def place(step: ModelPass) -> str | None:
 
 
 def _holds(step: ModelPass) -> bool:
-    return any(p["phase"] == "Running" for p in step.seen.pods)
+    return any(p["phase"] == "Running" for p in step.servers)
 
 
 def memory(step: ModelPass) -> MemoryStatus:
@@ -211,14 +211,14 @@ def _active(step: ModelPass) -> tuple[ConditionStatus, Reason, str]:
 
 
 def _where(step: ModelPass) -> None:
-    nodes = sorted({p["node"] for p in step.seen.pods if p["node"] and not p.get("deleting")})
+    nodes = sorted({p["node"] for p in step.servers if p["node"]})
     if step.status.placement:
         step.status.placement.nodes = nodes
 
 
 def _trouble(step: ModelPass, live: Manifest) -> Trouble | None:
     """What keeps pods from being ready: the pods' own words, else what keeps the ReplicaSet from making them."""
-    found = first_trouble(p for p in step.seen.pods if not p["ready"] and not p.get("deleting"))
+    found = first_trouble(p for p in step.servers if not p["ready"])
     if found:
         return found
     failure = live["conditions"].get("ReplicaFailure", {})
@@ -254,7 +254,7 @@ def _up_to_date(step: ModelPass, live: Manifest, problem: Trouble | None) -> Non
 def _not_serving(step: ModelPass, problem: Trouble | None) -> str:
     if problem:
         return step.stop(C.SERVING, problem.reason, problem.message)
-    pods = [p for p in step.seen.pods if not p.get("deleting")]
+    pods = step.servers
     started = any(c.get("startedAt") for p in pods for c in p["containers"])
     what = f"loading {text.size(step.source.size_bytes or 0)} of weights" if started else _preparing(pods)
     step.draft.set(C.SERVING, FALSE, Reason.LOADING, what)
@@ -277,7 +277,7 @@ def _warm(step: ModelPass, live: Manifest) -> str | None:
         return None
     if step.seen.service is None:
         return step.wait(C.SERVING, "waiting for the Service")
-    ready = sorted((p["uid"], sum(c["restarts"] for c in p["containers"])) for p in step.seen.pods if p["ready"])
+    ready = sorted((p["uid"], sum(c["restarts"] for c in p["containers"])) for p in step.servers if p["ready"])
     identity = names.digest([live["inputsHash"], ready])
     answer = step.seen.warmed
     if answer is None or answer.inputs != identity or answer.value is None:
@@ -305,4 +305,4 @@ def _serving_text(step: ModelPass, live: Manifest) -> str:
 
 
 def _startup(step: ModelPass, warm: Manifest) -> None:
-    step.status.startup = startup_of(step.seen, warm)
+    step.status.startup = startup_of(step.servers, step.seen.download, warm)

@@ -1,9 +1,10 @@
 """How long a start took, split into its steps, from the timestamps that the objects carry."""
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from moorage.api.model_status import StartupStatus
-from moorage.planning.types import Manifest, ObservedModel
+from moorage.planning.types import Manifest
 
 
 def _moment(value: str | None) -> datetime | None:
@@ -15,14 +16,14 @@ def _between(start: str | None, end: str | None) -> int | None:
     return max(int((b - a).total_seconds() * 1000), 0) if a and b else None
 
 
-def startup_of(seen: ObservedModel, warm: Manifest) -> StartupStatus:
-    """The split for the newest ready pod. Kubernetes' timestamps have whole seconds, so parts below one are 0."""
-    pods = [p for p in seen.pods if p["ready"]]
+def startup_of(servers: Iterable[Manifest], download: Manifest | None, warm: Manifest) -> StartupStatus:
+    """The split for the newest ready server. Kubernetes' timestamps have whole seconds, so parts below one are 0."""
+    pods = [p for p in servers if p["ready"]]
     if not pods:
         return StartupStatus(first_token_milliseconds=warm.get("firstTokenMilliseconds"))
     pod = max(pods, key=lambda p: p.get("created") or "")
     began = next((c["startedAt"] for c in pod["containers"] if c.get("startedAt")), None)
-    fetched = (seen.download or {}).get("status") or {}
+    fetched = (download or {}).get("status") or {}
     return StartupStatus(
         schedule_milliseconds=_between(pod.get("created"), pod.get("scheduledAt")),
         pull_milliseconds=_between(pod.get("scheduledAt"), began),

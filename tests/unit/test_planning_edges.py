@@ -1,0 +1,36 @@
+"""What is rare and still happens: odd children, odd input, requests in the middle of something else."""
+
+from moorage import names
+from tests.support.world import World, model
+
+
+def bench_pod(world: World, **state: object) -> None:
+    """A pod of the benchmark Job beside the servers."""
+    job = world.job(names.MODEL_LABEL)
+    labels = {names.MODEL_LABEL: names.dns_label(world.name), names.COMPONENT: "benchmark"}
+    world.pods["bench"] = {
+        "name": "bench", "uid": "bench", "owner": job["uid"], "labels": labels, "phase": "Running", "node": "node-9",
+        "ip": "", "ready": True, "gpus": {}, "created": "2026-01-01T00:00:09Z", "readyAt": "2026-01-01T00:00:10Z",
+        "unschedulable": "", "deleting": False, "templateHash": "", "containers": [], **state,
+    }  # fmt: skip
+
+
+def test_a_benchmarks_pod_is_no_server():
+    world = World(model()).ready()
+    bench_pod(world)
+    world.settle()
+    assert world.model["status"]["placement"]["nodes"] == ["node-1"]
+    failed = {"name": "bench", "ready": False, "restarts": 0, "terminated": {"exitCode": 2, "message": "error: no"}}
+    bench_pod(world, phase="Failed", ready=False, containers=[failed])
+    world.pods["p1"]["ready"] = False
+    world.children[("Deployment", "tiny")]["ready"] = 0
+    world.settle()
+    assert world.condition("Serving")[1] == "Loading", "the benchmark's exit code says nothing about the server"
+
+
+def test_a_pod_that_was_evicted_long_ago_does_not_fail_a_rollout():
+    world = World(model(benchmark={"enabled": False})).ready()
+    remains = {"uid": "old", "ready": False, "phase": "Failed", "reason": "Evicted", "message": "disk"}
+    world.pods["old"] = {**world.pods["p1"], **remains}
+    world.change(contextLength=1024).settle()
+    assert world.condition("UpToDate")[1] == "Progressing"
