@@ -19,7 +19,6 @@ from moorage.gateway.settings import Settings
 # Said twice, these would let two parties read one request in two ways.
 _ONCE = frozenset({b"host", b"authorization", b"content-type", b"content-encoding", b"expect", b"x-request-id"})
 _ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
-_MAX_PIPELINED = 32
 
 
 class Refused(Exception):
@@ -165,8 +164,6 @@ class RequestReader:
             raise Refused(refusals.MALFORMED) from None
         if self._wire_bytes:
             self._check_framing()
-        if len(self.complete) > _MAX_PIPELINED:
-            raise Refused(refusals.MALFORMED)
 
     def _feed(self, data: bytes) -> bytes | None:
         assert self._parser is not None
@@ -225,8 +222,8 @@ class RequestReader:
         parser, request = self._parser, self.current
         assert parser is not None
         request.complete_head(parser.get_method(), parser.get_http_version(), self._settings)
-        # Answers in pieces end by closing in HTTP/1.0; nobody who speaks it is worth more than that.
-        request.keep_alive = parser.should_keep_alive() and not request.http10
+        # Answers in pieces end by closing in HTTP/1.0, and who sends an odd head is not trusted with a second one.
+        request.keep_alive = parser.should_keep_alive() and not request.http10 and request.refusal is None
         self._upgrade = parser.should_upgrade()
         self.in_body = True
         request.refusal = request.refusal or self._check(request)

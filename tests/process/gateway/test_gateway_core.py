@@ -1,0 +1,276 @@
+"""What a client gets when everything works: paths, bodies, streams, names, keys, request ids."""
+
+import asyncio
+import json
+
+import pytest
+
+from moorage.gateway.routes import Alias, Parameters
+from tests.process.gateway.support import (
+    CHAT,
+    OK,
+    EngineSide,
+    RawEngine,
+    address,
+    always,
+    chat,
+    get,
+    key,
+    mock,
+    model,
+    post,
+    serving,
+)
+from tests.support.eventually import eventually
+
+
+async def test_a_whole_answer_comes_through_as_it_was():
+    async with RawEngine(always({**OK, "x_unknown": [1, {"a": None}]})) as engine, serving([model("m", engine)]) as bed:
+        reply = await bed.ask(chat())
+        assert reply.status == 200
+        assert reply.json == {**OK, "x_unknown": [1, {"a": None}]}
+
+
+async def test_a_stream_comes_through_event_by_event():
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        await side.start_events()
+        for number in range(3):
+            await side.event({"choices": [{"delta": {"content": str(number)}}]})
+            await go.get()
+        await side.end_events()
+
+    go: asyncio.Queue[None] = asyncio.Queue()
+    async with RawEngine(script) as engine, serving([model("m", engine)]) as bed, bed.client() as client:
+        await client.post(chat(stream=True))
+        status, headers = await client.head()
+        assert (status, headers["content-type"]) == (200, "text/event-stream")
+        for number in range(3):
+            # The engine does not go on before this event was seen: nothing may be held back.
+            assert json.loads((await client.chunk())[6:])["choices"][0]["delta"]["content"] == str(number)
+            go.put_nowait(None)
+        assert await client.chunk() == b"data: [DONE]\n\n"
+        assert await client.chunk() == b""
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/embeddings", "/v1/rerank", "/rerank"])
+async def test_each_listed_path_reaches_the_engine_under_its_own_name(path):
+    async with RawEngine(always(OK)) as engine, serving([model("m", engine, served_name="real")]) as bed:
+        assert (await bed.ask({"model": "m", "input": "x"}, path)).status == 200
+        assert engine.requests[0].line == f"POST {path} HTTP/1.1"
+        assert engine.requests[0].body["model"] == "real"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/", "/v1", "/v1/", "/v1/chat/completions/", "/v1/chat/completions%2f", "//v1/chat/completions",
+        "/v1/models/m", "/v1/load_lora_adapter", "/slots", "/metrics", "/healthz", "/readyz", "/props",
+        "/v1/../slots", "/v1/chat/completions/../../slots", "/V1/CHAT/COMPLETIONS",
+    ],
+)  # fmt: skip
+async def test_any_other_path_does_not_exist(path):
+    async with RawEngine(always(OK)) as engine, serving([model("m", engine)]) as bed:
+        for request in (post(chat(), path), get(path)):
+            reply = await bed.raw(request)
+            assert (reply.status, reply.error["code"]) == (404, "unknown_url")
+        assert engine.sides == []
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH"])
+async def test_any_other_method_is_not_allowed(method):
+    async with serving() as bed, bed.client() as client:
+        await client.send(f"{method} {CHAT} HTTP/1.1\r\nHost: g\r\n\r\n".encode())
+        assert (await client.head())[0] == 405
+
+
+async def test_a_query_is_ignored_and_never_passed_on():
+    async with RawEngine(always(OK)) as engine, serving([model("m", engine)]) as bed:
+        assert (await bed.ask(chat(), f"{CHAT}?api-version=1")).status == 200
+        assert engine.requests[0].line == f"POST {CHAT} HTTP/1.1"
+
+
+async def test_an_absolute_target_means_the_same():
+    async with RawEngine(always(OK)) as engine, serving([model("m", engine)]) as bed:
+        assert (await bed.ask(chat(), f"http://elsewhere:81{CHAT}")).status == 200
+
+
+async def test_models_lists_exactly_models_and_aliases():
+    async with serving([model("m"), model("n")], [Alias("chat", (("m", 1),))]) as bed:
+        reply = await bed.raw(get("/v1/models"))
+    assert [entry["id"] for entry in reply.json["data"]] == ["chat", "m", "n"]
+    assert {entry["object"] for entry in reply.json["data"]} == {"model"}
+
+
+async def test_an_unknown_model_is_404():
+    async with serving([model("m")]) as bed:
+        reply = await bed.ask(chat("nope"))
+        assert (reply.status, reply.error["code"], reply.error["param"]) == (404, "model_not_found", "model")
+
+
+async def test_a_connection_serves_many_requests():
+    async with RawEngine(always(OK)) as engine, serving([model("m", engine)]) as bed, bed.client() as client:
+        for _ in range(20):
+            assert (await client.ask(chat())).status == 200
+        assert len(engine.sides) == 1, "the connection to the engine is kept, too"
+
+
+async def test_pipelined_requests_are_answered_in_order():
+    async with mock() as engine, serving([model("m", engine), model("n", engine)]) as bed, bed.client() as client:
+        await client.send(post(chat("m", max_tokens=1)) + post(chat("nope")) + get("/v1/models") + post(chat("n")))
+        assert [(await client.reply()).status for _ in range(4)] == [200, 404, 200, 200]
+
+
+async def test_http_1_0_gets_an_answer_that_ends_by_closing():
+    async with mock() as engine, serving([model("m", engine)]) as bed, bed.client() as client:
+        await client.send(post(chat(stream=True)).replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+        reply = await client.reply()
+        assert reply.status == 200
+        assert "transfer-encoding" not in reply.headers
+        assert reply.events[-1] == "[DONE]"
+
+
+async def test_connection_close_is_obeyed():
+    async with mock() as engine, serving([model("m", engine)]) as bed, bed.client() as client:
+        reply = await client.ask(chat(), Connection="close")
+        assert reply.headers["connection"] == "close"
+        assert await client.closed() == b""
+
+
+async def test_a_body_in_chunks_is_read_like_any_other():
+    body = json.dumps(chat()).encode()
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\nX-Trailer: t\r\n\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: g\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    async with RawEngine(always(OK)) as engine, serving([model("m", engine)]) as bed, bed.client() as client:
+        await client.send(head + chunks)
+        assert (await client.reply()).status == 200
+        assert engine.requests[0].body == chat()
+        assert (await client.ask(chat())).status == 200, "the trailer did not spoil the connection"
+
+
+async def test_100_continue_is_sent_before_the_body():
+    async with mock() as engine, serving([model("m", engine)]) as bed, bed.client() as client:
+        head, _, body = post(chat(), Expect="100-continue").partition(b"\r\n\r\n")
+        await client.send(head + b"\r\n\r\n")
+        assert (await client.reply()).status == 100
+        await client.send(body)
+        assert (await client.reply()).status == 200
+
+
+async def test_an_offered_upgrade_is_ignored_body_and_all():
+    """Java's HttpClient offers h2c with its first request."""
+    upgrade = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2_Settings": "AAEAAEAAAAIAAAAAAAMAAAAA"}
+    async with RawEngine(always(OK)) as engine, serving([model("m", engine)]) as bed, bed.client() as client:
+        assert (await client.ask(chat(), **upgrade)).status == 200
+        assert engine.requests[0].body == chat()
+        await client.send(post(chat(), **upgrade) + post(chat("nope")))
+        assert [(await client.reply()).status for _ in range(2)] == [200, 404]
+
+
+async def test_the_engine_gets_neither_key_nor_cookies_and_the_client_no_server_name():
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        await side.json(OK, extra="Server: engine/1.2 at 10.0.0.7\r\nSet-Cookie: a=b\r\nX-Kept: yes\r\n")
+
+    async with RawEngine(script) as engine, serving([model("m", engine)], keys=[key("a", "sk-1")]) as bed:
+        reply = await bed.ask(chat(), Authorization="Bearer sk-1", Cookie="session=1", X_Forwarded_For="1.2.3.4")
+        assert reply.status == 200
+        sent = engine.requests[0]
+        assert set(sent.headers) == {"host", "content-type", "content-length", "x-request-id"}
+        assert sent.headers["host"] == address(engine)
+        assert "server" not in reply.headers
+        assert "set-cookie" not in reply.headers
+        assert reply.headers["x-kept"] == "yes"
+
+
+async def test_the_request_id_goes_both_ways_and_is_made_where_there_is_none():
+    async with RawEngine(always(OK)) as engine, serving([model("m", engine)]) as bed:
+        assert (await bed.ask(chat(), X_Request_Id="abc-1")).headers["x-request-id"] == "abc-1"
+        made = [(await bed.ask(chat())).headers["x-request-id"] for _ in range(2)]
+        odd = (await bed.ask(chat(), X_Request_Id="two words")).headers["x-request-id"]
+        assert [r.headers["x-request-id"] for r in engine.requests] == ["abc-1", *made, odd]
+        assert len({"two words", *made, odd}) == 4
+
+
+async def test_engine_errors_pass_through_unretried():
+    for status in (400, 404, 422, 429, 500, 503):
+        async with (
+            RawEngine(always({"error": {"message": "own words", "code": status}}, status)) as engine,
+            serving([model("m", engine)]) as bed,
+        ):
+            reply = await bed.ask(chat())
+            assert (reply.status, reply.json["error"]["message"]) == (status, "own words")
+            assert len(engine.requests) == 1
+
+
+async def test_a_long_answer_is_passed_on_in_pieces():
+    value = {**OK, "data": "x" * 3_000_000}
+    async with RawEngine(always(value)) as engine, serving([model("m", engine)]) as bed:
+        assert (await bed.ask(chat())).json == value
+        assert await bed.metric("moorage_gateway_tokens_total", model="m", kind="prompt") == 3
+
+
+async def test_a_long_question_arrives_whole():
+    async with RawEngine(always(OK)) as engine, serving([model("m", engine)]) as bed:
+        text = "long " * 1_000_000
+        assert (await bed.ask(chat(text=text))).status == 200
+        assert engine.requests[0].body["messages"][0]["content"] == text
+
+
+async def test_an_answer_without_a_length_ends_with_its_connection():
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        await side.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n" + json.dumps(OK).encode())
+        side.close()
+
+    async with RawEngine(script) as engine, serving([model("m", engine)]) as bed, bed.client() as client:
+        for _ in range(2):
+            assert (await client.ask(chat())).json == OK
+
+
+async def test_interim_responses_are_skipped():
+    async def script(side: EngineSide) -> None:
+        while True:
+            await side.request()
+            await side.send(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
+            await side.json(OK)
+
+    async with RawEngine(script) as engine, serving([model("m", engine)]) as bed, bed.client() as client:
+        for _ in range(2):
+            reply = await client.ask(chat())
+            assert (reply.json, "link" in reply.headers) == (OK, False)
+
+
+async def test_admin_pages_are_on_the_admin_port_alone():
+    async with serving([model("m")]) as bed:
+        assert (await bed.admin("/healthz")).status == 200
+        assert (await bed.admin("/readyz")).status == 200
+        assert (await bed.admin("/metrics")).status == 200
+        assert (await bed.admin("/v1/models")).status == 404
+
+
+async def test_an_alias_hides_a_model_of_its_name():
+    async with mock() as engine, serving([model("a", engine), model("m")], [Alias("m", (("a", 1),))]) as bed:
+        assert (await bed.ask(chat("m"))).status == 200
+        assert engine.requests[0].body["model"] == "a"
+
+
+async def test_what_happened_is_counted():
+    parameters = Parameters(defaults={"temperature": 0.5})
+    async with mock() as engine, serving([model("m", engine)], [Alias("chat", (("m", 1),), (), parameters)]) as bed:
+        await bed.ask(chat("chat", max_tokens=3))
+        await bed.ask(chat("chat", max_tokens=4, stream=True))
+        await bed.ask(chat("m", max_tokens=5))
+
+        async def counted(**labels: str) -> list[float]:
+            tokens = [
+                await bed.metric("moorage_gateway_tokens_total", model="m", kind=kind, **labels)
+                for kind in ("prompt", "completion")
+            ]
+            return [await bed.metric("moorage_gateway_requests_total", model="m", outcome="ok", **labels), *tokens]
+
+        assert await counted(alias="chat") == [2, 10, 7]
+        assert await counted(alias="") == [1, 5, 5]
+        for name in ("first_byte", "request"):
+            assert await bed.metric(f"moorage_gateway_{name}_seconds_count", alias="chat") == 2
+        await eventually(lambda: bed.gateway.stats.route("chat", "m").last_used > 1e9)
