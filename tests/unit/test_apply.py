@@ -8,7 +8,7 @@ from moorage.control.apply import Applier, Refused
 from moorage.control.store import MODEL, Key, Store
 from moorage.errors import Forbidden, Unavailable
 from moorage.manifests.common import stamped
-from moorage.planning.types import Plan
+from moorage.planning.types import Plan, PlannedEvent
 
 SERVICE = stamped({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "m", "namespace": "n"}})
 
@@ -52,3 +52,22 @@ async def test_a_refusal_for_good_is_told(message: str, reason: str):
     with pytest.raises(Refused) as told:
         await refuse(message)
     assert told.value.reason == reason
+
+
+class Told:
+    """An event recorder that remembers."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def record(self, _owner: Any, _type: str, reason: str, _message: str) -> None:
+        self.told.append(reason)
+
+
+async def test_what_could_not_be_done_is_not_told_as_an_event():
+    stub: Any = Refusing("services is forbidden: exceeded quota: q")
+    events: Any = Told()
+    plan = Plan(apply=(SERVICE,), events=(PlannedEvent("Normal", "Loading", "loading"),))
+    with pytest.raises(Refused):
+        await Applier(stub, Store(), stub, events).apply(Key(MODEL, "n", "m"), {}, plan)
+    assert events.told == []

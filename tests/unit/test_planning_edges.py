@@ -1,7 +1,10 @@
 """What is rare and still happens: odd children, odd input, requests in the middle of something else."""
 
+from typing import Any
+
 from moorage import names
-from tests.support.world import World, model
+from moorage.planning import refused
+from tests.support.world import GGUF, World, model
 
 
 def bench_pod(world: World, **state: object) -> None:
@@ -34,3 +37,37 @@ def test_a_pod_that_was_evicted_long_ago_does_not_fail_a_rollout():
     world.pods["old"] = {**world.pods["p1"], **remains}
     world.change(contextLength=1024).settle()
     assert world.condition("UpToDate")[1] == "Progressing"
+
+
+def refuse(world: World, child: str = "Deployment") -> dict[str, Any]:
+    """The API server refuses a child that the Model's plan asks for; the status that says so is written."""
+    plan = refused.plan("Model", world.model, world.plan(), world.now, "QuotaExceeded", "exceeded quota: q", child)
+    assert plan.status is not None
+    world.model["status"] = plan.status
+    return plan.status
+
+
+def test_a_refusal_that_goes_on_is_written_once():
+    world = World(model()).ready()
+    world.later(60)
+    first = refuse(world)
+    assert world.condition("UpToDate")[:2] == ("False", "QuotaExceeded")
+    for _ in range(3):
+        world.later(60)
+        assert refuse(world) == first
+
+
+def test_a_benchmark_that_is_refused_degrades_nothing():
+    world = World(model()).ready()
+    first = refuse(world, "Job")
+    assert world.condition("Benchmarked")[:2] == ("False", "QuotaExceeded")
+    assert world.condition("Stalled")[0] == "False"
+    assert world.phase == "Ready"
+    assert refuse(world, "Job") == first
+
+
+def test_a_refusal_never_makes_a_server_ready_that_has_not_answered():
+    world = World(model()).answer_resolve(GGUF).download_done().pod(ready=True)
+    refuse(world)
+    assert world.condition("Ready")[0] == "False"
+    assert world.phase == "Blocked"

@@ -19,12 +19,13 @@ RESOURCES: dict[str, Resource] = {MODEL: MODELS, DOWNLOAD: MODEL_DOWNLOADS, ALIA
 
 
 class Refused(MoorageError):
-    """The API server refused a child for good: quota, an admission policy, an invalid object, or a name in use."""
+    """The API server refused a child of kind `kind` for good: quota, admission policy, invalid object, name in use."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, kind: str) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
+        self.kind = kind
 
 
 class Applier:
@@ -34,9 +35,9 @@ class Applier:
         self._kube, self._store, self._children, self._events = kube, store, children, events
 
     async def apply(self, key: Key, owner: Manifest, plan: Plan) -> None:
-        """Write what `plan` asks for: first deletions, then children (together), then Events and the status.
+        """Write what `plan` asks for: first deletions, then children (together), then the status and its Events.
 
-        A refused child does not keep the status from being written; it is raised afterwards as Refused.
+        Where a child could not be written neither is the status, and nothing is told: raises Refused or the ApiError.
         """
         for ref in plan.delete:
             await self._delete(ref)
@@ -45,12 +46,12 @@ class Applier:
             return_exceptions=True,
         )  # fmt: skip
         failures = [o for o in outcomes if isinstance(o, BaseException)]
+        if failures:
+            raise min(failures, key=_passing_first)
+        if plan.status is not None:
+            await self.status(key, owner, plan.status)
         for event in plan.events:
             self._events.record(owner, "Warning" if event.type == "Warning" else "Normal", event.reason, event.message)
-        if plan.status is not None and not failures:
-            await self.status(key, owner, plan.status)
-        if failures:
-            raise failures[0]
 
     async def status(self, key: Key, owner: Manifest, status: Manifest) -> None:
         """Write `status` unless it already stands there; the store learns it at once, before the watch tells."""
@@ -76,14 +77,14 @@ class Applier:
             made = await self._kube.apply(manifest, force=live is not None)
         except Conflict as error:
             text = f"{manifest['kind']} {meta['name']} exists and is not Moorage's: {error.message}"
-            raise Refused("NameTaken", text) from error
+            raise Refused("NameTaken", text, manifest["kind"]) from error
         except Forbidden as error:
             if _kinds_not_known_yet(error):
                 raise Unavailable(error.message, status=error.status, reason=error.reason) from error
             reason = "QuotaExceeded" if "exceeded quota" in error.message else "Forbidden"
-            raise Refused(reason, error.message) from error
+            raise Refused(reason, error.message, manifest["kind"]) from error
         except Invalid as error:
-            raise Refused("InvalidSpec", error.message) from error
+            raise Refused("InvalidSpec", error.message, manifest["kind"]) from error
         self._children.remember(resource, where, wanted, made["metadata"]["uid"])
 
     async def _patch(self, ref: Ref, body: Manifest) -> None:
@@ -100,6 +101,11 @@ class Applier:
         except Conflict:
             log.info("%s %s/%s was replaced before it could be deleted", ref.kind, ref.namespace, ref.name)
         self._children.forget(resource, (ref.namespace, ref.name))
+
+
+def _passing_first(error: BaseException) -> int:
+    """What time may mend first, so that it is tried again soon; last a Job, which may be a mere benchmark."""
+    return 0 if not isinstance(error, Refused) else 2 if error.kind == "Job" else 1
 
 
 def _kinds_not_known_yet(error: Forbidden) -> bool:

@@ -79,5 +79,5 @@ class Runner:
 
     async def _refused(self, key: Key, obj: Manifest, plan: Plan, error: Refused) -> None:
         """The API server said no to a child: the owner's status says so, in its words."""
-        told = refused.plan(key.kind, obj, plan, now(), error.reason, error.message)
+        told = refused.plan(key.kind, obj, plan, now(), error.reason, error.message, error.kind)
         await self._applier.apply(key, obj, told)

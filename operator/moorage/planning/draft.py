@@ -26,11 +26,16 @@ class Draft:
         self._now = now
 
     def set(self, kind: str, status: ConditionStatus, reason: Reason | str, message: str) -> None:
-        """Say `status` of the condition `kind`, with a reason of the closed list and a sentence."""
+        """Say `status` of the condition `kind`, with a reason of the closed list and a sentence.
+
+        The last word of a pass counts, and its transition time by what stood there before the pass.
+        """
         new = Condition(
             type=kind, status=status, reason=str(reason), message=message, observed_generation=self._generation
         )
-        self.conditions = set_condition(self.conditions, new, self._now)
+        before = get_condition(self._old, kind)
+        kept = [before if before and c.type == kind else c for c in self.conditions]
+        self.conditions = set_condition(kept, new, self._now)
 
     def get(self, kind: str) -> Condition | None:
         """What this pass (or else the last one) says of `kind`."""
