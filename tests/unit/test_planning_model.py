@@ -1,12 +1,24 @@
 """The life of a Model as the planners decide it, step by step."""
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from e2e.tinymodels import write_gguf
 from moorage import names
 from moorage.planning.types import Answer
+from moorage.sizing.facts import header_facts
+from moorage.sizing.gguf import read_gguf_header
 from tests.support.world import GGUF, World, model
+
+
+def tiny_header() -> str:
+    """What the resolver keeps of a small model's header."""
+    with tempfile.TemporaryDirectory() as folder:
+        (path,) = write_gguf(Path(folder) / "tiny.gguf")
+        return header_facts(read_gguf_header(path.read_bytes()))["header"]
 
 
 def test_a_model_on_the_cpu_becomes_ready_step_by_step():
@@ -270,3 +282,34 @@ def test_two_models_of_one_content_share_a_download_and_other_storage_does_not()
     assert one.download["metadata"]["name"] == two.download["metadata"]["name"]
     assert one.download["metadata"]["name"] != other.download["metadata"]["name"]
     assert "ownerReferences" not in one.download["metadata"]
+
+
+def test_memory_follows_from_the_header_and_is_asked_of_the_node():
+    header = tiny_header()
+    world = World(model(contextLength=1024, maxSequences=2))
+    world.answer_resolve({**GGUF, "facts": {**GGUF["facts"], "header": header}}).download_done()
+    memory = world.model["status"]["memory"]
+    assert memory["confidence"] in ("Exact", "Bounded")
+    container = world.manifests[("Deployment", "tiny")]["spec"]["template"]["spec"]["containers"][0]
+    assert container["resources"]["requests"]["memory"] == f"{memory['hostMiB']}Mi"
+
+
+def test_gpu_memory_is_shown_as_a_column():
+    world = World(model(accelerator={"vendor": "Nvidia"}))
+    world.gpus = {"nvidia.com/gpu": 1}
+    world.answer_resolve({**GGUF, "facts": {**GGUF["facts"], "header": tiny_header()}})
+    status = world.model["status"]
+    assert status["memory"]["estimatedMiB"] == sum(
+        status["memory"][part] for part in ("weightsMiB", "kvMiB", "computeMiB", "overheadMiB", "marginMiB")
+    )
+    assert status["summary"]["vram"].endswith("i")
+
+
+def test_settings_that_the_engine_refuses_are_refused_before_the_download():
+    world = World(model(kvCacheType="q8_0", llamaCpp={"flashAttention": False}))
+    world.settle()
+    world.resolved = Answer(world.asked[0].inputs, {**GGUF, "facts": {**GGUF["facts"], "header": tiny_header()}})
+    world.settle()
+    assert world.condition("Accepted")[:2] == ("False", "InvalidSpec")
+    assert world.phase == "Blocked"
+    assert world.download is None

@@ -210,6 +210,9 @@ Sentence = Annotated[str, Cut(1024)]
 Line = Annotated[str, Cut(120)]
 Count = Annotated[int, Field(ge=0)]
 
+# What the memory need follows from (moorage.sizing), as compact JSON. Dropped whole where it would be too long to keep.
+HeaderJson = Annotated[str, Field(max_length=6144)]
+
 _DNS_NAME = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 
 # Name of another object of the same namespace.

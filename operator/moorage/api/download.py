@@ -11,6 +11,7 @@ from moorage.api.common import (
     Cut,
     Duration,
     Extension,
+    HeaderJson,
     Line,
     Quantity,
     RelativePath,
@@ -186,11 +187,9 @@ class Facts(StatusPart):
     parameters: Count | None = Field(default=None, description="Number of parameters.")
     quantization: StatusWord | None = Field(default=None, description="Quantization of the weights, such as Q4_K_M.")
     layers: Count | None = Field(default=None, description="Number of layers.")
-    embedding_length: Count | None = Field(default=None, description="Width of the embeddings.")
-    attention_heads: Count | None = Field(default=None, description="Attention heads per layer.")
-    key_value_heads: Count | None = Field(default=None, description="Key and value heads per layer.")
-    vocabulary_size: Count | None = Field(default=None, description="Tokens of the vocabulary.")
-    license: StatusWord | None = Field(default=None, description="License as the file states it.")
+    header: HeaderJson | None = Field(
+        default=None, description="What the memory need is computed from, as JSON; for Moorage itself."
+    )
 
 
 class DownloadStatus(StatusPart):

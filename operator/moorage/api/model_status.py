@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from moorage.api.common import Count, Cut, Line, Sentence, StatusPart, StatusPath, StatusWord, Time
+from moorage.api.common import Count, Cut, HeaderJson, Line, Sentence, StatusPart, StatusPath, StatusWord, Time
 from moorage.api.conditions import Conditions, ModelPhase
 
 
@@ -70,6 +70,9 @@ class SourceStatus(StatusPart):
     context_length: Count | None = Field(default=None, description="Tokens the model was trained for.")
     license: StatusWord | None = Field(default=None, description="License as the source states it.")
     inputs_hash: StatusWord | None = Field(default=None, description="Hash of the spec fields this was resolved from.")
+    header: HeaderJson | None = Field(
+        default=None, description="What the memory need is computed from, as JSON; for Moorage itself."
+    )
 
 
 class MemoryStatus(StatusPart):

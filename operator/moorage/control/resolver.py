@@ -2,6 +2,7 @@
 
 import base64
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -13,13 +14,12 @@ from moorage.kube.resources import CONFIG_MAPS, SECRETS
 from moorage.planning.types import Defaults
 from moorage.sizing.errors import HeaderError
 from moorage.sizing.facts import header_facts
-from moorage.sizing.gguf import CHUNK_BYTES, MAX_HEADER_BYTES, GgufReader
+from moorage.sizing.reading import File, Want, drive_async, read_gguf
 from moorage.sources import Access, RepoFile, Repository, Selection, formats, select
-from moorage.sources.choice import main_file, needed
+from moorage.sources.choice import main_file, needed, weights
 from moorage.sources.urls import without_query
 
 Facts = dict[str, Any]
-_FIRST_READ = 256 * 1024
 _REMEMBERED = 256
 
 
@@ -81,28 +81,22 @@ class Resolver:
             "facts": facts,
         }
 
-    async def _header(self, files: list[RepoFile], access: Access, url_of: Any) -> Facts:
-        """What the main file's header says; a header that cannot be read leaves the facts short, not the source bad."""
+    async def _header(self, files: list[RepoFile], access: Access, url_of: Callable[[str], str]) -> Facts:
+        """What the header of the main file, or of all parts of a split one, says."""
         head = main_file(files)
         if head is None:
             kinds = formats(f.path for f in files)
             return {"format": next(iter(kinds))} if kinds else {}
-        facts: Facts = {"format": "GGUF", "mainFile": head}
-        reader = GgufReader(full=True)
-        size = next(f.size for f in files if f.path == head)
+        parts = sorted((f for f in files if weights(f.path)), key=lambda f: f.path)
+
+        def read(want: Want) -> Awaitable[bytes]:
+            return self._hub.read_range(url_of(want.path), want.start, want.length, access)
+
         try:
-            while reader.needs and reader.received < min(size, MAX_HEADER_BYTES):
-                wanted = max(reader.needs - reader.received, CHUNK_BYTES if reader.received else _FIRST_READ)
-                length = min(wanted, size - reader.received)
-                reader.feed(await self._hub.read_range(url_of(head), reader.received, length, access))
-            if reader.needs:
-                raise HeaderError(f"{head} ends inside its header; it is not a whole GGUF file")
+            header = await drive_async(read_gguf([File(f.path, f.size) for f in parts]), read)
+            return {"format": "GGUF", "mainFile": head, **header_facts(header)}
         except HeaderError as error:
-            raise SourceError("UnexpectedContent", f"{head}: {error}", retryable=False) from error
-        header = reader.header
-        if header is None:
-            return facts
-        return facts | header_facts(header)
+            raise SourceError("UnexpectedContent", f"not a GGUF file: {error}", retryable=False) from error
 
     async def _access(self, namespace: str, token: dict[str, Any] | None, bundle: dict[str, Any] | None) -> Access:
         secret = await self._secret(namespace, token) if token else None

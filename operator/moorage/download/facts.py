@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from moorage.errors import SourceError
+from moorage.download.volume import storage
 from moorage.sizing.errors import HeaderError
 from moorage.sizing.facts import header_facts
-from moorage.sizing.gguf import CHUNK_BYTES, MAX_HEADER_BYTES, GgufReader
+from moorage.sizing.reading import File, Want, drive, read_gguf
 from moorage.sources import Reason, RepoFile, formats, source_error
-from moorage.sources.choice import main_file
+from moorage.sources.choice import main_file, weights
 
 
 def model_facts(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
@@ -16,26 +16,20 @@ def model_facts(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
 
     Raises SourceError: AmbiguousSelection where there are several models, UnexpectedContent for a broken header.
     """
-    head = main_file([RepoFile(file["path"], file["sizeBytes"]) for file in files])
+    found = [RepoFile(file["path"], file["sizeBytes"]) for file in files]
+    head = main_file(found)
     if head is None:
-        kinds = formats(file["path"] for file in files)
+        kinds = formats(file.path for file in found)
         return {"format": next(iter(kinds))} if kinds else {}
-    return {"format": "GGUF", "mainFile": head, **_read(folder / head)}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    reader = GgufReader(full=True)
+    parts = sorted((File(f.path, f.size) for f in found if weights(f.path)), key=lambda part: part.path)
     try:
-        with path.open("rb") as file:
-            while reader.needs and reader.received < MAX_HEADER_BYTES:
-                chunk = file.read(max(reader.needs - reader.received, CHUNK_BYTES))
-                if not chunk:
-                    raise _broken(path, "it ends inside its header")
-                reader.feed(chunk)
+        header = drive(read_gguf(parts), lambda want: _read(folder, want))
+        return {"format": "GGUF", "mainFile": head, **header_facts(header)}
     except HeaderError as error:
-        raise _broken(path, str(error)) from error
-    return header_facts(reader.header) if reader.header else {}
+        raise source_error(Reason.UNEXPECTED_CONTENT, f"not a GGUF file: {error}") from error
 
 
-def _broken(path: Path, why: str) -> SourceError:
-    return source_error(Reason.UNEXPECTED_CONTENT, f"{path.name} is not a whole GGUF file: {why}")
+def _read(folder: Path, want: Want) -> bytes:
+    with storage(folder), (folder / want.path).open("rb") as file:
+        file.seek(want.start)
+        return file.read(want.length)

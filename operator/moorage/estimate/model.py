@@ -12,7 +12,7 @@ from moorage.sizing.errors import HeaderError
 from moorage.sizing.gguf import GgufHeader
 from moorage.sizing.gguf_model import model_of
 from moorage.sizing.model import LlamaModel
-from moorage.sizing.reading import File, Want, read_gguf, read_transformer
+from moorage.sizing.reading import File, Want, drive, drive_async, read_gguf, read_transformer
 from moorage.sizing.transformer import TransformerModel
 from moorage.sources import Access, HostPolicy, RepoFile, Repository, Selection, formats, select
 from moorage.sources.choice import needed
@@ -49,7 +49,7 @@ def from_file(path: Path) -> Facts:
             raise HeaderError(f"{path.name} is part {int(number)} of {int(total)}: give the first part")
         names = [f"{stem}-{part:05d}-of-{total}{path.suffix}" for part in range(1, int(total) + 1)]
     files = [File(name, _size(path.parent / name)) for name in names]
-    return Facts.of_gguf(_drive(read_gguf(files), path.parent), path.stem)
+    return Facts.of_gguf(drive(read_gguf(files), _read_in(path.parent)), path.stem)
 
 
 def from_folder(folder: Path, include: Sequence[str]) -> Facts:
@@ -59,7 +59,7 @@ def from_folder(folder: Path, include: Sequence[str]) -> Facts:
     if not files:
         raise HeaderError(f"the folder {folder} is empty")
     chosen = select(files, Selection(include=tuple(include)))
-    return _drive(reading_of(chosen, folder.resolve().name), folder)
+    return drive(reading_of(chosen, folder.resolve().name), _read_in(folder))
 
 
 async def from_repository(repository: Repository, include: Sequence[str]) -> Facts:
@@ -75,7 +75,7 @@ async def from_repository(repository: Repository, include: Sequence[str]) -> Fac
         def read(want: Want) -> Awaitable[bytes]:
             return hub.read_range(repository.file_url(commit, want.path), want.start, want.length, access)
 
-        return await _drive_remote(reading_of(files, repository.repo), read)
+        return await drive_async(reading_of(files, repository.repo), read)
 
 
 def reading_of(files: Sequence[RepoFile], name: str) -> Reading["Facts"]:
@@ -110,28 +110,15 @@ def _size(path: Path) -> int:
     return path.stat().st_size
 
 
-def _drive(reading: Reading[_Answer], folder: Path) -> _Answer:
-    """Run a reading over local files."""
-    try:
-        want = next(reading)
-        while True:
+def _read_in(folder: Path) -> Callable[[Want], bytes]:
+    """Reads ranges of the files in `folder`."""
+
+    def read(want: Want) -> bytes:
+        try:
             with (folder / want.path).open("rb") as file:
                 file.seek(want.start)
-                data = file.read(want.length)
-            want = reading.send(data)
-    except StopIteration as end:
-        answer: _Answer = end.value
-        return answer
-    except OSError as error:
-        raise HeaderError(f"{error.filename}: {error.strerror}") from error
+                return file.read(want.length)
+        except OSError as error:
+            raise HeaderError(f"{error.filename}: {error.strerror}") from error
 
-
-async def _drive_remote(reading: Reading[_Answer], read: Callable[[Want], Awaitable[bytes]]) -> _Answer:
-    """Run a reading over a hub."""
-    try:
-        want = next(reading)
-        while True:
-            want = reading.send(await read(want))
-    except StopIteration as end:
-        answer: _Answer = end.value
-        return answer
+    return read

@@ -5,19 +5,20 @@ from collections.abc import Iterable
 from moorage import names
 from moorage.api.conditions import ConditionStatus, Reason
 from moorage.api.conditions import ModelCondition as C
-from moorage.api.model_status import Confidence, EngineStatus, MemoryStatus, PlacementStatus
+from moorage.api.model_status import EngineStatus, PlacementStatus
 from moorage.engines import llamacpp
 from moorage.engines.base import EngineInputs
+from moorage.errors import InvalidSpec
 from moorage.manifests import model as manifests
 from moorage.placement import accelerator
 from moorage.planning import text
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
+from moorage.planning.model_memory import context_length, memory, sequences
 from moorage.planning.model_pass import ModelPass
 from moorage.planning.pods import Trouble, first_trouble
 from moorage.planning.startup import startup_of
 from moorage.planning.types import Manifest, Patch, Ref, WarmUp
 
-MIB = 1024 * 1024
 DEADLINE = "ProgressDeadlineExceeded"
 WARM_UP_PATIENCE = 7
 """Failed warm-ups that are not worth a word: nodes take some seconds to learn of a Service's new pod."""
@@ -32,6 +33,8 @@ def place(step: ModelPass) -> str | None:
         return None
     if not chosen.fits:
         return step.stop(C.PLACED, Reason.NO_GPU_FITS, chosen.why)
+    if refused := _remember_memory(step, chosen.count):
+        return refused
     step.status.placement = PlacementStatus(
         count=chosen.count, vendor=chosen.vendor, reason=chosen.why, nodes=placed.nodes if placed else []
     )
@@ -40,14 +43,17 @@ def place(step: ModelPass) -> str | None:
     return None
 
 
+def _remember_memory(step: ModelPass, gpus: int) -> str | None:
+    """Keep the need in status; a message where the engine would refuse the settings."""
+    try:
+        step.status.memory = memory(step, gpus)
+    except InvalidSpec as error:
+        return step.stop(C.ACCEPTED, Reason.INVALID_SPEC, error.message)
+    return None
+
+
 def _holds(step: ModelPass) -> bool:
     return any(p["phase"] == "Running" for p in step.servers)
-
-
-def memory(step: ModelPass) -> MemoryStatus:
-    """Host memory of one replica: the files, a tenth for buffers, and 1 GiB for the program. A guess, and says so."""
-    size = step.source.size_bytes or 0
-    return MemoryStatus(host_mib=int(size * 1.1) // MIB + 1024, confidence=Confidence.GUESS)
 
 
 def serve(step: ModelPass) -> str | None:
@@ -58,6 +64,9 @@ def serve(step: ModelPass) -> str | None:
             name = names.model_child(step.model.metadata.name)
             what = f"a {kind} {name} exists that Moorage did not make; rename it, or give this Model another name"
             return step.stop(C.SERVING, Reason.NAME_TAKEN, what)
+    gpus = (step.status.placement.count if step.status.placement else 0) or 0
+    if refused := _remember_memory(step, gpus):  # the header of files in a volume is known only by now
+        return refused
     step.apply.append(manifests.service(step.seen.model))
     _deployment(step, live)
     return None
@@ -66,7 +75,6 @@ def serve(step: ModelPass) -> str | None:
 def _deployment(step: ModelPass, live: Manifest | None) -> None:
     image = _image(step, live)
     inputs = inputs_of(step, image)
-    step.status.memory = memory(step)
     wanted = step.model.spec.replicas
     asked = step.model.metadata.annotations.get(names.RESTART_AT, "")
     notes = {names.INPUTS_HASH: inputs} | ({names.RESTART_AT: asked} if asked else {})
@@ -112,13 +120,6 @@ def _surge(step: ModelPass) -> bool:
     return strategy == "Surge"
 
 
-def context_length(step: ModelPass) -> int:
-    """Tokens of one request: as asked for, else what the model was trained for, 8192 at most."""
-    return step.model.spec.context_length or min(
-        step.source.context_length or llamacpp.DEFAULT_CONTEXT, llamacpp.DEFAULT_CONTEXT
-    )
-
-
 def model_path(step: ModelPass) -> str:
     """Absolute path of the main file inside the container."""
     folder, file = (step.source.path or "").strip("/"), step.source.main_file or ""
@@ -145,7 +146,7 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
         name=step.model.metadata.name,
         model_path=model_path(step),
         context_length=context_length(step),
-        max_sequences=spec.max_sequences or llamacpp.DEFAULT_SEQUENCES,
+        max_sequences=sequences(step),
         size_bytes=step.source.size_bytes or 0,
         kv_cache_type=spec.kv_cache_type,
         gpus=gpus,
@@ -165,7 +166,7 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
         image=image,
         engine=llamacpp.container(engine),
         claim=step.source.claim_name or "",
-        memory_request_mib=(step.status.memory or memory(step)).host_mib or 1024,
+        memory_request_mib=(step.status.memory or memory(step, gpus)).host_mib or 1024,
         gpu_resource=accelerator.RESOURCES.get(placed.vendor or "", "") if placed else "",
         gpus=gpus,
         runtime_class=spec.accelerator.runtime_class_name,

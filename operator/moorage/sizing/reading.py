@@ -9,8 +9,8 @@ or a test drives it alike:
 Ranges stay inside the file; an answer may be shorter only where the file has been cut.
 """
 
-from collections.abc import Generator, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import Final, NamedTuple, TypeVar
 
 from moorage.sizing.errors import HeaderError, NeedMoreBytes
 from moorage.sizing.gguf import CHUNK_BYTES, GgufHeader, GgufReader, join_parts
@@ -21,6 +21,9 @@ FIRST_CHUNK: Final = 256 << 10
 """Holds every key of most architectures, and the whole header of a file without a vocabulary."""
 MAX_CONFIG_BYTES: Final = 4 << 20
 MAX_FILES: Final = 1000
+
+
+_Answer = TypeVar("_Answer")
 
 
 class File(NamedTuple):
@@ -96,3 +99,25 @@ def _read_safetensors(file: File) -> Generator[Want, bytes, SafetensorsHeader]:
 def _check_count(count: int) -> None:
     if not 0 < count <= MAX_FILES:
         raise HeaderError(f"a model of {count} files cannot be read, 1 to {MAX_FILES} can")
+
+
+def drive(reading: Generator[Want, bytes, _Answer], read: Callable[[Want], bytes]) -> _Answer:
+    """The answer of `reading`, its wants fulfilled by `read`."""
+    try:
+        want = next(reading)
+        while True:
+            want = reading.send(read(want))
+    except StopIteration as end:
+        answer: _Answer = end.value
+        return answer
+
+
+async def drive_async(reading: Generator[Want, bytes, _Answer], read: Callable[[Want], Awaitable[bytes]]) -> _Answer:
+    """The answer of `reading`, its wants fulfilled by awaiting `read`."""
+    try:
+        want = next(reading)
+        while True:
+            want = reading.send(await read(want))
+    except StopIteration as end:
+        answer: _Answer = end.value
+        return answer

@@ -17,14 +17,18 @@ def main_file(files: Sequence[RepoFile]) -> str | None:
 
     None where there is no GGUF file. Raises SourceError(AmbiguousSelection) where there are several models.
     """
-    weights = [f.path for f in files if f.path.lower().endswith(".gguf") and not is_projector(f.path)]
-    heads = sorted(p for p in weights if not (part := _PART.search(p)) or part[1] == "00001")
+    heads = sorted(p for f in files if weights(p := f.path) if not (part := _PART.search(p)) or part[1] == "00001")
     if len(heads) > 1:
         listed = ", ".join(heads[:_SHOWN]) + (f" and {len(heads) - _SHOWN} more" if len(heads) > _SHOWN else "")
         raise source_error(
             Reason.AMBIGUOUS, f"the source holds {len(heads)} models: {listed}; choose one with quantization or include"
         )
     return heads[0] if heads else None
+
+
+def weights(path: str) -> bool:
+    """Whether `path` is a GGUF file with weights, whole or a part."""
+    return path.lower().endswith(".gguf") and not is_projector(path)
 
 
 def same_split(part: re.Match[str], name: str) -> bool:
