@@ -49,6 +49,7 @@ class EngineConnection(asyncio.Protocol):
         "_receiver",
         "_spoilt",
         "_status",
+        "_surplus",
         "_transport",
         "idle_since",
     )  # fmt: skip
@@ -63,7 +64,7 @@ class EngineConnection(asyncio.Protocol):
         self._reset()
 
     def _reset(self) -> None:
-        self._answered = self._ended = self._framed = self._headers_done = False
+        self._answered = self._ended = self._framed = self._headers_done = self._surplus = False
         self._status = self._head_bytes = 0
         self._length: int | None = None
         self._headers: Headers = []
@@ -120,6 +121,9 @@ class EngineConnection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._give_up(f"not a valid HTTP/1.1 response: {error}")
             return
+        if self._surplus:
+            self._give_up("more than one response")  # so that neither can be trusted
+            return
         if not self._headers_done:
             self._head_bytes += len(data)
             if self._head_bytes > self._endpoint.settings.max_head_bytes:
@@ -144,7 +148,7 @@ class EngineConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """A response begins; after the one that was asked for it is one too many."""
-        self._spoilt = self._spoilt or self._ended
+        self._surplus = self._ended
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header line; after the head it is a trailer, which nobody wants."""

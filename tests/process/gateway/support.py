@@ -349,3 +349,17 @@ async def dead_address() -> AsyncIterator[str]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+@contextlib.asynccontextmanager
+async def deaf_address() -> AsyncIterator[str]:
+    """An address where connections are neither refused nor made: the queue of its socket is full."""
+    with contextlib.ExitStack() as sockets:
+        server = sockets.enter_context(socket.socket())
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(3):
+            filler = sockets.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(server.getsockname())
+        yield f"127.0.0.1:{server.getsockname()[1]}"
