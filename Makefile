@@ -68,3 +68,7 @@ bench: venv ## measure, beside the peers; writes benchmarks/results
 
 clean: ## remove what was made here; the cache of builds stays
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+.PHONY: docs
+docs: crds ## write the generated pages of docs/reference
+	@$(PY) docs/generate.py
