@@ -16,6 +16,8 @@ A rule matches requests by server, method and path, lets `skip` of them pass, th
     wrongrange  206 for a range that was not asked for                         bytes (shift)
     hang      the request is read and never answered                           -
     slow      the answer comes late                                            seconds
+    drip      the headers come byte by byte, one in 0.2 s, and never end       -
+    behead    the connection ends cleanly inside the headers                   -
 
 `after` counts body bytes of the response, `at` is an offset in the file (the rule then matches only responses that
 hold it). Without both, cut closes before the status line, too.
@@ -40,6 +42,8 @@ KINDS = [
     "norange",
     "wrongrange",
     "hang",
+    "drip",
+    "behead",
     "slow",
 ]
 

@@ -271,6 +271,11 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.stopping.wait(rule.seconds or 1)
         elif rule.kind == "hang":
             self._hold(rule.seconds)
+        elif rule.kind == "drip":
+            self._drip()
+        elif rule.kind == "behead":
+            self.connection.sendall(b"HTTP/1.1 200 OK\r\nX-Long: x")
+            raise bodies.HangupError
         elif rule.kind == "status":
             text = rule.body.encode()
             self._head(rule.status, {"Content-Length": str(len(text)), **rule.headers})
@@ -300,6 +305,12 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.setblocking(True)
         if seconds is None:
             raise bodies.HangupError
+
+    def _drip(self) -> None:
+        self.connection.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        while not self.hub.stopping.wait(0.2):
+            self.connection.sendall(b"x")
+        raise bodies.HangupError
 
     def _hang_up(self, rule: Rule) -> None:
         self.wfile.flush()

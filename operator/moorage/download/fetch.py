@@ -214,6 +214,8 @@ class Worker:
             page = (headers.get("Content-Type") or "").startswith("text/html")
             if page and answer.length != content.size:
                 raise _unexpected(f"{name}: the server sent a web page instead of the file")
+            if not answer.framed:
+                raise source_error(Reason.NETWORK, f"connection broken: {name}: an answer without a length")
             if answer.length not in (None, content.size):
                 raise _wrong_size(content, answer.length)
             return

@@ -160,7 +160,6 @@ class Run:
         seen = self.progress.retries
         while not board.ended:
             self.stopped.wait(_POLL_SECONDS)
-            self.wire.reap()
             if self.progress.phase is Phase.DOWNLOADING and not board.fetching():
                 self.progress.phase = Phase.VERIFYING
             elif self.progress.phase is Phase.VERIFYING and board.fetching():

@@ -181,6 +181,9 @@ def _json(wire: Wire, url: str, access: Access, what: str) -> tuple[Any, Headers
     try:
         return json.loads(body), answer.headers
     except ValueError:
+        if not answer.framed and not body.lstrip().startswith(b"<"):
+            # Without a length a broken connection looks like the end of headers or body.
+            raise source_error(Reason.NETWORK, f"connection broken: {without_query(url)} ended early") from None
         raise source_error(
             Reason.NOT_A_HUB, f"not a Hugging Face-compatible hub: {without_query(url)} sent no JSON"
         ) from None

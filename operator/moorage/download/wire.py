@@ -26,6 +26,7 @@ from moorage.sources.urls import without_query
 
 _SAFE = "%/:=&?~#+!$,;'@()*[]"  # quote(url) with these mends a sloppy Location and changes no good one
 _SHORT_TEXT = 16 << 10
+_REAP_SECONDS = 0.25
 _STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 
 
@@ -56,6 +57,7 @@ class Response:
         self._wire, self.connection, self._raw = wire, connection, raw
         self.url, self.status, self.headers = url, raw.status, raw.headers
         self.length: int | None = raw.length
+        self.framed = raw.length is not None or bool(raw.chunked)
         self._left = raw.length
         self._direct = False
 
@@ -145,6 +147,7 @@ class Wire:
         self._busy: set[Connection] = set()
         self._tls = _trust(ca_file)
         self._proxies = getproxies()
+        threading.Thread(target=self._reap, name="reaper", daemon=True).start()
 
     def get(self, url: str, headers: Mapping[str, str]) -> Response:
         """The answer to one GET, redirects not followed; raises SourceError or StopError."""
@@ -174,6 +177,8 @@ class Wire:
         connection.http.sock.settimeout(self.timeout)
         connection.http.request("GET", target, headers=dict(headers))
         raw = connection.http.getresponse()
+        if connection.late:  # http.client takes the end of a connection for the end of the headers
+            raise TimeoutError
         connection.used, connection.deadline = True, float("inf")
         return Response(self, connection, raw, url)
 
@@ -210,14 +215,15 @@ class Wire:
                 return
         connection.http.close()
 
-    def reap(self) -> None:
+    def _reap(self) -> None:
         """Break connections whose headers are overdue: a byte now and then would beat the socket's time-out."""
-        now = time.monotonic()
-        with self._lock:
-            late = [c for c in self._busy if c.deadline < now]
-        for connection in late:
-            connection.late = True
-            connection.shut()
+        while not self.stop.wait(_REAP_SECONDS):
+            now = time.monotonic()
+            with self._lock:
+                late = [c for c in self._busy if c.deadline < now]
+            for connection in late:
+                connection.late = True
+                connection.shut()
 
     def abort(self) -> None:
         """Break every connection; `stop` must be set before."""

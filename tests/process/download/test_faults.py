@@ -59,7 +59,13 @@ MENDED = {
     "GET 408, once": ([cdn("status", status=408)], ()),
     "resolve 500, once": ([on_hub("status", "/resolve/", status=500)], ()),
     "resolve never answers, once": ([on_hub("hang", "/resolve/")], HURRY),
-    "resolve drips its headers": ([on_hub("trickle", "/resolve/", rate=1)], HURRY),
+    "resolve drips its headers": ([on_hub("drip", "/resolve/")], HURRY),
+    "revision drips its headers": ([on_hub("drip", "/revision/")], HURRY),
+    "file drips its headers": ([cdn("drip")], HURRY),
+    "revision ends inside the headers": ([on_hub("behead", "/revision/")], ()),
+    "tree ends inside the headers": ([on_hub("behead", "/tree/")], ()),
+    "resolve ends inside the headers": ([on_hub("behead", "/resolve/")], ()),
+    "file ends inside the headers": ([cdn("behead")], ()),
     "revision 500, once": ([on_hub("status", "/revision/", status=500)], ()),
     "revision 429, once": ([on_hub("status", "/revision/", status=429)], ()),
     "revision never answers, once": ([on_hub("hang", "/revision/")], HURRY),
@@ -200,14 +206,16 @@ def test_retry_after_is_obeyed(download, hub, where, header):
     assert time.time() - started < 6
 
 
-def test_a_pause_holds_for_every_connection_to_that_host(download, hub):
-    hub.connection_rate = 20_000_000
-    hub.rule("status", "model.gguf", server="cdn", skip=4, status=503, headers={"Retry-After": "2"})
-    done = download.run("acme/one")
-    assert done.code == 0, done
-    times = sorted((r["time"], r["status"]) for r in hub.requests("model.gguf", server="cdn"))
+def test_a_pause_holds_for_every_file_of_that_host(tmp_path):
+    make_repo(tmp_path / "root", "acme/m", {}, files={f"{i:02}.gguf": {"size": 1 * MB, "seed": i} for i in range(40)})
+    with HubServer(tmp_path / "root", rate=10 * MB, rescan=60) as hub:
+        hub.rule("status", "/cdn/", server="cdn", skip=8, status=503, headers={"Retry-After": "2"})
+        done = Downloader(hub, tmp_path / "models").run("acme/m", "--connections", "4")
+        assert done.code == 0, done
+        times = sorted((r["time"], r["status"]) for r in hub.requests(server="cdn"))
     paused = next(t for t, status in times if status == 503)
     assert not [t for t, _ in times if paused + 0.3 < t < paused + 1.9]
+    assert [t for t, _ in times if t > paused + 1.9]
 
 
 REFUSED = {

@@ -212,19 +212,27 @@ def test_links_on_the_volume_lead_nowhere(hub, tmp_path):
     assert download.run("acme/model").code == 0
     assert outside.stat().st_mtime_ns == before
     assert not any(p.is_symlink() for p in download.dest.rglob("*"))
-    (download.dest / ".moorage/parts").symlink_to(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/precious").touch()
+    (download.dest / ".moorage/parts").symlink_to(tmp_path / "elsewhere")
     refused = download.run("acme/model", "--revision", commit)
     assert refused.reason == "StorageError", refused
+    assert "symbolic link" in refused.result["message"]
+    assert (tmp_path / "elsewhere/precious").exists()
 
 
-def test_leftovers_of_another_selection_are_swept(hub, download):
-    hub.throttle.rate = 20 * MB
-    process = download.start("acme/one")
-    eventually(lambda: hub.sent("model.gguf") > 5 * MB)
-    process.kill()
-    process.communicate()
-    assert download.run("acme/model", "--include", "config.json").code == 0
-    download.check({"config.json": b'{"a": 1}'})
+def test_leftovers_of_another_selection_make_room(tmp_path, small_volume):
+    files = {f"{name}.gguf": {"size": 20 * MB, "seed": seed} for seed, name in enumerate("ab")}
+    make_repo(tmp_path / "root", "acme/m", {}, files=files)
+    with HubServer(tmp_path / "root", rate=20 * MB) as hub:
+        download = Downloader(hub, small_volume / "models")
+        process = download.start("acme/m", "--file", "a.gguf")
+        eventually(lambda: hub.sent("a.gguf") > 5 * MB)
+        process.kill()
+        process.communicate()
+        done = download.run("acme/m", "--file", "b.gguf")
+        assert done.code == 0, done
+        assert [p.name for p in small_volume.rglob("*.gguf")] == ["b.gguf"]
 
 
 def test_nothing_is_visible_before_all_is_verified(hub, download):
