@@ -159,7 +159,13 @@ def test_a_prefilled_claim_is_inspected_and_nothing_is_fetched():
     source = {"persistentVolumeClaim": {"claimName": "mine", "path": "llama"}}
     world = World(model(source=source)).settle()
     assert world.of_download("SpaceAvailable")[:2] == ("False", "ClaimNotFound")
-    world.children[("PersistentVolumeClaim", "mine")] = {"uid": "x", "labels": {}, "owner": None, "phase": "Bound"}
+    world.children[("PersistentVolumeClaim", "mine")] = {
+        "uid": "x",
+        "labels": {},
+        "owner": None,
+        "phase": "Bound",
+        "deleting": False,
+    }
     world.settle()
     job = world.manifests[("Job", world.download["metadata"]["name"])]
     container = job["spec"]["template"]["spec"]["containers"][0]
@@ -247,3 +253,14 @@ def test_a_claim_grows_with_its_content_and_never_shrinks():
     world.children[("PersistentVolumeClaim", name)]["request"] = "100Gi"
     claim = next(m for m in world.plan_download().apply if m["kind"] == "PersistentVolumeClaim")
     assert int(claim["spec"]["resources"]["requests"]["storage"]) == 100 * 2**30
+
+
+def test_a_claim_that_is_being_deleted_is_waited_for():
+    world = fetching()
+    name = world.download["metadata"]["name"]
+    world.children[("PersistentVolumeClaim", name)]["deleting"] = True
+    world.settle()
+    assert world.of_download("SpaceAvailable")[:2] == ("False", "WaitingForVolume")
+    del world.children[("PersistentVolumeClaim", name)]
+    world.settle()
+    assert ("PersistentVolumeClaim", name) in world.children

@@ -73,7 +73,7 @@ def container(inputs: EngineInputs) -> EngineContainer:
         args=arguments(inputs),
         port=names.ENGINE_PORT,
         startup=Probe(HEALTH, period=1, timeout=5, failures=startup_seconds(inputs.size_bytes)),
-        readiness=Probe(HEALTH, period=2, timeout=5, failures=3),
+        readiness=Probe(HEALTH, period=1, timeout=5, failures=5),
         liveness=Probe(HEALTH, period=10, timeout=10, failures=6),
         writable=("/tmp",),
         env={"HOME": "/tmp", "HF_HUB_OFFLINE": "1", "LLAMA_ARG_OFFLINE": "1"},

@@ -87,9 +87,13 @@ def claim(step: DownloadPass) -> str | None:
     step.status.claim_name = existing or step.name
     claim = step.seen.claim
     if existing:
-        if claim is None:
-            return step.no_space(Reason.CLAIM_NOT_FOUND, f"there is no PersistentVolumeClaim {existing}")
+        if claim is None or claim["deleting"]:
+            state = "is no" if claim is None else "will soon be no"
+            return step.no_space(Reason.CLAIM_NOT_FOUND, f"there {state} PersistentVolumeClaim {existing}")
         return None
+    if claim is not None and claim["deleting"]:
+        text = f"an earlier claim {step.name} is being deleted; a new one is made when it is gone"
+        return step.no_space(Reason.WAITING_FOR_VOLUME, text)
     if claim is not None and not _mine(step, claim):
         text = f"a PersistentVolumeClaim {step.name} exists that Moorage did not make for this download; rename one"
         return step.no_space(Reason.NAME_TAKEN, text)
