@@ -1,0 +1,178 @@
+"""How a decision is said to kube-scheduler: node affinity that it keeps to, and never `nodeName`.
+
+kube-scheduler binds and counts, because its ledger is the only one with everybody's pods in it. Required terms let it
+take sufficient GPUs only; preferred terms make it take the planned nodes, else the smallest class. Preferred terms are
+soft: their sum is normalised and weighs twice as much as the spreading scores, so neighbouring steps differ by a factor
+of four or more, which held on nodes with 97 % of their CPU requested.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from moorage.placement import memory, vendors
+from moorage.placement.inventory import SHARED_GPU, Inventory, NodePool, NodeState, Pool
+from moorage.placement.matching import PREFERRED, REQUIRED, term_matches
+
+Term = dict[str, Any]
+
+PLANNED_NODE_WEIGHT: Final = 100
+CLASS_WEIGHTS: Final = (24, 6, 1)
+"""Of the three smallest classes; a planned node has 100 more, so each step is a factor of four at least."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the affinity is to say: GPUs of `resource` with `need_mib` each, best on `nodes`.
+
+    `classes` are the size classes that may serve, smallest first; with `exact` there is one and it is required.
+    `pin` requires `nodes`, for storage that only one node holds.
+    """
+
+    resource: str
+    dra: bool
+    need_mib: int
+    nodes: tuple[str, ...]
+    classes: tuple[int, ...]
+    exact: bool = False
+    pin: bool = False
+
+
+def node_affinity(
+    target: Target, inventory: Inventory, good: Sequence[Pool], growing: Sequence[NodePool]
+) -> dict[str, Any]:
+    """The core/v1 NodeAffinity of a decision.
+
+    `good` are the pools that suffice, free or not; `growing` the node pools whose new nodes would.
+    """
+    terms = _device_terms(target, inventory) if target.dra else _label_terms(target, inventory, good)
+    terms += [_term(_in(key, [value]) for key, value in sorted(pool.labels.items())) for pool in growing]
+    if target.pin:
+        terms = [_with(term, pin) for term in terms or [{}] for pin in _on(inventory, target.nodes)]
+    found: dict[str, Any] = {}
+    if terms:
+        found[REQUIRED] = {"nodeSelectorTerms": terms}
+    preferred = [] if target.pin else _preferred(target, inventory, good)
+    if preferred:
+        found[PREFERRED] = preferred
+    return found
+
+
+def merged(spec: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> dict[str, Any]:
+    """The pod's `affinity`: what the spec says and ours. Both requirements hold: each of the spec's terms gets ours."""
+    theirs = dict(spec or {})
+    node = dict(theirs.get("nodeAffinity") or {})
+    left = (node.get(REQUIRED) or {}).get("nodeSelectorTerms")
+    right = (ours.get(REQUIRED) or {}).get("nodeSelectorTerms")
+    if right:
+        both = [_with(a, b) for a in left for b in right] if left is not None else list(right)
+        node[REQUIRED] = {"nodeSelectorTerms": both}
+    if ours.get(PREFERRED):
+        node[PREFERRED] = [*(node.get(PREFERRED) or ()), *ours[PREFERRED]]
+    if node:
+        theirs["nodeAffinity"] = node
+    return theirs
+
+
+# -- required ---------------------------------------------------------------------------------------------------------
+
+
+def _label_terms(target: Target, inventory: Inventory, good: Sequence[Pool]) -> list[Term]:
+    """By label for all nodes whose label says the truth, by name for the rest; and never one that does not suffice."""
+    offering = [(n, p) for n in inventory.nodes for p in n.pools if p.resource == target.resource and not p.dra]
+    able = {p.node for p in good}
+    bad = [(n, p) for n, p in offering if n.name not in able]
+    terms: list[Term] = []
+    left = [n for n, _ in offering if n.name in able]
+    numbers = [] if target.resource == vendors.AMD_GPU else [_memory_term(target, good)]
+    for term in (*numbers, *_told_terms(good)):
+        matched = {n.name for n in left if term_matches(term, n.name, n.labels)}
+        if matched:
+            terms.append(_without(term, bad))
+            left = [n for n in left if n.name not in matched]
+    return terms + _on(inventory, [n.name for n in left])
+
+
+def _memory_term(target: Target, good: Sequence[Pool]) -> Term:
+    """The sizes that suffice. AMD's label bears a unit, which `Gt` cannot read, so its values are listed."""
+    key = vendors.memory_label(target.resource)
+    expressions = [{"key": key, "operator": "Gt", "values": [str(memory.least_total_mib(target.need_mib) - 1)]}]
+    told = [p.label_mib for p in good if p.label_mib is not None]
+    if target.exact and told:
+        expressions.append({"key": key, "operator": "Lt", "values": [str(max(told) + 1)]})
+    return _term(expressions)
+
+
+def _told_terms(pools: Iterable[Pool]) -> list[Term]:
+    """A term for each label key that tells these pools' sizes, with all its values."""
+    told: dict[str, set[str]] = {}
+    for pool in pools:
+        if pool.told_by is not None:
+            told.setdefault(pool.told_by[0], set()).add(pool.told_by[1])
+    return [_term([_in(key, values)]) for key, values in sorted(told.items())]
+
+
+def _without(term: Term, bad: Sequence[tuple[NodeState, Pool]]) -> Term:
+    """`term` without the nodes that it matches although they do not suffice."""
+    wrong = [(n, p) for n, p in bad if term_matches(term, n.name, n.labels)]
+    if any(p.problem == SHARED_GPU and n.labels.get(vendors.SHARING) in vendors.SHARED for n, p in wrong):
+        unshared = {"key": vendors.SHARING, "operator": "NotIn", "values": list(vendors.SHARED)}
+        term = _with(term, _term([unshared]))
+        wrong = [(n, p) for n, p in wrong if term_matches(term, n.name, n.labels)]
+    return _with(term, _not_on([n for n, _ in wrong])) if wrong else term
+
+
+def _device_terms(target: Target, inventory: Inventory) -> list[Term]:
+    """Claims choose devices by their own expressions; only nodes whose GPUs a device plugin gives out are kept away."""
+    both = [n for n in inventory.nodes if n.both_books]
+    return [_not_on(both)] if both else []
+
+
+# -- preferred --------------------------------------------------------------------------------------------------------
+
+
+def _preferred(target: Target, inventory: Inventory, good: Sequence[Pool]) -> list[dict[str, Any]]:
+    wanted = [{"weight": PLANNED_NODE_WEIGHT, "preference": term} for term in _on(inventory, target.nodes)]
+    if target.exact or target.dra or len(target.classes) < 2:
+        return wanted
+    for weight, size in zip(CLASS_WEIGHTS, target.classes, strict=False):
+        pools = [p for p in good if p.size_class == size]
+        terms = _told_terms(pools) + _on(inventory, sorted(p.node for p in pools if p.told_by is None))
+        wanted += [{"weight": weight, "preference": term} for term in terms]
+    return wanted
+
+
+# -- terms ------------------------------------------------------------------------------------------------------------
+
+
+def _term(expressions: Iterable[Mapping[str, Any]]) -> Term:
+    return {"matchExpressions": [dict(e) for e in expressions]}
+
+
+def _in(key: str, values: Iterable[str]) -> dict[str, Any]:
+    return {"key": key, "operator": "In", "values": sorted(values)}
+
+
+def _with(left: Mapping[str, Any], right: Mapping[str, Any]) -> Term:
+    """Both terms at once: all expressions of either must hold."""
+    both = {part: [*(left.get(part) or ()), *(right.get(part) or ())] for part in ("matchExpressions", "matchFields")}
+    return {part: expressions for part, expressions in both.items() if expressions}
+
+
+def _on(inventory: Inventory, nodes: Iterable[str]) -> list[Term]:
+    """Terms for exactly these nodes: by their hostname label; a node without one (matchFields takes one name) alone."""
+    known = [inventory.by_name[n] for n in dict.fromkeys(nodes) if n in inventory.by_name]
+    hosts = [n.labels[vendors.HOSTNAME] for n in known if vendors.HOSTNAME in n.labels]
+    alone = [_field("In", n.name) for n in known if vendors.HOSTNAME not in n.labels]
+    return ([_term([_in(vendors.HOSTNAME, hosts)])] if hosts else []) + [{"matchFields": [field]} for field in alone]
+
+
+def _not_on(nodes: Sequence[NodeState]) -> Term:
+    hosts = sorted(n.labels[vendors.HOSTNAME] for n in nodes if vendors.HOSTNAME in n.labels)
+    expressions = [{"key": vendors.HOSTNAME, "operator": "NotIn", "values": hosts}] if hosts else []
+    fields = [_field("NotIn", n.name) for n in nodes if vendors.HOSTNAME not in n.labels]
+    return _with({"matchExpressions": expressions}, {"matchFields": fields})
+
+
+def _field(operator: str, name: str) -> dict[str, Any]:
+    return {"key": "metadata.name", "operator": operator, "values": [name]}

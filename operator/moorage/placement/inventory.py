@@ -1,0 +1,324 @@
+"""What the cluster has: nodes, their GPUs, who holds them, and why some cannot be used. Pure and immutable."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from moorage import names
+from moorage.placement import memory, slices, vendors
+
+Plain = Mapping[str, Any]
+Book = tuple[str, int]
+"""Names one ledger of a node: the extended resource and 0, or the DRA driver and the MiB of its devices."""
+
+UNKNOWN_MEMORY = "UnknownGPUMemory"
+SHARED_GPU = "SharedGPU"
+NO_DEVICE_PLUGIN = "NoDevicePlugin"
+
+_TERMINAL = ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    """A taint of a node, as in core/v1."""
+
+    key: str
+    value: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The GPUs of one kind on one node, given out by one ledger.
+
+    `resource` is the extended resource, or with `dra` the DRA driver. `total_mib` is the nominal memory of one GPU and
+    `usable_mib` what may be planned of it; `told_by` is the label (key, value) that said so, if one did, `label_mib`
+    the number in the memory label, whoever decided. `used` counts GPUs that pods hold, `holders` says which.
+    `sliced`: MIG, of which a process can use one only. `problem` (and `detail` in words) says why it cannot be used;
+    empty where it can.
+    """
+
+    node: str
+    resource: str
+    dra: bool = False
+    total_mib: int = 0
+    usable_mib: int = 0
+    label_mib: int | None = None
+    count: int = 0
+    used: int = 0
+    holders: tuple[tuple[str, int], ...] = ()
+    product: str = ""
+    told_by: tuple[str, str] | None = None
+    sliced: bool = False
+    problem: str = ""
+    detail: str = ""
+
+    @property
+    def vendor(self) -> str:
+        """Nvidia or AMD."""
+        return vendors.of_resource(self.resource)
+
+    @property
+    def book(self) -> Book:
+        """Which of the node's ledgers this is."""
+        return (self.resource, self.total_mib if self.dra else 0)
+
+    @property
+    def free(self) -> int:
+        """GPUs that nobody holds; 0 where more are held than are (still) offered."""
+        return max(self.count - self.used, 0)
+
+    @property
+    def size_class(self) -> int:
+        """Nominal memory of one GPU in whole GiB."""
+        return memory.size_class(self.total_mib)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """A node as placement sees it; `both_books` where DRA and a device plugin offer the same GPUs."""
+
+    name: str
+    ready: bool
+    unschedulable: bool
+    taints: tuple[Taint, ...]
+    labels: Mapping[str, str]
+    pools: tuple[Pool, ...]
+    both_books: bool = False
+
+
+@dataclass(frozen=True)
+class NodePool:
+    """Nodes that an autoscaler can add: what one looks like, and how many there may be.
+
+    `labels` must be those that the autoscaler knows a new node will have: the pods are bound to them.
+    """
+
+    name: str
+    labels: Mapping[str, str]
+    gpu_memory_mib: int
+    gpus: int
+    maximum: int
+    resource: str = vendors.NVIDIA_GPU
+    taints: tuple[Taint, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """GPUs promised to one replica of `owner` that is not bound yet, on the node that was planned for it."""
+
+    owner: str
+    node: str
+    book: Book
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """All nodes by name, the pools of nodes that may grow, and in which ledger each DRA device stands."""
+
+    nodes: tuple[NodeState, ...]
+    node_pools: tuple[NodePool, ...] = ()
+    devices: Mapping[slices.DeviceKey, tuple[str, Book]] = field(default_factory=dict)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, NodeState]:
+        """The nodes by name."""
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def room(self) -> Mapping[str, int]:
+        """How many nodes each node pool may still get: its maximum less the nodes that bear its labels."""
+        return {
+            pool.name: max(pool.maximum - sum(pool.labels.items() <= n.labels.items() for n in self.nodes), 0)
+            for pool in self.node_pools
+        }
+
+    def with_pods(self, pods: Iterable[Plain], claims: Iterable[Plain] = ()) -> "Inventory":
+        """The same nodes with other pods and claims: the nodes' texts are not read again."""
+        used = _usage(pods, claims, self.devices)
+        return replace(self, nodes=tuple(_counted(node, used.get(node.name, {})) for node in self.nodes))
+
+
+def build(
+    nodes: Iterable[Plain],
+    pods: Iterable[Plain] = (),
+    resource_slices: Iterable[Plain] = (),
+    *,
+    claims: Iterable[Plain] = (),
+    products: Mapping[str, Any] | None = None,
+    reports: Mapping[str, Sequence[int]] | None = None,
+    node_pools: Iterable[NodePool] = (),
+) -> Inventory:
+    """The inventory from plain projections of the cluster's objects.
+
+    nodes     {name, ready, unschedulable, taints: [{key, value, effect}], labels, annotations, gpus: allocatable GPUs
+              by resource (a resource with 0 included: its device plugin is dead)}
+    pods      {namespace, name, node, phase, gpus: by resource, labels} of every pod that asks for GPUs
+    resource_slices   `slices.devices_of` says which fields
+    claims    {namespace, name, holder, devices: [{driver, pool, device}]} of allocated ResourceClaims
+    products  GPU product -> memory of one GPU (MiB, or a quantity), for nodes without a memory label
+    reports   node -> usable MiB of each GPU, where the agent runs
+    """
+    devices = slices.devices_of(resource_slices)
+    read = [
+        _node(node, devices.get(str(node["name"]), ()), products or {}, (reports or {}).get(str(node["name"]), ()))
+        for node in nodes
+    ]
+    bare = Inventory(
+        tuple(sorted(read, key=lambda n: n.name)),
+        tuple(sorted(node_pools, key=lambda p: p.name)),
+        {d.key: (n.name, _book_of(n, d)) for n in read for d in devices.get(n.name, ())},
+    )
+    return bare.with_pods(pods, claims)
+
+
+def holder_of(pod: Plain) -> str:
+    """Who holds a pod's GPUs, as messages say it: the Model of our own pods (namespace/name), else the pod."""
+    model = (pod.get("labels") or {}).get(names.MODEL_LABEL)
+    return f"{pod.get('namespace', '')}/{model or pod.get('name', '')}"
+
+
+def _book_of(node: NodeState, device: slices.Device) -> Book:
+    """The ledger that counts a device: where the same cards have two, that of the device plugin."""
+    return (vendors.RESOURCES[vendors.of_resource(device.driver)], 0) if node.both_books else device.book
+
+
+# -- nodes -----------------------------------------------------------------------------------------------------------
+
+
+def _node(
+    node: Plain, devices: Sequence[slices.Device], products: Mapping[str, Any], report: Sequence[int]
+) -> NodeState:
+    labels = {str(k): str(v) for k, v in (node.get("labels") or {}).items()}
+    annotation = (node.get("annotations") or {}).get(memory.ANNOTATION)
+    offered = {r: _count(n) for r, n in (node.get("gpus") or {}).items() if vendors.is_gpu(r)}
+    plugin = any(offered.values())
+    # Two ledgers for the same cards would sell each of them twice, so where both are there only the device plugin's
+    # is used, and what DRA claims hold counts as taken in it.
+    name = str(node["name"])
+    if devices and not plugin:
+        pools = _device_pools(name, devices)
+    else:
+        pools = [_plugin_pool(name, r, n, labels, annotation, products, report) for r, n in sorted(offered.items())]
+    return NodeState(
+        name=name,
+        ready=bool(node.get("ready")),
+        unschedulable=bool(node.get("unschedulable")),
+        taints=tuple(
+            Taint(t.get("key", ""), t.get("value") or "", t.get("effect", "")) for t in node.get("taints") or ()
+        ),
+        labels=labels,
+        pools=tuple(pools) or _unplugged(name, labels),
+        both_books=plugin and bool(devices),
+    )
+
+
+def _count(value: Any) -> int:
+    """An allocatable count; nonsense is none."""
+    number = vendors.integer(str(value))
+    return number if number is not None and number > 0 else 0
+
+
+def _plugin_pool(
+    node: str,
+    resource: str,
+    count: int,
+    labels: Mapping[str, str],
+    annotation: str | None,
+    products: Mapping[str, Any],
+    report: Sequence[int],
+) -> Pool:
+    found = memory.of_node(resource, labels, annotation, products, report)
+    shared = vendors.sharing(labels) if resource == vendors.NVIDIA_GPU else ""
+    problem, detail = (UNKNOWN_MEMORY, found.why) if found.why else ("", "")
+    if not count:
+        problem, detail = (
+            NO_DEVICE_PLUGIN,
+            f"offers no {resource}: its device plugin is down, or its GPUs are unhealthy",
+        )
+    elif shared:
+        problem, detail = SHARED_GPU, f"its GPUs are shared ({shared}), so no Model has one's memory to itself"
+    return Pool(
+        node=node,
+        resource=resource,
+        total_mib=found.total_mib,
+        usable_mib=found.usable_mib,
+        label_mib=found.label_mib,
+        count=count,
+        product=next((labels[key] for key in vendors.PRODUCT_LABELS if key in labels), ""),
+        told_by=found.told_by,
+        sliced=vendors.is_sliced(resource, labels),
+        problem=problem,
+        detail=detail,
+    )
+
+
+def _unplugged(node: str, labels: Mapping[str, str]) -> tuple[Pool, ...]:
+    """A node that labels say has GPUs while nothing offers them: its device plugin is missing."""
+    for resource in (vendors.NVIDIA_GPU, vendors.AMD_GPU):
+        if vendors.memory_label(resource) in labels:
+            detail = f"its labels tell of GPUs, but nothing offers {resource}: the device plugin does not run there"
+            return (Pool(node, resource, problem=NO_DEVICE_PLUGIN, detail=detail),)
+    return ()
+
+
+def _device_pools(node: str, devices: Sequence[slices.Device]) -> list[Pool]:
+    kinds: dict[tuple[str, int], list[slices.Device]] = defaultdict(list)
+    for device in devices:
+        kinds[device.driver, device.total_mib].append(device)
+    return [
+        Pool(
+            node=node,
+            resource=driver,
+            dra=True,
+            total_mib=total,
+            usable_mib=memory.usable_mib(total),
+            count=len(found),
+            product=found[0].product if len({d.product for d in found}) == 1 else "",
+            problem="" if total else UNKNOWN_MEMORY,
+            detail="" if total else f"driver {driver} publishes no memory for its devices",
+        )
+        for (driver, total), found in sorted(kinds.items())
+    ]
+
+
+# -- who holds what ------------------------------------------------------------------------------------------------
+
+_Usage = dict[str, dict[Book, dict[str, int]]]
+
+
+def _usage(
+    pods: Iterable[Plain], claims: Iterable[Plain], devices: Mapping[slices.DeviceKey, tuple[str, Book]]
+) -> _Usage:
+    """GPUs held, by node, ledger and holder."""
+    held: _Usage = {}
+
+    def add(node: str, book: Book, holder: str, gpus: int) -> None:
+        holders = held.setdefault(node, {}).setdefault(book, {})
+        holders[holder] = holders.get(holder, 0) + gpus
+
+    for pod in pods:
+        if pod.get("node") and pod.get("phase") not in _TERMINAL:
+            for resource, gpus in (pod.get("gpus") or {}).items():
+                if vendors.is_gpu(resource) and gpus > 0:
+                    add(pod["node"], (resource, 0), holder_of(pod), gpus)
+    for claim in claims:
+        holder = claim.get("holder") or f"{claim.get('namespace', '')}/{claim.get('name', '')}"
+        for device in claim.get("devices") or ():
+            known = devices.get((device.get("driver", ""), device.get("pool", ""), device.get("device", "")))
+            if known is not None:
+                add(*known, holder, 1)
+    return held
+
+
+def _counted(node: NodeState, held: Mapping[Book, Mapping[str, int]]) -> NodeState:
+    pools = tuple(_with_holders(pool, held.get(pool.book, {})) for pool in node.pools)
+    return node if all(a is b for a, b in zip(pools, node.pools, strict=True)) else replace(node, pools=pools)
+
+
+def _with_holders(pool: Pool, held: Mapping[str, int]) -> Pool:
+    holders = tuple(sorted(held.items()))
+    return pool if holders == pool.holders else replace(pool, holders=holders, used=sum(held.values()))
