@@ -67,6 +67,9 @@ class Applier:
         self._store.put(key, new)
 
     async def _child(self, manifest: Manifest) -> None:
+        if manifest["kind"] == DOWNLOAD:
+            await self._shared_download(manifest)
+            return
         resource, meta = resource_of(manifest), manifest["metadata"]
         where = (meta["namespace"], meta["name"])
         wanted = meta["annotations"][names.MANIFEST_HASH]
@@ -74,7 +77,7 @@ class Applier:
         if self._children.applied(resource, where) == wanted or (live and live.get("manifestHash") == wanted):
             return
         try:
-            made = await self._kube.apply(manifest, force=live is not None)
+            made = await self._kube.apply(manifest, force=live is not None and "stranger" not in live)
         except Conflict as error:
             text = f"{manifest['kind']} {meta['name']} exists and is not Moorage's: {error.message}"
             raise Refused("NameTaken", text, manifest["kind"]) from error
@@ -86,6 +89,16 @@ class Applier:
         except Invalid as error:
             raise Refused("InvalidSpec", error.message, manifest["kind"]) from error
         self._children.remember(resource, where, wanted, made["metadata"]["uid"])
+
+    async def _shared_download(self, manifest: Manifest) -> None:
+        """Make the ModelDownload where there is none; one that is there is another Model's too, or a person's."""
+        key = Key(DOWNLOAD, manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+        if self._store.get(key) is not None:
+            return
+        try:
+            self._store.put(key, await self._kube.apply(manifest, force=False))
+        except Conflict:
+            log.info("%s was made by someone else meanwhile", key)  # the watch brings it
 
     async def _patch(self, ref: Ref, body: Manifest) -> None:
         resource = resource_of({"apiVersion": ref.api_version, "kind": ref.kind})

@@ -8,7 +8,7 @@ from typing import Any
 
 from moorage import names
 from moorage.control import projections
-from moorage.control.store import DOWNLOAD, MODEL, Key, Store
+from moorage.control.store import CLAIM, DOWNLOAD, MODEL, Key, Store
 from moorage.kube.client import KubeClient
 from moorage.kube.reflector import Reflector
 from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS, NODES, PODS, SERVICES, STORAGE_CLASSES, Resource
@@ -25,6 +25,9 @@ _KINDS: dict[Resource, Callable[[Manifest], Manifest | None]] = {
     NODES: projections.node,
     STORAGE_CLASSES: projections.storage_class,
 }
+
+# Whose name a child of each resource bears: a stranger that has it stands in the way of the owner's.
+_NAMED_AFTER = {DEPLOYMENTS: MODEL, SERVICES: MODEL, JOBS: DOWNLOAD, CLAIMS: DOWNLOAD}
 
 REMEMBER_SECONDS = 30.0
 
@@ -58,11 +61,7 @@ class Children:
 
     def get(self, resource: Resource, where: Where) -> Manifest | None:
         """The projection of one object (namespace, name)."""
-        mirror = self.mirrors.get(resource)
-        if mirror is None:  # our own kinds live in the store
-            obj = self._store.get(Key(resource.kind, *where))
-            return None if obj is None else projections.child_meta(obj)
-        return mirror.items.get(where)
+        return self.mirrors[resource].items.get(where)
 
     def of(self, resource: Resource, key: Key) -> Iterator[Manifest]:
         """Projections of `key`'s children of one resource."""
@@ -135,9 +134,16 @@ class Children:
                 del self._mine[(resource, before)]
         if after is not None:
             self._mine[(resource, after)].add(where)
-        for key in {before, after} - {None}:
+        for key in {before, after, *self._concerned(resource, where)} - {None}:
             assert key is not None
             self._wake(key)
+
+    def _concerned(self, resource: Resource, where: Where) -> Iterator[Key | None]:
+        """Who looks at an object for its name: the one whose child would be called so, downloads into that claim."""
+        if resource in _NAMED_AFTER:
+            yield self._store.by_label(_NAMED_AFTER[resource], *where)
+        if resource is CLAIMS:
+            yield from self._store.dependents(Key(CLAIM, *where))
 
     def _owner(self, where: Where, item: Manifest | None) -> Key | None:
         if item is None:

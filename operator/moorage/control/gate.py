@@ -42,6 +42,11 @@ class DownloadGate:
             return 0
         return len(taken) + len(before)
 
+    def unused(self, key: Key) -> None:
+        """`key` started no Job: a place it was given goes to the next."""
+        if self._granted.pop(key, None) is not None:
+            self.wake_waiting()
+
     def leave(self, key: Key) -> None:
         """`key` no longer wants a place or has given it back; who waits longest looks again."""
         self._waiting.pop(key, None)

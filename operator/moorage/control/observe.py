@@ -7,7 +7,7 @@ from moorage.control.children import Children
 from moorage.control.gate import DownloadGate
 from moorage.control.progress import ProgressPoller
 from moorage.control.sidetasks import SideTasks
-from moorage.control.store import DOWNLOAD, MODEL, Key, Store
+from moorage.control.store import DOWNLOAD, MODEL, Key, Store, claim_name
 from moorage.control.window import window_of
 from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS, PODS, SERVICES
 from moorage.planning.types import Defaults, Manifest, ObservedAlias, ObservedDownload, ObservedModel, Window
@@ -63,8 +63,7 @@ class Observer:
         children, child = self._children, names.download_child(key.name)
         spec: Manifest = obj.get("spec") or {}
         storage = spec.get("storage") or {}
-        prefilled = (spec.get("source") or {}).get("persistentVolumeClaim") or {}
-        claim = prefilled.get("claimName") or storage.get("claimName") or child
+        claim = claim_name(spec) or child
         window = window_of(spec.get("window"), now())
         users = tuple(k.name for k in self._store.dependents(key) if k.kind == MODEL)
         return ObservedDownload(

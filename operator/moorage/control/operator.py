@@ -55,9 +55,9 @@ class Operator:
             "resolving": self._resolving,
             "warming": self._warming,
             "progress": self._progress,
+            "gate": DownloadGate(settings.downloads.max_running, self.children.running_downloads, self._wake),
         }
-        gate = DownloadGate(settings.downloads.max_running, self.children.running_downloads, self._wake)
-        observer = Observer(self.store, self.children, settings.defaults(), gate=gate, **side)
+        observer = Observer(self.store, self.children, settings.defaults(), **side)
         applier = Applier(kube, self.store, self.children, self._events)
         self.runner = Runner(self.store, self.children, observer, applier, **side)
         self.queue: KeyedQueue[Key] = KeyedQueue(self._handle, workers=settings.workers, on_error=self._pass_failed)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,6 @@ from moorage.control.store import Key
 from moorage.planning.types import Progress
 
 PERIOD_SECONDS = 1.0
-FORGET_SECONDS = 30.0
 
 
 class ProgressPoller:
@@ -21,7 +19,6 @@ class ProgressPoller:
     def __init__(self, changed: Callable[[Key], None]) -> None:
         self._changed = changed
         self._tasks: dict[Key, tuple[str, asyncio.Task[None]]] = {}
-        self._asked: dict[Key, float] = {}
         self._latest: dict[Key, dict[str, Any]] = {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -30,13 +27,11 @@ class ProgressPoller:
         return self._latest.get(key)
 
     def follow(self, key: Key, ask: Progress) -> None:
-        """Poll `ask.url` until nobody has asked for it for half a minute, or another pod takes its place."""
-        self._asked[key] = time.monotonic()
+        """Poll `ask.url` until `forget`, or until another pod takes its place."""
         known = self._tasks.get(key)
         if known and known[0] == ask.pod:
             return
         self.forget(key)
-        self._asked[key] = time.monotonic()
         self._tasks[key] = (ask.pod, asyncio.create_task(self._poll(key, ask.url)))
 
     def forget(self, key: Key) -> None:
@@ -45,7 +40,6 @@ class ProgressPoller:
         if known:
             known[1].cancel()
         self._latest.pop(key, None)
-        self._asked.pop(key, None)
 
     async def close(self) -> None:
         """Stop all polling."""
@@ -59,7 +53,7 @@ class ProgressPoller:
     async def _poll(self, key: Key, url: str) -> None:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3))
-        while time.monotonic() - self._asked.get(key, 0.0) < FORGET_SECONDS:
+        while True:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
                 async with self._session.get(url) as answer:
                     found = await answer.json(content_type=None)
@@ -67,5 +61,3 @@ class ProgressPoller:
                     self._latest[key] = found
                     self._changed(key)
             await asyncio.sleep(PERIOD_SECONDS)
-        del self._tasks[key]
-        self._latest.pop(key, None)

@@ -4,6 +4,7 @@ import logging
 
 from moorage.control.apply import Applier, Refused
 from moorage.control.children import Children
+from moorage.control.gate import DownloadGate
 from moorage.control.observe import Observer, now
 from moorage.control.progress import ProgressPoller
 from moorage.control.sidetasks import SideTasks
@@ -32,18 +33,18 @@ class Runner:
         resolving: SideTasks,
         warming: SideTasks,
         progress: ProgressPoller,
+        gate: DownloadGate,
     ) -> None:
         self._store, self._children = store, children
         self._observer, self._applier = observer, applier
-        self._resolving, self._warming, self._progress = resolving, warming, progress
+        self._resolving, self._warming, self._progress, self._gate = resolving, warming, progress, gate
 
     async def handle(self, key: Key) -> float | None:
         """Bring `key` one step on; returns seconds until it should be looked at again, None to wait for a change."""
         obj = self._store.get(key)
         if obj is None:
-            self._resolving.forget(key)
-            self._warming.forget(key)
-            self._progress.forget(key)
+            self._forget(key, Plan())
+            self._gate.leave(key)
             return None
         links = self._store.links(key)
         plan = self._plan(key, obj)
@@ -54,6 +55,7 @@ class Runner:
         except Refused as error:
             await self._refused(key, obj, plan, error)
             return REFUSED_AGAIN_SECONDS
+        self._forget(key, plan)
         if self._store.links(key) != links:
             return 0.0  # what it names has changed: the next step can be taken at once
         waits = [w for w in (plan.requeue_after, pause) if w is not None]
@@ -76,6 +78,18 @@ class Runner:
             elif isinstance(ask, Progress):
                 self._progress.follow(key, ask)
         return min((p for p in pauses if p is not None), default=None)
+
+    def _forget(self, key: Key, plan: Plan) -> None:
+        """Let go of what `plan`, which has been carried out, does not ask any more; answers are in the status now."""
+        asked = {type(ask) for ask in plan.ask}
+        if Resolve not in asked:
+            self._resolving.forget(key)
+        if WarmUp not in asked:
+            self._warming.forget(key)
+        if Progress not in asked:
+            self._progress.forget(key)
+        if not any(manifest["kind"] == "Job" for manifest in plan.apply):
+            self._gate.unused(key)
 
     async def _refused(self, key: Key, obj: Manifest, plan: Plan, error: Refused) -> None:
         """The API server said no to a child: the owner's status says so, in its words."""

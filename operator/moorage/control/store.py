@@ -15,6 +15,8 @@ from moorage import names
 Manifest = dict[str, Any]
 
 MODEL, DOWNLOAD, ALIAS = "Model", "ModelDownload", "ModelAlias"
+CLAIM = "PersistentVolumeClaim"
+"""Claims are not kept here, but a download may name one, and wants to hear of it."""
 
 
 class Key(NamedTuple):
@@ -43,7 +45,7 @@ class _Entry(NamedTuple):
 
 
 class Store:
-    """Newest known object per key, with reverse links from downloads to Models and from Models to aliases.
+    """Newest known object per key, with reverse links: claim to downloads, download to Models, Model to aliases.
 
     `changed(key, change)` hears of every change, whoever brought it (a watch or our own write); `linked(key)` of every
     key that something began or ceased to name.
@@ -115,10 +117,12 @@ class Store:
             self._back[gone].discard(key)
             if not self._back[gone]:
                 del self._back[gone]
-            self._linked(gone)
+            if gone.kind != CLAIM:
+                self._linked(gone)
         for new in targets - old:
             self._back[new].add(key)
-            self._linked(new)
+            if new.kind != CLAIM:
+                self._linked(new)
         if targets:
             self._links[key] = targets
         else:
@@ -130,8 +134,10 @@ def _asked(metadata: Manifest) -> list[Any]:
 
 
 def links_of(key: Key, obj: Manifest) -> frozenset[Key]:
-    """The keys that an object names: a Model its download, an alias its targets and fallbacks."""
+    """The keys that an object names: a Model its download, an alias its targets and fallbacks, a download its claim."""
     spec: Manifest = obj.get("spec") or {}
+    if key.kind == DOWNLOAD:
+        return _keys(CLAIM, key.namespace, [claim_name(spec)])
     if key.kind == MODEL:
         found: list[str | None] = [
             ((obj.get("status") or {}).get("source") or {}).get("downloadName"),
@@ -142,6 +148,13 @@ def links_of(key: Key, obj: Manifest) -> frozenset[Key]:
         targets = [*(spec.get("targets") or ()), *(spec.get("fallbacks") or ())]
         return _keys(MODEL, key.namespace, (t["modelRef"]["name"] for t in targets))
     return frozenset()
+
+
+def claim_name(spec: Manifest) -> str | None:
+    """The claim that a ModelDownload's spec names; None where Moorage makes one."""
+    prefilled = (spec.get("source") or {}).get("persistentVolumeClaim") or {}
+    found: str | None = prefilled.get("claimName") or (spec.get("storage") or {}).get("claimName")
+    return found
 
 
 def _keys(kind: str, namespace: str, found: Iterable[str | None]) -> frozenset[Key]:

@@ -18,6 +18,7 @@ from moorage.planning.types import Manifest, Progress, Resolve
 FIRST_RETRY_SECONDS = 10
 LAST_RETRY_SECONDS = 600
 FIRST_ACCESS_SECONDS = 60
+TURN_SECONDS = 30
 PERMANENT_EXIT = range(10, 30)
 
 # Refusals that a new token, a granted request or a Secret can mend without anyone touching the ModelDownload.
@@ -66,6 +67,7 @@ def _start(step: DownloadPass, wanted: manifests.DownloadJob) -> str:
         return f"{error.message if error else 'failed'}; tries again at {due:%H:%M:%S} UTC"
     if step.seen.ahead:
         step.status.phase = Phase.PENDING
+        step.wake_in(TURN_SECONDS)  # a place that another was given and did not take comes free without a word
         return _not_yet(step, Reason.QUEUED, f"waits for its turn, {step.seen.ahead} downloads go first")
     step.apply.append(manifests.job(step.seen.download, step.name, wanted))
     step.status.phase = Phase.VERIFYING if step.draft.true(C.DOWNLOADED) else Phase.CHECKING
