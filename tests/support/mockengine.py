@@ -127,8 +127,9 @@ class MockEngine:
         facts: dict[str, Any] = {
             "/v1/models": {"object": "list", "data": [{"id": "mock", "object": "model", "owned_by": "mock"}]},
             "/health": {"status": "ok"},
-            "/mock/requests": [asdict(request) for request in self.requests],
         }
+        if path == "/mock/requests":
+            facts[path] = [asdict(request) for request in self.requests]
         if self.behaviour.flavour == "llama.cpp":
             facts["/props"] = {"build_info": "b1-mock", "total_slots": self.behaviour.slots}
         if self.behaviour.flavour == "vllm":

@@ -8,7 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from moorage.gateway.app import Gateway
@@ -241,7 +241,7 @@ class EngineSide:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     number: int
-    requests: list[Arrived] = field(default_factory=list)
+    requests: list[Arrived]  # of the whole engine, in the order they came
     gone_at: float = 0.0
 
     async def request(self) -> Arrived:
@@ -298,13 +298,10 @@ class RawEngine:
 
     def __init__(self, script: Script) -> None:
         self.sides: list[EngineSide] = []
+        self.requests: list[Arrived] = []
         self.url = ""
         self._script = script
         self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def requests(self) -> list[Arrived]:
-        return [request for side in self.sides for request in side.requests]
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 26)
@@ -319,7 +316,7 @@ class RawEngine:
             side.writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        side = EngineSide(reader, writer, len(self.sides) + 1)
+        side = EngineSide(reader, writer, len(self.sides) + 1, self.requests)
         self.sides.append(side)
         task = asyncio.current_task()
         assert task is not None
