@@ -71,3 +71,31 @@ def test_a_refusal_never_makes_a_server_ready_that_has_not_answered():
     refuse(world)
     assert world.condition("Ready")[0] == "False"
     assert world.phase == "Blocked"
+
+
+def test_a_download_of_the_chosen_name_with_other_content_is_not_served():
+    world = World(model()).answer_resolve(GGUF)
+    other = {"huggingFace": {"repo": "org/other", "revision": "main"}}
+    world.download["spec"] = {**world.download["spec"], "source": other}
+    world.settle()
+    assert world.condition("Downloaded")[:2] == ("False", "NameTaken")
+    assert world.phase == "Blocked"
+
+
+def test_how_a_shared_download_is_kept_or_fetched_does_not_matter_to_who_uses_it():
+    world = World(model()).answer_resolve(GGUF)
+    storage = {"deleteAfterUnused": "5m", "reclaimPolicy": "Retain"}
+    world.download["spec"] = {**world.download["spec"], "priority": 5, "storage": storage}
+    world.settle()
+    assert world.condition("Downloaded")[:2] == ("False", "Downloading")
+
+
+def test_a_former_models_deployment_is_waited_for_and_not_called_a_strangers():
+    world = World(model(benchmark={"enabled": False})).ready()
+    world.model = {**model(benchmark={"enabled": False}), "status": {}}
+    world.model["metadata"]["uid"] = "uid-second-life"
+    world.settle()
+    status, reason, message = world.condition("Serving")
+    assert (status, reason) == ("Unknown", "Progressing")
+    assert "former" in message
+    assert world.condition("Stalled")[0] == "False"

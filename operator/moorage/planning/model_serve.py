@@ -60,16 +60,27 @@ def serve(step: ModelPass) -> str | None:
     """See to the Service and the Deployment; returns a message where a stranger holds their name."""
     service, live = step.seen.service, step.seen.deployment
     for kind, child in (("Service", service), ("Deployment", live)):
-        if child is not None and child.get("owner") != step.model.metadata.uid:
-            name = names.model_child(step.model.metadata.name)
-            what = f"a {kind} {name} exists that Moorage did not make; rename it, or give this Model another name"
-            return step.stop(C.SERVING, Reason.NAME_TAKEN, what)
+        if child is not None and not _ours(step, child):
+            return _not_ours(step, kind, child)
     gpus = (step.status.placement.count if step.status.placement else 0) or 0
     if refused := _remember_memory(step, gpus):  # the header of files in a volume is known only by now
         return refused
     step.apply.append(manifests.service(step.seen.model))
     _deployment(step, live)
     return None
+
+
+def _ours(step: ModelPass, child: Manifest) -> bool:
+    return child.get("owner") == step.model.metadata.uid
+
+
+def _not_ours(step: ModelPass, kind: str, child: Manifest) -> str:
+    """A stranger's object stays for a person to see to; what a deleted Model left is about to be collected."""
+    name = names.model_child(step.model.metadata.name)
+    if child.get("owner") and names.MODEL_LABEL in child.get("labels", {}):
+        return step.wait(C.SERVING, f"waiting for the {kind} {name} of a former Model to be removed")
+    what = f"a {kind} {name} exists that Moorage did not make; rename it, or give this Model another name"
+    return step.stop(C.SERVING, Reason.NAME_TAKEN, what)
 
 
 def _deployment(step: ModelPass, live: Manifest | None) -> None:
@@ -186,7 +197,7 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
 def watch(step: ModelPass) -> str | None:
     """Serving, UpToDate and Active from the live Deployment and its pods; a message while something is missing."""
     live = step.seen.deployment
-    if live is None or live.get("owner") != step.model.metadata.uid:
+    if live is None or not _ours(step, live):
         step.status.ready_replicas = step.status.replicas = 0
         if step.draft.get(C.SERVING) is None or step.draft.true(C.SERVING):
             step.draft.set(C.SERVING, FALSE, Reason.PENDING, "there is no server yet")
@@ -276,7 +287,7 @@ def _warm(step: ModelPass, live: Manifest) -> str | None:
     if warmed or still_old:
         step.done(C.SERVING, Reason.SERVING, _serving_text(step, live))
         return None
-    if step.seen.service is None:
+    if step.seen.service is None or not _ours(step, step.seen.service):
         return step.wait(C.SERVING, "waiting for the Service")
     ready = sorted((p["uid"], sum(c["restarts"] for c in p["containers"])) for p in step.servers if p["ready"])
     identity = names.digest([live["inputsHash"], ready])

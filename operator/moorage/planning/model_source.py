@@ -3,7 +3,7 @@
 from moorage import names
 from moorage.api.conditions import DownloadCondition, DownloadPhase, Reason, is_true
 from moorage.api.conditions import ModelCondition as C
-from moorage.api.download import ModelDownload
+from moorage.api.download import DownloadSpec, ModelDownload
 from moorage.api.model_status import SizeClass, SourceStatus
 from moorage.errors import InvalidSpec
 from moorage.manifests.common import stamped
@@ -136,7 +136,18 @@ def download(step: ModelPass) -> str | None:
         found = ModelDownload.read(raw)
     except InvalidSpec as error:
         return step.stop(C.DOWNLOADED, Reason.DOWNLOAD_FAILED, error.message)
+    if ref is None and _content(found.spec) != _content(DownloadSpec.model_validate(_manifest(step)["spec"])):
+        text_ = f"ModelDownload {found.metadata.name} holds something else than this Model wants; delete or rename it"
+        return step.stop(C.DOWNLOADED, Reason.NAME_TAKEN, text_)
     return _follow(step, found)
+
+
+def _content(spec: DownloadSpec) -> list[object]:
+    """What a ModelDownload holds, apart from how it is fetched and kept."""
+    hub, http, prefilled = spec.source.hugging_face, spec.source.http, spec.source.persistent_volume_claim
+    if hub:
+        return [hub.endpoint, hub.repo, hub.revision, sorted(spec.files) or [hub.include, hub.exclude]]
+    return [http.sha256.lower(), http.file_name] if http else [prefilled]
 
 
 def _follow(step: ModelPass, found: ModelDownload) -> str | None:
