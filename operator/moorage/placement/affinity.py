@@ -6,15 +6,17 @@ soft: their sum is normalised and weighs twice as much as the spreading scores, 
 of four or more, which held on nodes with 97 % of their CPU requested.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from moorage.placement import memory, vendors
 from moorage.placement.inventory import SHARED_GPU, Inventory, NodePool, NodeState, Pool
-from moorage.placement.matching import PREFERRED, REQUIRED, term_matches
+from moorage.placement.matching import PREFERRED, REQUIRED
 
 Term = dict[str, Any]
+Matches = Callable[[NodeState, Pool], bool]
+"""What a term matches, as kube-scheduler will evaluate it."""
 
 PLANNED_NODE_WEIGHT: Final = 100
 CLASS_WEIGHTS: Final = (24, 6, 1)
@@ -79,47 +81,52 @@ def merged(spec: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> dict[str,
 
 def _label_terms(target: Target, inventory: Inventory, good: Sequence[Pool]) -> list[Term]:
     """By label for all nodes whose label says the truth, by name for the rest; and never one that does not suffice."""
-    offering = [(n, p) for n in inventory.nodes for p in n.pools if p.resource == target.resource and not p.dra]
     able = {p.node for p in good}
+    offering = [(n, p) for n in inventory.nodes for p in n.pools if p.resource == target.resource and not p.dra]
     bad = [(n, p) for n, p in offering if n.name not in able]
+    left = [(n, p) for n, p in offering if n.name in able]
     terms: list[Term] = []
-    left = [n for n, _ in offering if n.name in able]
-    numbers = [] if target.resource == vendors.AMD_GPU else [_memory_term(target, good)]
-    for term in (*numbers, *_told_terms(good)):
-        matched = {n.name for n in left if term_matches(term, n.name, n.labels)}
-        if matched:
-            terms.append(_without(term, bad))
-            left = [n for n in left if n.name not in matched]
-    return terms + _on(inventory, [n.name for n in left])
+    for term, matches in (*_memory_term(target, good), *_told_terms(good)):
+        if any(matches(n, p) for n, p in left):
+            terms.append(_without(term, [(n, p) for n, p in bad if matches(n, p)]))
+            left = [(n, p) for n, p in left if not matches(n, p)]
+    return terms + _on(inventory, [n.name for n, _ in left])
 
 
-def _memory_term(target: Target, good: Sequence[Pool]) -> Term:
-    """The sizes that suffice. AMD's label bears a unit, which `Gt` cannot read, so its values are listed."""
+def _memory_term(target: Target, good: Sequence[Pool]) -> list[tuple[Term, Matches]]:
+    """The sizes that suffice, as a number. AMD's label bears a unit, which `Gt` cannot read: its values are listed."""
     key = vendors.memory_label(target.resource)
-    expressions = [{"key": key, "operator": "Gt", "values": [str(memory.least_total_mib(target.need_mib) - 1)]}]
+    if target.resource == vendors.AMD_GPU:
+        return []
+    least, most = memory.least_total_mib(target.need_mib), 1 << 63
+    expressions = [{"key": key, "operator": "Gt", "values": [str(least - 1)]}]
     told = [p.label_mib for p in good if p.label_mib is not None]
     if target.exact and told:
-        expressions.append({"key": key, "operator": "Lt", "values": [str(max(told) + 1)]})
-    return _term(expressions)
+        most = max(told)
+        expressions.append({"key": key, "operator": "Lt", "values": [str(most + 1)]})
+    return [(_term(expressions), lambda _, pool: pool.label_mib is not None and least <= pool.label_mib <= most)]
 
 
-def _told_terms(pools: Iterable[Pool]) -> list[Term]:
+def _told_terms(pools: Iterable[Pool]) -> list[tuple[Term, Matches]]:
     """A term for each label key that tells these pools' sizes, with all its values."""
     told: dict[str, set[str]] = {}
     for pool in pools:
         if pool.told_by is not None:
             told.setdefault(pool.told_by[0], set()).add(pool.told_by[1])
-    return [_term([_in(key, values)]) for key, values in sorted(told.items())]
+    return [(_term([_in(key, values)]), _labelled(key, values)) for key, values in sorted(told.items())]
 
 
-def _without(term: Term, bad: Sequence[tuple[NodeState, Pool]]) -> Term:
+def _labelled(key: str, values: set[str]) -> Matches:
+    return lambda node, _: node.labels.get(key) in values
+
+
+def _without(term: Term, wrong: Sequence[tuple[NodeState, Pool]]) -> Term:
     """`term` without the nodes that it matches although they do not suffice."""
-    wrong = [(n, p) for n, p in bad if term_matches(term, n.name, n.labels)]
-    if any(p.problem == SHARED_GPU and n.labels.get(vendors.SHARING) in vendors.SHARED for n, p in wrong):
-        unshared = {"key": vendors.SHARING, "operator": "NotIn", "values": list(vendors.SHARED)}
-        term = _with(term, _term([unshared]))
-        wrong = [(n, p) for n, p in wrong if term_matches(term, n.name, n.labels)]
-    return _with(term, _not_on([n for n, _ in wrong])) if wrong else term
+    shared = [n.name for n, p in wrong if p.problem == SHARED_GPU and n.labels.get(vendors.SHARING) in vendors.SHARED]
+    if shared:
+        term = _with(term, _term([{"key": vendors.SHARING, "operator": "NotIn", "values": list(vendors.SHARED)}]))
+    rest = [n for n, _ in wrong if n.name not in set(shared)]
+    return _with(term, _not_on(rest)) if rest else term
 
 
 def _device_terms(target: Target, inventory: Inventory) -> list[Term]:
@@ -137,7 +144,8 @@ def _preferred(target: Target, inventory: Inventory, good: Sequence[Pool]) -> li
         return wanted
     for weight, size in zip(CLASS_WEIGHTS, target.classes, strict=False):
         pools = [p for p in good if p.size_class == size]
-        terms = _told_terms(pools) + _on(inventory, sorted(p.node for p in pools if p.told_by is None))
+        terms = [term for term, _ in _told_terms(pools)]
+        terms += _on(inventory, sorted(p.node for p in pools if p.told_by is None))
         wanted += [{"weight": weight, "preference": term} for term in terms]
     return wanted
 

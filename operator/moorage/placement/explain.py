@@ -85,6 +85,8 @@ def rejected(
 
 
 def _need(candidate: Candidate) -> str:
+    if not candidate.mib:  # the header is not known yet
+        return "needs a GPU" if candidate.gpus == 1 else f"needs {_NUMBERS.get(candidate.gpus, candidate.gpus)} GPUs"
     if candidate.gpus == 1:
         return f"needs {gib(candidate.mib)}"
     return f"needs {gib(candidate.mib)} on each of {_NUMBERS.get(candidate.gpus, candidate.gpus)} GPUs"

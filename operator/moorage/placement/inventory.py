@@ -37,7 +37,7 @@ class Pool:
     `usable_mib` what may be planned of it; `told_by` is the label (key, value) that said so, if one did, `label_mib`
     the number in the memory label, whoever decided. `used` counts GPUs that pods hold, `holders` says which.
     `sliced`: MIG, of which a process can use one only. `problem` (and `detail` in words) says why it cannot be used;
-    empty where it can.
+    empty where it can. `vendor` is Nvidia or AMD, `size_class` the nominal memory in whole GiB, `book` the ledger.
     """
 
     node: str
@@ -54,26 +54,20 @@ class Pool:
     sliced: bool = False
     problem: str = ""
     detail: str = ""
+    vendor: str = field(init=False)
+    size_class: int = field(init=False)
+    book: Book = field(init=False)
 
-    @property
-    def vendor(self) -> str:
-        """Nvidia or AMD."""
-        return vendors.of_resource(self.resource)
-
-    @property
-    def book(self) -> Book:
-        """Which of the node's ledgers this is."""
-        return (self.resource, self.total_mib if self.dra else 0)
+    def __post_init__(self) -> None:
+        # Asked for by every decision of every pool, so worked out once.
+        object.__setattr__(self, "vendor", vendors.of_resource(self.resource))
+        object.__setattr__(self, "size_class", memory.size_class(self.total_mib))
+        object.__setattr__(self, "book", (self.resource, self.total_mib if self.dra else 0))
 
     @property
     def free(self) -> int:
         """GPUs that nobody holds; 0 where more are held than are (still) offered."""
         return max(self.count - self.used, 0)
-
-    @property
-    def size_class(self) -> int:
-        """Nominal memory of one GPU in whole GiB."""
-        return memory.size_class(self.total_mib)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +116,11 @@ class Inventory:
     nodes: tuple[NodeState, ...]
     node_pools: tuple[NodePool, ...] = ()
     devices: Mapping[slices.DeviceKey, tuple[str, Book]] = field(default_factory=dict)
+
+    @cached_property
+    def has_gpus(self) -> bool:
+        """Whether any node has a GPU, usable or not."""
+        return any(node.pools for node in self.nodes)
 
     @cached_property
     def by_name(self) -> Mapping[str, NodeState]:
