@@ -75,7 +75,7 @@ class EventFilter:
 
     def _without_usage(self, data: bytes) -> bytes:
         kept, start = [], 0
-        for end in [match.end() for match in _EVENT_END.finditer(data)] or [len(data)]:
+        for end in [*(match.end() for match in _EVENT_END.finditer(data)), len(data)]:
             event = data[start:end]
             start = end
             if _USAGE in event and self.usage.read(event) and self._hide and _NO_CHOICES.search(event):

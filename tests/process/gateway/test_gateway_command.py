@@ -1,0 +1,197 @@
+"""`moorage gateway` as a process: options, signals, the drain, and what it says when it cannot start."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.process.gateway.support import OK, Client, EngineSide, RawEngine, address, always, chat, get, mock
+from tests.support.eventually import eventually
+from tests.support.mockengine import ROOT
+
+
+@dataclass
+class Process:
+    process: asyncio.subprocess.Process
+    public: tuple[str, int] = ("", 0)
+    admin: tuple[str, int] = ("", 0)
+    log: str = ""
+
+    async def follow(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.log += line.decode()
+            found = re.search(r"serving on (\S+):(\d+), admin on (\S+):(\d+)", self.log)
+            if found and not self.public[1]:
+                self.public, self.admin = (found[1], int(found[2])), (found[3], int(found[4]))
+
+    async def ended(self, limit: float = 10) -> int:
+        async with asyncio.timeout(limit):
+            return await self.process.wait()
+
+    async def ready(self) -> int:
+        async with Client.connected(self.admin) as client:
+            await client.send(get("/readyz"))
+            return (await client.reply()).status
+
+
+@contextlib.asynccontextmanager
+async def command(routes: Path, *options: str, listen: str = "127.0.0.1:0") -> AsyncIterator[Process]:
+    words = ["gateway", "--listen", listen, "--admin", "127.0.0.1:0", "--routes", str(routes), *options]
+    started = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "moorage", *words,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "operator")},
+        stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    process = Process(started)
+    following = asyncio.create_task(process.follow())
+    try:
+        await eventually(lambda: process.public[1] or started.returncode is not None, 20, what="a gateway that serves")
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            started.kill()
+        await started.wait()
+        await following
+
+
+def routes(path: Path, engine: RawEngine) -> Path:
+    file = path / "routes.yaml"
+    file.write_text(yaml.safe_dump({"models": [{"name": "m", "endpoints": [address(engine)]}]}))
+    return file
+
+
+async def test_it_serves_and_ends_at_once_when_there_is_nothing_to_drain(tmp_path):
+    async with mock() as engine, command(routes(tmp_path, engine), "--drain-delay", "0") as gateway:
+        async with Client.connected(gateway.public) as client:
+            assert (await client.ask(chat(max_tokens=2))).status == 200
+            assert await gateway.ready() == 200
+            gateway.process.send_signal(signal.SIGTERM)
+            assert await gateway.ended() == 0
+            assert await client.closed() == b"", "an idle connection is closed"
+        assert "Traceback" not in gateway.log
+
+
+async def test_sigterm_fails_no_request(tmp_path):
+    """Not ready at once, still serving for a moment, then the end when the last stream is over."""
+    release = asyncio.Event()
+
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        await side.start_events()
+        await side.event({"choices": [{"delta": {"content": "a"}}]})
+        await release.wait()
+        await side.end_events()
+
+    async with RawEngine(script) as engine, command(routes(tmp_path, engine), "--drain-delay", "0.7") as gateway:
+        async with Client.connected(gateway.public) as stream, Client.connected(gateway.public) as idle:
+            await stream.post(chat(stream=True))
+            await stream.head()
+            gateway.process.send_signal(signal.SIGTERM)
+            await eventually(lambda: "draining" in gateway.log)
+            assert await gateway.ready() == 503
+            async with Client.connected(gateway.public) as late:
+                reply = await late.ask(chat("nope"))
+                assert (reply.status, reply.headers["connection"]) == (404, "close")
+            assert await idle.closed() == b""
+            with pytest.raises(ConnectionError):
+                async with Client.connected(gateway.public):
+                    pass
+            assert gateway.process.returncode is None, "a stream is still under way"
+            release.set()
+            assert b'"a"' in await stream.chunk()
+            assert await stream.chunk() == b"data: [DONE]\n\n"
+            assert await stream.chunk() == b""
+            assert await gateway.ended() == 0
+        assert "0 requests left" in gateway.log
+
+
+async def test_the_grace_period_is_the_end_of_every_stream(tmp_path):
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        await side.start_events()
+        await side.event({"choices": []})
+        await side.gone()
+
+    options = ("--drain-delay", "0", "--grace-period", "6")
+    async with RawEngine(script) as engine, command(routes(tmp_path, engine), *options) as gateway:
+        async with Client.connected(gateway.public) as client:
+            await client.post(chat(stream=True))
+            await client.head()
+            began = time.monotonic()
+            gateway.process.send_signal(signal.SIGTERM)
+            assert await gateway.ended() == 0
+            assert 0.9 < time.monotonic() - began < 4, "five seconds of the six are kept in reserve"
+        await eventually(lambda: engine.sides[0].gone_at)
+
+
+async def test_load_during_the_whole_end_meets_no_failure(tmp_path):
+    """Clients that reconnect as long as connections are taken: every answer they begin to get is whole."""
+    async with mock() as engine, command(routes(tmp_path, engine), "--drain-delay", "0.5") as gateway:
+        replies = []
+
+        async def load() -> None:
+            with contextlib.suppress(ConnectionRefusedError):
+                while True:
+                    async with Client.connected(gateway.public) as client:
+                        for _ in range(5):
+                            replies.append(await client.ask(chat(stream=True, max_tokens=3)))
+                            if replies[-1].headers.get("connection") == "close":
+                                break
+
+        loads = [asyncio.create_task(load()) for _ in range(4)]
+        await eventually(lambda: len(replies) > 20)
+        gateway.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            results = await asyncio.gather(*loads, return_exceptions=True)
+        # A connection that the kernel took and nobody accepted any more may be reset; an answer is never cut.
+        assert all(result is None or isinstance(result, OSError | asyncio.IncompleteReadError) for result in results)
+        assert {(reply.status, reply.whole) for reply in replies} == {(200, True)}
+        assert await gateway.ended() == 0
+
+
+async def test_a_change_of_the_file_counts_in_the_process_too(tmp_path):
+    async with RawEngine(always(OK)) as engine, command(routes(tmp_path, engine)) as gateway:
+        file = tmp_path / "routes.yaml"
+        table = yaml.safe_load(file.read_text())
+        table["aliases"] = [{"name": "chat", "targets": [{"model": "m"}]}]
+        file.write_text(yaml.safe_dump(table))
+        async with Client.connected(gateway.public) as client:
+            deadline = time.monotonic() + 2
+            while (await client.ask(chat("chat"))).status != 200:
+                assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("text", ["", "models: 7", None])
+async def test_a_routes_file_that_cannot_be_used_is_exit_3(tmp_path, text):
+    file = tmp_path / "routes.yaml"
+    if text is not None:
+        file.write_text(text)
+    async with command(file) as gateway:
+        assert await gateway.ended() == 3
+        await eventually(lambda: "could not start" in gateway.log)
+        assert "Traceback" not in gateway.log
+
+
+async def test_an_address_that_is_taken_is_exit_3(tmp_path):
+    async with (
+        RawEngine(always(OK)) as engine,
+        command(routes(tmp_path, engine), listen=address(engine)) as gateway,
+    ):
+        assert await gateway.ended() == 3
+        await eventually(lambda: "could not start" in gateway.log)
+
+
+@pytest.mark.parametrize("wrong", ["nowhere", "127.0.0.1:", ":80", "127.0.0.1:99999", "127.0.0.1:x"])
+async def test_an_address_that_is_none_is_exit_2(tmp_path, wrong):
+    async with command(tmp_path / "routes.yaml", listen=wrong) as gateway:
+        assert await gateway.ended() == 2
