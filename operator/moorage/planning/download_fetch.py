@@ -13,12 +13,14 @@ from moorage.planning.download_pass import DownloadPass
 from moorage.planning.download_source import inputs_of
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
 from moorage.planning.pods import first_trouble
+from moorage.planning.startup import moment
 from moorage.planning.types import Manifest, Progress, Resolve
 
 FIRST_RETRY_SECONDS = 10
 LAST_RETRY_SECONDS = 600
 FIRST_ACCESS_SECONDS = 60
 TURN_SECONDS = 30
+NO_POD_SECONDS = 15
 PERMANENT_EXIT = range(10, 30)
 
 # Refusals that a new token, a granted request or a Secret can mend without anyone touching the ModelDownload.
@@ -34,17 +36,19 @@ def fetch(step: DownloadPass) -> str | None:
     """Run the Job and keep its result."""
     if step.draft.true(C.DOWNLOADED) and step.status.manifest_digest and not _verify_asked(step):
         return None
-    if step.status.phase == Phase.FAILED and step.seen.job is None and not _verify_asked(step):
+    changed = step.download.status.observed_generation != step.download.metadata.generation
+    if step.status.phase == Phase.FAILED and step.seen.job is None and not changed and not _verify_asked(step):
         return _still_failed(step)
     if closed := _outside_window(step):
         return closed
     commit = step.status.resolved_revision or ""
-    wanted = jobs.build(step.download, commit, step.status.claim_name or step.name, step.seen.defaults)
+    claim = step.status.claim_name or step.name
+    wanted = jobs.build(step.download, commit, claim, step.seen.defaults, texts.all_paths(step.status))
     job = step.seen.job
     if job is None:
         return _start(step, wanted)
-    if job.get("stranger") or job.get("owner") != step.download.metadata.uid:
-        return step.fail(Reason.NAME_TAKEN, f"a Job {step.name} exists that Moorage did not make; rename one")
+    if job.get("owner") != step.download.metadata.uid:
+        return _not_ours(step, job)
     if job["inputsHash"] != wanted.inputs and not job["complete"]:
         step.drop_job()
         return "the wanted files changed; the running download is stopped first"
@@ -55,7 +59,17 @@ def fetch(step: DownloadPass) -> str | None:
     final = report is not None and report["exitCode"] in PERMANENT_EXIT
     if job["complete"] or job["failed"] or final:
         return _finished_badly(step, job, report)
-    return _running(step, report)
+    return _running(step, job, report)
+
+
+def _not_ours(step: DownloadPass, job: Manifest) -> str:
+    """A stranger's Job stays for a person to see to; what a deleted ModelDownload left is about to be collected."""
+    step.status.phase = Phase.PENDING
+    if job.get("owner") and names.DOWNLOAD_LABEL in job.get("labels", {}):
+        return _not_yet(
+            step, Reason.PENDING, f"waiting for the Job {step.name} of a former ModelDownload to be removed"
+        )
+    return _not_yet(step, Reason.NAME_TAKEN, f"a Job {step.name} exists that Moorage did not make; rename one")
 
 
 def _start(step: DownloadPass, wanted: manifests.DownloadJob) -> str:
@@ -69,6 +83,9 @@ def _start(step: DownloadPass, wanted: manifests.DownloadJob) -> str:
         step.status.phase = Phase.PENDING
         step.wake_in(TURN_SECONDS)  # a place that another was given and did not take comes free without a word
         return _not_yet(step, Reason.QUEUED, f"waits for its turn, {step.seen.ahead} downloads go first")
+    space = step.draft.get(C.SPACE_AVAILABLE)
+    if space and space.status == FALSE:
+        step.draft.set(C.SPACE_AVAILABLE, UNKNOWN, Reason.PROGRESSING, "known once the files are fetched")
     step.apply.append(manifests.job(step.seen.download, step.name, wanted))
     step.status.phase = Phase.VERIFYING if step.draft.true(C.DOWNLOADED) else Phase.CHECKING
     step.status.started_at = step.status.started_at or step.seen.now
@@ -152,6 +169,9 @@ def _finished_badly(step: DownloadPass, job: Manifest, report: Manifest | None) 
     step.drop_job()
     if job["complete"]:
         return "the Job's result was lost with its pod; it runs again and finds what is there"
+    counted = step.status.phase == Phase.FAILED or (step.status.next_attempt_at or step.seen.now) > step.seen.now
+    if counted and step.status.last_error:  # the mirror still shows the Job that was removed
+        return step.status.last_error.message or "failed"
     reason = report["reason"] if report else job["reason"] or "Failed"
     text = report["message"] if report else job["message"] or "the download Job failed"
     step.status.last_error = texts.last_error(reason, text, report)
@@ -159,6 +179,7 @@ def _finished_badly(step: DownloadPass, job: Manifest, report: Manifest | None) 
     if report and report["exitCode"] in PERMANENT_EXIT:
         pause = min(FIRST_ACCESS_SECONDS * 2 ** (step.status.attempts - 1), LAST_RETRY_SECONDS)
         step.status.next_attempt_at = step.seen.now + timedelta(seconds=pause) if reason in ACCESS else None
+        step.status.verify_request = step.download.metadata.annotations.get(names.VERIFY_AT)
         return step.fail(reason, text)
     wait = min(FIRST_RETRY_SECONDS * 2 ** (step.status.attempts - 1), LAST_RETRY_SECONDS)
     step.status.next_attempt_at = step.seen.now + timedelta(seconds=wait)
@@ -168,11 +189,11 @@ def _finished_badly(step: DownloadPass, job: Manifest, report: Manifest | None) 
     return f"{text}; tries again in {wait} s"
 
 
-def _running(step: DownloadPass, report: Manifest | None) -> str:
+def _running(step: DownloadPass, job: Manifest, report: Manifest | None) -> str:
     pod = next((p for p in step.seen.pods if not p.get("deleting") and p["phase"] in ("Pending", "Running")), None)
     if pod is None:
         if report is None:
-            return "waiting for the download pod"
+            return _no_pod(step, job)
         step.status.last_error = texts.last_error(report["reason"], report["message"], report)
         step.status.phase = Phase.RETRYING
         step.draft.set(C.DOWNLOADED, FALSE, report["reason"], report["message"])
@@ -190,6 +211,16 @@ def _running(step: DownloadPass, report: Manifest | None) -> str:
         step.status.phase = Phase.CHECKING
     _under_way(step)
     return texts.progressing(step.status)
+
+
+def _no_pod(step: DownloadPass, job: Manifest) -> str:
+    """Why a Job gets no pod stands only in its Events: a quota, an admission policy."""
+    began = moment(job.get("started"))
+    if began is None or (step.seen.now - began).total_seconds() < NO_POD_SECONDS:
+        step.wake_in(NO_POD_SECONDS)
+        return "waiting for the download pod"
+    text = f"the download Job has no pod; `kubectl describe job {step.name}` says why, a quota or a policy as a rule"
+    return _not_yet(step, Reason.PENDING, text)
 
 
 def ready(step: DownloadPass) -> str:

@@ -35,8 +35,11 @@ def content_path(download: ModelDownload, commit: str) -> str:
     return f"{directory(download)}/{commit}"
 
 
-def arguments(download: ModelDownload, commit: str, defaults: Defaults) -> tuple[str, ...]:
-    """Arguments of `moorage download` for the resolved `commit` (for http: the file's sha256)."""
+def arguments(download: ModelDownload, commit: str, defaults: Defaults, files: list[str]) -> tuple[str, ...]:
+    """Arguments of `moorage download` for the resolved `commit` (for http: the file's sha256) and its `files`.
+
+    Without `files` (they are more than a status holds) it goes by the source's patterns.
+    """
     spec = download.spec
     if spec.source.persistent_volume_claim:
         path = f"{names.MODEL_MOUNT}/{content_path(download, commit)}".rstrip("/")
@@ -57,18 +60,18 @@ def arguments(download: ModelDownload, commit: str, defaults: Defaults) -> tuple
     common += [part for network in defaults.denied_networks for part in ("--deny-network", network)]
     if defaults.allow_loopback:
         common.append("--allow-loopback")
-    return (*_what(download, commit, defaults), *common)
+    return (*_what(download, commit, defaults, files), *common)
 
 
-def _what(download: ModelDownload, commit: str, defaults: Defaults) -> list[str]:
+def _what(download: ModelDownload, commit: str, defaults: Defaults, files: list[str]) -> list[str]:
     hub, http = download.spec.source.hugging_face, download.spec.source.http
     if http:
         args = ["--url", http.url, "--sha256", http.sha256.lower()]
         return [*args, "--file-name", http.file_name] if http.file_name else args
     assert hub is not None
     args = ["--endpoint", hub.endpoint or defaults.huggingface_endpoint, "--repo", hub.repo, "--revision", commit]
-    if download.spec.files:
-        return args + [part for path in download.spec.files for part in ("--file", path)]
+    if chosen := download.spec.files or files:
+        return args + [part for path in chosen for part in ("--file", path)]
     for glob in hub.include or ["*"]:
         args += ["--include", glob]
     for glob in hub.exclude:
@@ -82,11 +85,11 @@ def _ca_bundle(download: ModelDownload) -> TokenRef | None:
     return TokenRef(ca.name, ca.key) if ca else None
 
 
-def build(download: ModelDownload, commit: str, claim: str, defaults: Defaults) -> DownloadJob:
+def build(download: ModelDownload, commit: str, claim: str, defaults: Defaults, files: list[str]) -> DownloadJob:
     """Everything the manifest of the Job needs; `inputs` changes when what is fetched changes."""
     hub = download.spec.source.hugging_face
     secret = hub.token_secret_ref if hub else None
-    args = arguments(download, commit, defaults)
+    args = arguments(download, commit, defaults, files)
     return DownloadJob(
         image=defaults.moorage_image,
         args=args,
@@ -125,6 +128,14 @@ def result(pods: tuple[Manifest, ...], job: Manifest) -> dict[str, Any] | None:
     return _report(ended)
 
 
+# What a report holds; anything else under these names is not from our program, and left out.
+_REPORT: dict[str, type] = {
+    **dict.fromkeys(("reason", "message", "file", "commit", "revision", "manifestDigest", "folder"), str),
+    **dict.fromkeys(("bytes", "fileCount"), int),
+    "facts": dict,
+}
+
+
 def _report(ended: dict[str, Any]) -> dict[str, Any]:
     code = ended.get("exitCode", -1)
     text = (ended.get("message") or "").strip()
@@ -132,8 +143,9 @@ def _report(ended: dict[str, Any]) -> dict[str, Any]:
         report = json.loads(text.splitlines()[-1]) if text else None
     except ValueError:
         report = None
-    if isinstance(report, dict) and "reason" in report:
-        return {**report, "exitCode": code}
+    if isinstance(report, dict) and isinstance(report.get("reason"), str):
+        known = {k: v for k, v in report.items() if isinstance(v, _REPORT.get(k, object)) and v is not False}
+        return {"message": "", **known, "exitCode": code}
     if ended.get("reason") == "OOMKilled":
         return {"reason": "OutOfMemory", "message": "the download was killed for lack of memory", "exitCode": code}
     return {"reason": "InternalError", "message": text[-400:] or f"the download exited with {code}", "exitCode": code}

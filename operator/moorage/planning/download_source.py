@@ -5,7 +5,7 @@ from moorage.api.common import quantity_bytes
 from moorage.api.conditions import DownloadCondition as C
 from moorage.api.conditions import DownloadPhase as Phase
 from moorage.api.conditions import Reason
-from moorage.api.download import ModelDownload
+from moorage.api.download import ModelDownload, Progress
 from moorage.manifests import download as manifests
 from moorage.planning import download_job as jobs
 from moorage.planning import download_status as texts
@@ -27,14 +27,21 @@ def state(step: DownloadPass) -> str | None:
         return None
     step.drop_job()
     paused = state == "Paused"
-    if not paused and step.seen.claim and step.seen.claim.get("owner") == step.download.metadata.uid:
-        step.remove("v1", "PersistentVolumeClaim", step.seen.claim)
-        step.status.bytes = None
-        step.status.percent = None
+    if not paused:
+        _discard(step)
     step.status.phase = Phase.PAUSED if paused else Phase.CANCELLED
-    text = "paused; set spec.state: Active to go on" if paused else "cancelled; the partial files are discarded"
+    text = "paused; set spec.state: Active to go on" if paused else "cancelled; partial files in a claim of its own go"
     step.draft.set(C.DOWNLOADED, FALSE, Reason.PAUSED if paused else Reason.CANCELLED, text)
     return text
+
+
+def _discard(step: DownloadPass) -> None:
+    """Remove the claim that was made for these files alone; what they are stays known."""
+    claim, bytes_ = step.seen.claim, step.status.bytes
+    if claim and claim.get("owner") == step.download.metadata.uid and not claim["deleting"]:
+        step.remove("v1", "PersistentVolumeClaim", claim)
+    if bytes_:
+        step.status.bytes, step.status.percent = Progress(total=bytes_.total, done=0), 0
 
 
 def resolve(step: DownloadPass) -> str | None:
@@ -86,12 +93,15 @@ def claim(step: DownloadPass) -> str | None:
     existing = source.claim_name if source else storage.claim_name
     step.status.claim_name = existing or step.name
     claim = step.seen.claim
+    if claim is None:
+        _lost(step)
     if existing:
         if claim is None or claim["deleting"]:
             state = "is no" if claim is None else "will soon be no"
             return step.no_space(Reason.CLAIM_NOT_FOUND, f"there {state} PersistentVolumeClaim {existing}")
+        _there(step)
         return None
-    if claim is not None and claim["deleting"]:
+    if claim is not None and (claim["deleting"] or _former(step, claim)):
         text = f"an earlier claim {step.name} is being deleted; a new one is made when it is gone"
         return step.no_space(Reason.WAITING_FOR_VOLUME, text)
     if claim is not None and not _mine(step, claim):
@@ -101,7 +111,30 @@ def claim(step: DownloadPass) -> str | None:
         return step.no_space(Reason.WAITING_FOR_VOLUME, step.seen.storage_class_missing)
     if claim is None or claim.get("manifestHash"):
         step.apply.append(_claim_manifest(step))
+    _there(step)
     return None
+
+
+def _lost(step: DownloadPass) -> None:
+    """There is no claim, so nothing lies in it, whatever was there before."""
+    if step.draft.true(C.DOWNLOADED):
+        step.status.manifest_digest = None
+        step.status.phase = Phase.CHECKING
+        for kind in (C.DOWNLOADED, C.VERIFIED):
+            step.draft.set(kind, FALSE, Reason.PENDING, "the claim with the files is gone")
+
+
+def _there(step: DownloadPass) -> None:
+    """The claim is there: what kept it away is over, and whether it is large enough is for the Job to say."""
+    space = step.draft.get(C.SPACE_AVAILABLE)
+    if space and space.status == FALSE and space.reason != Reason.INSUFFICIENT_STORAGE:
+        step.draft.set(C.SPACE_AVAILABLE, UNKNOWN, Reason.PROGRESSING, "known once the files are fetched")
+
+
+def _former(step: DownloadPass, claim: Manifest) -> bool:
+    """Whether a ModelDownload of the same name left the claim, and the garbage collector has yet to come by."""
+    label, owner = claim.get("labels", {}).get(names.DOWNLOAD_LABEL), claim.get("owner")
+    return label is not None and owner not in (None, step.download.metadata.uid)
 
 
 def _mine(step: DownloadPass, claim: Manifest) -> bool:

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from moorage import names
+from moorage.api.common import Count, StatusPart, StatusWord
 from moorage.api.conditions import DownloadPhase as Phase
 from moorage.api.download import (
     DownloadItem,
@@ -19,6 +20,24 @@ from moorage.planning import text
 
 ITEMS_LIMIT = 64
 _PHASES = {"Verifying": Phase.VERIFYING, "Publishing": Phase.VERIFYING, "Downloading": Phase.DOWNLOADING}
+
+
+class _Told(StatusPart):
+    """What a download pod tells of its progress; whoever has the pod's address by now, odd values are left out."""
+
+    phase: StatusWord | None = None
+    bytes: Progress | None = None
+    files: Progress | None = None
+    bytes_per_second: Count | None = None
+    remaining_seconds: Count | None = None
+    retries: Count | None = None
+    last_error: LastError | None = None
+
+
+def all_paths(status: DownloadStatus) -> list[str]:
+    """The resolved files, where the status holds all of them, else none."""
+    complete = status.files is not None and status.files.total == len(status.items)
+    return [item.path for item in status.items] if complete else []
 
 
 def take_facts(status: DownloadStatus, facts: dict[str, Any]) -> None:
@@ -39,21 +58,20 @@ def take_facts(status: DownloadStatus, facts: dict[str, Any]) -> None:
 
 def take_progress(status: DownloadStatus, progress: dict[str, Any] | None) -> None:
     """Copy what the download pod last told; bytes and percent never go back."""
-    if progress is None:
+    told = _Told.read(progress)
+    if not told.phase or told.bytes is None:
         if status.phase not in (Phase.DOWNLOADING, Phase.VERIFYING):
             status.phase = Phase.CHECKING
         return
-    status.phase = _PHASES.get(progress["phase"], Phase.CHECKING)
-    total = max(progress["bytes"]["total"], status.bytes.total if status.bytes else 0)
-    done = max(progress["bytes"]["done"], status.bytes.done if status.bytes else 0)
-    status.bytes = Progress(total=total, done=min(done, total))
-    status.files = Progress(total=progress["files"]["total"], done=progress["files"]["done"])
+    status.phase = _PHASES.get(told.phase, Phase.CHECKING)
+    total = max(told.bytes.total, status.bytes.total if status.bytes else 0)
+    done = min(max(told.bytes.done, status.bytes.done if status.bytes else 0), total)
+    status.bytes = Progress(total=total, done=done)
+    status.files = told.files or status.files
     status.percent = max(status.percent or 0, done * 100 // total if total else 0)
-    status.bytes_per_second = progress.get("bytesPerSecond")
-    status.remaining_seconds = progress.get("remainingSeconds")
-    status.retries = progress.get("retries")
-    if progress.get("lastError"):
-        status.last_error = LastError.read(progress["lastError"])
+    status.bytes_per_second, status.remaining_seconds = told.bytes_per_second, told.remaining_seconds
+    status.retries = told.retries
+    status.last_error = told.last_error or status.last_error
 
 
 def take_report(status: DownloadStatus, report: dict[str, Any], download: ModelDownload, now: datetime) -> None:
@@ -65,9 +83,9 @@ def take_report(status: DownloadStatus, report: dict[str, Any], download: ModelD
     if report.get("facts"):
         status.facts = Facts.read(report["facts"])
     if status.bytes is None:
-        status.bytes = Progress(total=report.get("bytes", 0), done=0)
+        status.bytes = Progress(total=max(report.get("bytes", 0), 0), done=0)
     status.bytes = Progress(total=status.bytes.total, done=status.bytes.total)
-    count = status.files.total if status.files else report.get("fileCount", 0)
+    count = status.files.total if status.files else max(report.get("fileCount", 0), 0)
     status.files = Progress(total=count, done=count)
     status.percent = 100
     status.bytes_per_second = status.remaining_seconds = None

@@ -76,4 +76,6 @@ _NORMAL = {
     Reason.RUNNING,
     Reason.PAUSED,
     Reason.CANCELLED,
+    Reason.QUEUED,
+    Reason.OUTSIDE_WINDOW,
 }

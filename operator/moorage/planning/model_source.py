@@ -1,17 +1,30 @@
 """The first steps of a Model: its source becomes a commit and files (Accepted), those a ModelDownload (Downloaded)."""
 
 from moorage import names
-from moorage.api.conditions import DownloadCondition, DownloadPhase, Reason, is_true
+from moorage.api.conditions import DownloadCondition, DownloadPhase, Reason, get_condition
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.download import DownloadSpec, ModelDownload
 from moorage.api.model_status import SizeClass, SourceStatus
 from moorage.errors import InvalidSpec
 from moorage.manifests.common import stamped
 from moorage.planning import text
-from moorage.planning.model_pass import ModelPass
+from moorage.planning.draft import TRUE
+from moorage.planning.model_pass import PERSON, ModelPass
 from moorage.planning.types import Manifest, Resolve
+from moorage.sources.urls import without_query
 
 _BILLION = 10**9
+
+# Reasons of a download that is not Ready which its Models repeat; all others are Downloading to them.
+_PASSED_ON = PERSON | {
+    Reason.PAUSED,
+    Reason.CANCELLED,
+    Reason.QUEUED,
+    Reason.OUTSIDE_WINDOW,
+    Reason.WAITING_FOR_VOLUME,
+    Reason.IMAGE_PULL_FAILED,
+    Reason.UNSCHEDULABLE,
+}
 
 
 def size_class(parameters: int | None) -> SizeClass | None:
@@ -115,7 +128,8 @@ def _download_name(step: ModelPass) -> str:
         return names.download_name({**content, "storage": storage}, hub.repo.rpartition("/")[2])
     if http:
         content = {"sha256": http.sha256.lower(), "name": http.file_name}
-        return names.download_name({**content, "storage": storage}, http.url.rpartition("/")[2])
+        hint = http.file_name or without_query(http.url).rpartition("/")[2]
+        return names.download_name({**content, "storage": storage}, hint)
     assert prefilled is not None
     return names.download_name({"claim": prefilled.dump()}, prefilled.claim_name)
 
@@ -154,12 +168,12 @@ def _follow(step: ModelPass, found: ModelDownload) -> str | None:
     status = found.status
     progress = (status.summary.message if status.summary else None) or "waiting for the download to start"
     if status.phase == DownloadPhase.FAILED:
-        error = status.last_error
-        reason = error.reason if error and error.reason else Reason.DOWNLOAD_FAILED
-        return step.stop(C.DOWNLOADED, reason, progress)
-    if not is_true(status.conditions, DownloadCondition.READY):
-        reason = Reason.PAUSED if status.phase == DownloadPhase.PAUSED else Reason.DOWNLOADING
-        return step.stop(C.DOWNLOADED, reason, progress)
+        why = status.last_error.reason if status.last_error else None
+        return step.stop(C.DOWNLOADED, why if why and why in PERSON else Reason.DOWNLOAD_FAILED, progress)
+    ready = get_condition(status.conditions, DownloadCondition.READY)
+    if ready is None or ready.status != TRUE:
+        told = ready is not None and ready.reason in _PASSED_ON
+        return step.stop(C.DOWNLOADED, ready.reason if ready and told else Reason.DOWNLOADING, progress)
     source = step.source
     source.claim_name, source.path = status.claim_name, status.path
     source.resolved_revision = source.resolved_revision or status.resolved_revision

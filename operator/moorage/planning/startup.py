@@ -7,12 +7,13 @@ from moorage.api.model_status import StartupStatus
 from moorage.planning.types import Manifest
 
 
-def _moment(value: str | None) -> datetime | None:
+def moment(value: str | None) -> datetime | None:
+    """A timestamp as the API server writes it; None where there is none."""
     return datetime.fromisoformat(value.replace("Z", "+00:00")) if value else None
 
 
 def _between(start: str | None, end: str | None) -> int | None:
-    a, b = _moment(start), _moment(end)
+    a, b = moment(start), moment(end)
     return max(int((b - a).total_seconds() * 1000), 0) if a and b else None
 
 

@@ -1,0 +1,185 @@
+"""What is rare and still happens to a ModelDownload."""
+
+import json
+from typing import Any
+
+from moorage import names
+from tests.support.world import GGUF, World, model
+
+
+def fetching() -> World:
+    return World(model()).answer_resolve(GGUF)
+
+
+def former(child: dict[str, Any]) -> None:
+    """Make `child` one that a ModelDownload of the same name left behind."""
+    child["owner"] = "uid-former"
+
+
+def test_a_former_downloads_job_is_waited_for():
+    world = fetching()
+    former(world.job())
+    world.settle()
+    assert world.download["status"]["phase"] == "Pending"
+    assert world.of_download("Stalled")[0] == "False"
+    del world.children[("Job", world.download["metadata"]["name"])]
+    world.settle().download_done()
+    assert world.download["status"]["phase"] == "Ready"
+
+
+def test_a_strangers_job_is_named_and_nothing_ends_for_good():
+    world = fetching()
+    name = world.download["metadata"]["name"]
+    world.children[("Job", name)] = {"stranger": True, "uid": "x", "labels": {}}
+    world.settle()
+    assert world.condition("Downloaded")[:2] == ("False", "NameTaken")
+    assert world.phase == "Blocked"
+    del world.children[("Job", name)]
+    world.settle().download_done()
+    assert world.phase == "Loading"
+
+
+def test_a_former_downloads_claim_is_waited_for():
+    world = fetching()
+    former(world.children[("PersistentVolumeClaim", world.download["metadata"]["name"])])
+    world.settle()
+    status, reason, message = world.of_download("SpaceAvailable")
+    assert (status, reason) == ("False", "WaitingForVolume")
+    assert "earlier claim" in message
+
+
+def test_cancelled_and_active_again_makes_a_claim_with_room_for_the_files():
+    world = fetching()
+    name = world.download["metadata"]["name"]
+    before = world.manifests[("PersistentVolumeClaim", name)]["spec"]["resources"]
+    world.download["spec"]["state"] = "Cancelled"
+    world.settle()
+    assert world.download["status"]["bytes"] == {"total": 4 * 2**30, "done": 0}
+    world.download["spec"]["state"] = "Active"
+    world.settle()
+    assert world.manifests[("PersistentVolumeClaim", name)]["spec"]["resources"] == before
+
+
+def test_a_claim_that_is_deleted_takes_the_files_with_it():
+    world = fetching().download_done()
+    name = world.download["metadata"]["name"]
+    del world.children[("PersistentVolumeClaim", name)]
+    world.settle()
+    assert world.of_download("Ready")[0] == "False"
+    assert world.job(), "they are fetched again"
+    world.download_done()
+    assert world.of_download("Ready")[0] == "True"
+
+
+def test_a_missing_claim_no_longer_matters_once_it_is_there():
+    source = {"persistentVolumeClaim": {"claimName": "mine"}}
+    world = World(model(source=source)).settle()
+    assert world.condition("Downloaded")[:2] == ("False", "ClaimNotFound")
+    assert world.phase == "Blocked"
+    world.children[("PersistentVolumeClaim", "mine")] = {
+        "uid": "x",
+        "labels": {},
+        "owner": None,
+        "phase": "Bound",
+        "deleting": False,
+    }
+    world.settle()
+    assert world.of_download("Ready")[1] == "Downloading"
+    assert world.phase == "Downloading"
+
+
+def test_one_failure_counts_once_however_often_it_is_seen():
+    world = fetching()
+    job = dict(world.job())
+    world.job_ends(33, json.dumps({"reason": "Network", "message": "reset"}), complete=False)
+    key = ("Job", world.download["metadata"]["name"])
+    for _ in range(3):
+        world.children[key] = {**job, "failed": True}
+        world.settle()
+    assert world.download["status"]["attempts"] == 1
+
+
+def test_a_verification_that_fails_for_good_is_not_begun_again():
+    world = fetching().download_done()
+    world.download["metadata"]["annotations"] = {names.VERIFY_AT: "2026-01-02T00:00:00Z"}
+    world.settle()
+    world.job_ends(20, json.dumps({"reason": "ChecksumMismatch", "message": "bits rot"}), complete=False)
+    assert world.download["status"]["phase"] == "Failed"
+    assert not [k for k, _ in world.children if k == "Job"]
+    world.later(3600).settle()
+    assert not [k for k, _ in world.children if k == "Job"]
+
+
+def test_any_failure_for_good_blocks_the_model():
+    world = fetching().job_ends(20, json.dumps({"reason": "NobodyHeardOf", "message": "odd"}), complete=False)
+    assert world.download["status"]["phase"] == "Failed"
+    assert world.phase == "Blocked"
+    assert world.condition("Stalled")[0] == "True"
+
+
+def test_a_cancelled_download_is_told_as_such():
+    world = fetching()
+    world.download["spec"]["state"] = "Cancelled"
+    world.settle()
+    assert world.condition("Downloaded")[:2] == ("False", "Cancelled")
+
+
+def test_a_changed_spec_gives_a_failed_download_another_chance():
+    world = fetching().job_ends(21, json.dumps({"reason": "VolumeError", "message": "read-only"}), complete=False)
+    assert world.download["status"]["phase"] == "Failed"
+    world.download["spec"]["connections"] = 2
+    world.download["metadata"]["generation"] = 2
+    world.settle()
+    assert world.job()
+    assert world.download["status"]["phase"] == "Checking"
+
+
+def test_a_job_that_gets_no_pod_says_where_to_look():
+    world = fetching()
+    world.job()["started"] = "2026-01-01T00:00:00Z"
+    world.settle()
+    plan = world.plan_download()
+    assert plan.requeue_after is not None
+    world.later(60).settle()
+    message = world.of_download("Downloaded")[2]
+    assert "no pod" in message
+    assert "kubectl describe job" in message
+
+
+def test_progress_that_makes_no_sense_is_not_believed():
+    for odd in ({}, {"phase": "Downloading"}, {"phase": [], "bytes": {"total": -1, "done": "x"}, "files": 3}):
+        world = fetching()
+        job = world.job()
+        labels = job["labels"]
+        world.pods["d"] = {
+            "name": "d", "uid": "d", "owner": job["uid"], "labels": labels, "phase": "Running", "node": "n1",
+            "ip": "10.0.0.3", "ready": True, "gpus": {}, "created": "", "unschedulable": "", "deleting": False,
+            "templateHash": "", "containers": [],
+        }  # fmt: skip
+        world.progress = odd
+        world.settle()
+        assert world.download["status"]["phase"] == "Checking"
+
+
+def test_a_persons_download_fetches_the_files_it_counted():
+    world = World(model())
+    files = [f["path"] for f in GGUF["files"]]
+    world.answer_resolve(GGUF)
+    world.download["spec"] = {"source": {"huggingFace": {"repo": "org/tiny", "quantization": "Q4_K_M"}}}
+    world.download["status"] = {}
+    world.children.clear()
+    world.settle()
+    world.download_resolved = world.resolved.__class__(world.plan_download().ask[0].inputs, GGUF)
+    world.settle()
+    args = world.manifests[("Job", world.download["metadata"]["name"])]["spec"]["template"]["spec"]["containers"][0][
+        "args"
+    ]
+    assert [args[i + 1] for i, a in enumerate(args) if a == "--file"] == files
+    assert "--include" not in args
+
+
+def test_the_query_of_a_url_is_in_no_name():
+    url = "https://files.example/tiny.gguf?token=hush/hush"
+    world = World(model(source={"http": {"url": url, "sha256": "a" * 64}})).answer_resolve(GGUF)
+    assert "hush" not in world.download["metadata"]["name"]
+    assert world.download["metadata"]["name"].startswith("tiny-gguf-")
