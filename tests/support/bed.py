@@ -5,7 +5,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,15 @@ class Bed:
                 last = repr(error)
             assert loop.time() < deadline, f"{resource.plural}/{name} not as expected within {timeout:g} s: {last}"
             await asyncio.sleep(0.05)
+
+    async def eventually(self, check: Callable[[], Awaitable[Any]], timeout: float = 20.0) -> Any:
+        """What `check()` returns as soon as that is true."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while not (found := await check()):
+            assert loop.time() < deadline, f"not within {timeout:g} s"
+            await asyncio.sleep(0.05)
+        return found
 
     async def until_condition(self, name: str, kind: str, status: str, reason: str = "", **kw: Any) -> dict[str, Any]:
         """The Model as soon as one condition has this status (and reason)."""

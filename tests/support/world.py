@@ -12,6 +12,7 @@ from typing import Any
 
 from moorage import names
 from moorage.control import projections
+from moorage.placement.inventory import Reservation, build
 from moorage.planning.download import plan_download
 from moorage.planning.model import plan_model
 from moorage.planning.types import Answer, Defaults, ObservedDownload, ObservedModel, Plan, Resolve, WarmUp, Window
@@ -32,6 +33,25 @@ GGUF = {
         "quantization": "Q4_K_M",
     },
 }
+
+
+def gpu_node(name: str, mib: int, gpus: int = 1) -> dict[str, Any]:
+    """A node with NVIDIA GPUs as GPU feature discovery labels it."""
+    return {
+        "name": name,
+        "ready": True,
+        "unschedulable": False,
+        "taints": [],
+        "annotations": {},
+        "gpus": {"nvidia.com/gpu": gpus},
+        "labels": {
+            "kubernetes.io/hostname": name,
+            "nvidia.com/gpu.memory": str(mib),
+            "nvidia.com/gpu.count": str(gpus),
+            "nvidia.com/gpu.product": "NVIDIA-SIMULATED",
+            "nvidia.com/gpu.sharing-strategy": "none",
+        },
+    }
 
 
 def model(name: str = "tiny", annotations: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
@@ -61,7 +81,8 @@ class World:
         self.download_resolved: Answer | None = None
         self.warmed: Answer | None = None
         self.progress: dict[str, Any] | None = None
-        self.gpus: dict[str, int] = {}
+        self.nodes: list[dict[str, Any]] = []
+        self.reservations: tuple[Reservation, ...] = ()
         self.users: tuple[str, ...] = (obj["metadata"]["name"],)
         self.events: list[tuple[str, str]] = []
         self.asked: list[Any] = []
@@ -95,7 +116,8 @@ class World:
                 service=children["Service"],
                 pods=tuple(p for p in self.pods.values() if names.MODEL_LABEL in p["labels"]),
                 jobs=tuple(c for (k, _), c in self.children.items() if k == "Job" and names.MODEL_LABEL in c["labels"]),
-                gpus=self.gpus,
+                reservations=self.reservations,
+                inventory=build(self.nodes, [p for p in self.pods.values() if p["gpus"]]),
                 resolved=self.resolved,
                 warmed=self.warmed,
             )
@@ -254,7 +276,8 @@ class World:
             "terminated": state.pop("terminated", None), "last": state.pop("last", None),
         }  # fmt: skip
         self.pods[uid] = {
-            "name": uid, "uid": uid, "owner": "rs", "labels": labels, "phase": "Running", "node": "node-1", "ip": "10.0.0.1",
+            "name": uid, "uid": uid, "owner": "rs", "labels": labels, "phase": "Running", "node": "node-1",
+            "ip": "10.0.0.1",
             "ready": False, "gpus": {}, "created": "2026-01-01T00:00:00Z", "scheduledAt": "2026-01-01T00:00:01Z",
             "readyAt": "2026-01-01T00:00:05Z", "unschedulable": "", "deleting": False, "templateHash": "t",
             "containers": [container], **state,

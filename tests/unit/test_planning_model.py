@@ -11,7 +11,7 @@ from moorage import names
 from moorage.planning.types import Answer
 from moorage.sizing.facts import header_facts
 from moorage.sizing.gguf import read_gguf_header
-from tests.support.world import GGUF, World, model
+from tests.support.world import GGUF, World, gpu_node, model
 
 
 def tiny_header() -> str:
@@ -233,7 +233,7 @@ def test_without_gpus_auto_never_falls_back_to_the_cpu():
 
 def test_gpus_are_asked_for_as_the_vendors_resource():
     world = World(model(accelerator={"vendor": "Auto"}))
-    world.gpus = {"nvidia.com/gpu": 2}
+    world.nodes = [gpu_node("gpu-1", 24564, 2)]
     world.ready()
     container = world.manifests[("Deployment", "tiny")]["spec"]["template"]["spec"]["containers"][0]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": "1"}
@@ -296,7 +296,7 @@ def test_memory_follows_from_the_header_and_is_asked_of_the_node():
 
 def test_gpu_memory_is_shown_as_a_column():
     world = World(model(accelerator={"vendor": "Nvidia"}))
-    world.gpus = {"nvidia.com/gpu": 1}
+    world.nodes = [gpu_node("gpu-1", 24564)]
     world.answer_resolve({**GGUF, "facts": {**GGUF["facts"], "header": tiny_header()}})
     status = world.model["status"]
     assert status["memory"]["estimatedMiB"] == sum(

@@ -48,6 +48,8 @@ app.kubernetes.io/component: operator
 images:
   moorage: {{ include "moorage.image" . | quote }}
   llamaCpp: {{ include "moorage.llamaCppImage" . | quote }}
+  llamaCppNvidia: {{ .Values.images.llamaCppNvidia | quote }}
+  llamaCppAmd: {{ .Values.images.llamaCppAmd | quote }}
   pullSecrets: {{ toJson .Values.images.pullSecrets }}
 sources:
   huggingFaceEndpoint: {{ .Values.sources.huggingFaceEndpoint | quote }}

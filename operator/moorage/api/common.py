@@ -30,10 +30,13 @@ from moorage.errors import InvalidSpec
 
 # Words whose capitals differ from plain camelCase: KVCache as in the field's papers, MiB as in Kubernetes' units.
 _CAPITALS = {"mib": "MiB", "kv": "KV"}
+_WHOLE = {"memory_per_gpu_override": "memoryPerGPUOverride"}
 
 
 def camel(name: str) -> str:
     """The manifest's name of a Python field: `perGpuMiB` for `per_gpu_mib`."""
+    if name in _WHOLE:
+        return _WHOLE[name]
     first, *rest = name.split("_")
     return first + "".join(_CAPITALS.get(word, word.capitalize()) for word in rest)
 

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from moorage.api.common import Extension, Resource, Rule, SpecPart, Text
+from moorage.api.common import Extension, Quantity, Resource, Rule, SpecPart, Text
 from moorage.api.corev1 import (
     Affinity,
     Annotations,
@@ -136,6 +136,11 @@ class Accelerator(SpecPart):
             "self.vendor != 'None' || !has(self.count)",
             "spec.accelerator.count has no effect with vendor None, which means CPUs only; remove one of the two",
         ),
+        Rule(
+            "self.vendor != 'None' || !has(self.memoryPerGPUOverride)",
+            "spec.accelerator.memoryPerGPUOverride has no effect with vendor None, which means CPUs only; "
+            "remove one of the two",
+        ),
     )
 
     vendor: Vendor = Field(
@@ -143,6 +148,10 @@ class Accelerator(SpecPart):
     )
     count: AcceleratorCount | None = Field(
         default=None, description="Accelerators per replica, all on one node: 1, 2, 4 or 8. Absent: as few as fit."
+    )
+    memory_per_gpu_override: Quantity | None = Field(
+        default=None,
+        description="Memory needed on each GPU, such as 10Gi, instead of what Moorage computes from the file header.",
     )
     runtime_class_name: Annotated[str, Field(min_length=1, max_length=253)] | None = Field(
         default=None, description="RuntimeClass of the pods, such as nvidia."

@@ -92,13 +92,28 @@ class MemoryStatus(StatusPart):
     per_gpu_mib: Annotated[list[Count], Cut(8)] = Field(default=[], description="GPU memory on each GPU.")
 
 
+class RejectedNodes(StatusPart):
+    """Nodes that were not chosen for one reason."""
+
+    reason: StatusWord | None = Field(default=None, description="Why not, in a word, such as TooSmall or Taken.")
+    nodes: Count | None = Field(default=None, description="How many nodes.")
+    example: StatusWord | None = Field(default=None, description="One of them.")
+    free_mib: Count | None = Field(default=None, description="The most memory that one of their free GPUs has.")
+
+
 class PlacementStatus(StatusPart):
     """Where the servers run, and why there."""
 
     count: Count | None = Field(default=None, description="Accelerators per replica.")
     vendor: StatusWord | None = Field(default=None, description="Whose accelerators; None: CPUs.")
+    gpu_class: StatusWord | None = Field(default=None, description="Size of the chosen GPUs, such as 24Gi.")
+    gpu_memory_mib: Count | None = Field(default=None, description="Memory of one chosen GPU.")
     reason: Sentence | None = Field(default=None, description="Why there.")
     nodes: Annotated[list[StatusWord], Cut(64)] = Field(default=[], description="Nodes of the servers.")
+    rejected: Annotated[list[RejectedNodes], Cut(16)] = Field(
+        default=[], description="Why not the other nodes, grouped; written when a decision is made."
+    )
+    inputs_hash: StatusWord | None = Field(default=None, description="Hash of what the decision was made for.")
 
 
 class StartupStatus(StatusPart):

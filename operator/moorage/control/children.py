@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +12,7 @@ from moorage.control.store import CLAIM, DOWNLOAD, MODEL, Key, Store
 from moorage.kube.client import KubeClient
 from moorage.kube.reflector import Reflector
 from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS, NODES, PODS, SERVICES, STORAGE_CLASSES, Resource
+from moorage.placement.inventory import Inventory, build
 
 Manifest = dict[str, Any]
 Where = tuple[str, str]
@@ -44,6 +45,8 @@ class Children:
         self._store, self._wake, self._surroundings = store, wake, surroundings
         self._mine: dict[tuple[Resource, Key], set[Where]] = defaultdict(set)
         self._applied: dict[tuple[Resource, Where], tuple[str, str, float]] = {}
+        self._nodes: Inventory | None = None
+        self._inventory: Inventory | None = None
         self.mirrors: dict[Resource, Reflector[Manifest]] = {
             resource: Reflector(kube, resource, project=project, on_change=self._listener(resource))
             for resource, project in _KINDS.items()
@@ -96,13 +99,13 @@ class Children:
 
     # -- surroundings ----------------------------------------------------------------------------------------------
 
-    def gpus(self) -> dict[str, int]:
-        """Allocatable GPUs by resource name over all ready, schedulable nodes."""
-        found: Counter[str] = Counter()
-        for node in self.mirrors[NODES].items.values():
-            if node["ready"] and not node["unschedulable"]:
-                found.update(node["gpus"])
-        return dict(found)
+    def inventory(self) -> Inventory:
+        """Nodes, their GPUs and who holds them; kept until nodes or GPU pods change."""
+        if self._nodes is None:
+            self._nodes, self._inventory = build(self.mirrors[NODES].items.values()), None
+        if self._inventory is None:
+            self._inventory = self._nodes.with_pods(p for p in self.mirrors[PODS].items.values() if p["gpus"])
+        return self._inventory
 
     def storage_class_trouble(self, wanted: str | None) -> str | None:
         """Why a claim with class `wanted` (None: the default) could never bind; None where it could."""
@@ -120,8 +123,21 @@ class Children:
 
     def _listener(self, resource: Resource) -> Callable[[Where, Manifest | None, Manifest | None], None]:
         if resource in (NODES, STORAGE_CLASSES):
-            return lambda _where, _old, _new: self._surroundings()
+            return lambda _where, _old, _new: self._changed_around()
+        if resource == PODS:
+            return self._pod_changed
         return lambda where, old, new: self._changed(resource, where, old, new)
+
+    def _changed_around(self) -> None:
+        self._nodes = None
+        self._surroundings()
+
+    def _pod_changed(self, where: Where, old: Manifest | None, new: Manifest | None) -> None:
+        """GPUs that are taken or given back concern every Model that waits for some."""
+        if _held(old) != _held(new):
+            self._inventory = None
+            self._surroundings()
+        self._changed(PODS, where, old, new)
 
     def _changed(self, resource: Resource, where: Where, old: Manifest | None, new: Manifest | None) -> None:
         known = self._applied.get((resource, where))
@@ -153,3 +169,7 @@ class Children:
             if label in labels:
                 return self._store.by_label(kind, where[0], labels[label]) or Key(kind, where[0], labels[label])
         return None
+
+
+def _held(pod: Manifest | None) -> tuple[object, ...]:
+    return (pod["node"], pod["phase"], tuple(pod["gpus"].items())) if pod and pod["gpus"] else ()

@@ -43,10 +43,7 @@ def _collect(operator: Operator) -> None:
     metrics.QUEUE_DEPTH.set(operator.queue.depth)
     for verb, count in operator.kube.requests.items():
         metrics.API_REQUESTS.labels(verb).set(count)
-    phases: Counter[tuple[str, str]] = Counter()
-    for key in operator.store.all_keys():
-        obj = operator.store.get(key) or {}
-        phases[(key.kind, (obj.get("status") or {}).get("phase") or "None")] += 1
+    phases = Counter(operator.store.phases())
     metrics.OBJECTS.clear()
     for (kind, phase), count in phases.items():
         metrics.OBJECTS.labels(kind, phase).set(count)

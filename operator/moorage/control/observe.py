@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from moorage import names
 from moorage.control.children import Children
 from moorage.control.gate import DownloadGate
+from moorage.control.ledger import Ledger
 from moorage.control.progress import ProgressPoller
 from moorage.control.sidetasks import SideTasks
 from moorage.control.store import DOWNLOAD, MODEL, Key, Store, claim_name
@@ -31,9 +32,11 @@ class Observer:
         warming: SideTasks,
         progress: ProgressPoller,
         gate: DownloadGate,
+        ledger: Ledger,
     ) -> None:
         self._store, self._children, self._defaults = store, children, defaults
-        self._resolving, self._warming, self._progress, self._gate = resolving, warming, progress, gate
+        self._resolving, self._warming, self._progress = resolving, warming, progress
+        self._gate, self._ledger = gate, ledger
 
     def model(self, key: Key, obj: Manifest) -> ObservedModel:
         """Snapshot of a Model."""
@@ -48,7 +51,8 @@ class Observer:
             service=children.get(SERVICES, where),
             pods=tuple(children.of(PODS, key)),
             jobs=tuple(children.of(JOBS, key)),
-            gpus=children.gpus(),
+            inventory=children.inventory(),
+            reservations=self._ledger.all(),
             resolved=self._resolving.answer(key),
             warmed=self._warming.answer(key),
         )

@@ -12,6 +12,7 @@ from moorage.control import metrics
 from moorage.control.apply import RESOURCES, Applier
 from moorage.control.children import Children
 from moorage.control.gate import DownloadGate
+from moorage.control.ledger import Ledger
 from moorage.control.observe import Observer
 from moorage.control.prober import HttpProber, Prober
 from moorage.control.progress import ProgressPoller
@@ -55,6 +56,7 @@ class Operator:
             "resolving": self._resolving,
             "warming": self._warming,
             "progress": self._progress,
+            "ledger": Ledger(),
             "gate": DownloadGate(settings.downloads.max_running, self.children.running_downloads, self._wake),
         }
         observer = Observer(self.store, self.children, settings.defaults(), **side)
@@ -119,10 +121,8 @@ class Operator:
         """Nodes or storage classes changed: whoever waits looks again; who is settled is not disturbed."""
         if not self.ready:
             return
-        for key in self.store.all_keys():
-            obj = self.store.get(key) or {}
-            if (obj.get("status") or {}).get("phase") != "Ready":
-                self._wake(key)
+        for key in self.store.unready():
+            self._wake(key)
 
     # -- passes ---------------------------------------------------------------------------------------------------
 

@@ -3,13 +3,14 @@
 A cluster's pods and nodes are large; a projection is a few hundred bytes. None means: nothing here concerns us.
 """
 
+from collections import Counter
 from typing import Any
 
 from moorage import names
+from moorage.placement.memory import ANNOTATION as GPU_MEMORY
+from moorage.placement.vendors import is_gpu
 
 Manifest = dict[str, Any]
-
-GPU_RESOURCES = ("nvidia.com/gpu", "amd.com/gpu")
 
 
 def child_meta(obj: Manifest) -> Manifest:
@@ -114,7 +115,7 @@ def pod(obj: Manifest) -> Manifest | None:
     }
     labels = meta.get("labels") or {}
     if labels.get(names.MANAGED_BY) != "moorage":
-        return base if gpus else None
+        return {**base, "labels": {}} if gpus else None
     conditions = {c["type"]: c for c in status.get("conditions", ())}
     scheduled = conditions.get("PodScheduled", {})
     return {
@@ -160,35 +161,39 @@ def _pick(state: Manifest | None, *keys: str) -> Manifest | None:
 
 def gpu_requests(spec: Manifest) -> dict[str, int]:
     """GPUs a pod holds, by resource name: the sum over containers, or one init container's where that is more."""
-    wanted: dict[str, int] = {}
-    for resource in GPU_RESOURCES:
-        running = sum(_gpu_limit(c, resource) for c in spec.get("containers", ()))
-        starting = max((_gpu_limit(c, resource) for c in spec.get("initContainers", ())), default=0)
-        if most := max(running, starting):
-            wanted[resource] = most
-    return wanted
+    running: Counter[str] = Counter()
+    for container in spec.get("containers", ()):
+        running.update(_gpu_limits(container))
+    for container in spec.get("initContainers", ()):
+        for resource, count in _gpu_limits(container).items():
+            running[resource] = max(running[resource], count)
+    return {resource: count for resource, count in running.items() if count}
 
 
-def _gpu_limit(container: Manifest, resource: str) -> int:
-    return int(container.get("resources", {}).get("limits", {}).get(resource, 0))
+def _gpu_limits(container: Manifest) -> dict[str, int]:
+    limits = (container.get("resources") or {}).get("limits") or {}
+    return {resource: whole(count) for resource, count in limits.items() if is_gpu(resource)}
+
+
+def whole(quantity: Any) -> int:
+    """A count of devices as the API server writes it; what is no whole number counts as none."""
+    text = str(quantity)
+    return int(text) if text.isdigit() else 0
 
 
 def node(obj: Manifest) -> Manifest | None:
-    """A node: whether it can take pods, and the GPUs it offers."""
-    status = obj.get("status", {})
+    """A node: whether it can take pods, the GPUs it offers, and what pods may select it by."""
+    meta, status, spec = obj["metadata"], obj.get("status", {}), obj.get("spec", {})
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", ()))
-    allocatable = status.get("allocatable", {})
-    gpus = {r: int(allocatable[r]) for r in GPU_RESOURCES if int(allocatable.get(r, 0) or 0) > 0}
+    annotations = meta.get("annotations") or {}
     return {
-        "name": obj["metadata"]["name"],
+        "name": meta["name"],
         "ready": ready,
-        "unschedulable": bool(obj["spec"].get("unschedulable")),
-        "gpus": gpus,
-        "labels": {
-            k: v
-            for k, v in (obj["metadata"].get("labels") or {}).items()
-            if "gpu" in k or k == "kubernetes.io/hostname"
-        },
+        "unschedulable": bool(spec.get("unschedulable")),
+        "gpus": {r: whole(count) for r, count in status.get("allocatable", {}).items() if is_gpu(r)},
+        "labels": dict(meta.get("labels") or {}),
+        "taints": [{k: t.get(k, "") for k in ("key", "value", "effect")} for t in spec.get("taints", ())],
+        "annotations": {k: annotations[k] for k in (GPU_MEMORY,) if k in annotations},
     }
 
 

@@ -5,6 +5,7 @@ import logging
 from moorage.control.apply import Applier, Refused
 from moorage.control.children import Children
 from moorage.control.gate import DownloadGate
+from moorage.control.ledger import Ledger
 from moorage.control.observe import Observer, now
 from moorage.control.progress import ProgressPoller
 from moorage.control.sidetasks import SideTasks
@@ -34,10 +35,12 @@ class Runner:
         warming: SideTasks,
         progress: ProgressPoller,
         gate: DownloadGate,
+        ledger: Ledger,
     ) -> None:
         self._store, self._children = store, children
         self._observer, self._applier = observer, applier
         self._resolving, self._warming, self._progress, self._gate = resolving, warming, progress, gate
+        self._ledger = ledger
 
     async def handle(self, key: Key) -> float | None:
         """Bring `key` one step on; returns seconds until it should be looked at again, None to wait for a change."""
@@ -45,9 +48,11 @@ class Runner:
         if obj is None:
             self._forget(key, Plan())
             self._gate.leave(key)
+            self._ledger.hold(key, ())
             return None
         links = self._store.links(key)
         plan = self._plan(key, obj)
+        self._ledger.hold(key, plan.reserve)  # before anything is awaited, so that no other pass plans the same GPUs
         log.debug("%s: %s", key, plan.why)
         pause = self._ask(key, plan)
         try:

@@ -20,6 +20,8 @@ class Images(_Section):
 
     moorage: str = f"ghcr.io/moorage/moorage:{__version__}"
     llama_cpp: str = f"ghcr.io/moorage/llamacpp-cpu:{__version__}"
+    llama_cpp_nvidia: str = "ghcr.io/ggml-org/llama.cpp:server-cuda-b11669"
+    llama_cpp_amd: str = "ghcr.io/ggml-org/llama.cpp:server-rocm-b11669"
     pull_secrets: tuple[str, ...] = ()
 
 
@@ -70,6 +72,8 @@ class Settings(_Section):
         return Defaults(
             moorage_image=self.images.moorage,
             llamacpp_image=self.images.llama_cpp,
+            llamacpp_nvidia_image=self.images.llama_cpp_nvidia,
+            llamacpp_amd_image=self.images.llama_cpp_amd,
             huggingface_endpoint=self.sources.hugging_face_endpoint,
             allowed_hosts=self.sources.allowed_hosts,
             denied_networks=self.sources.denied_networks,

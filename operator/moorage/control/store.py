@@ -14,6 +14,8 @@ from moorage import names
 
 Manifest = dict[str, Any]
 
+SETTLED = ("Ready", "ScaledToZero")
+
 MODEL, DOWNLOAD, ALIAS = "Model", "ModelDownload", "ModelAlias"
 CLAIM = "PersistentVolumeClaim"
 """Claims are not kept here, but a download may name one, and wants to hear of it."""
@@ -41,6 +43,7 @@ class _Entry(NamedTuple):
     version: int
     wanted: int
     status: int
+    phase: str
     body: bytes
 
 
@@ -75,7 +78,9 @@ class Store:
         body = {**obj, "metadata": metadata}
         wanted = hash(orjson.dumps([obj.get("spec"), _asked(metadata)], option=orjson.OPT_SORT_KEYS))
         status = hash(orjson.dumps(obj.get("status"), option=orjson.OPT_SORT_KEYS))
-        self._entries[key] = _Entry(version, wanted, status, orjson.dumps(body))
+        self._entries[key] = _Entry(
+            version, wanted, status, (obj.get("status") or {}).get("phase") or "", orjson.dumps(body)
+        )
         self._labels[(key.kind, key.namespace, names.dns_label(key.name))] = key
         self._link(key, links_of(key, body))
         change = Change(True, True) if old is None else Change(wanted != old.wanted, status != old.status)
@@ -106,6 +111,15 @@ class Store:
     def links(self, key: Key) -> frozenset[Key]:
         """Keys that `key` names."""
         return self._links.get(key, frozenset())
+
+    def unready(self) -> list[Key]:
+        """Keys that may wait for something around them: nodes, GPUs, storage classes."""
+        return [k for k, e in self._entries.items() if k.kind != ALIAS and e.phase not in SETTLED]
+
+    def phases(self) -> Iterator[tuple[str, str]]:
+        """Kind and phase of every object."""
+        for key, entry in self._entries.items():
+            yield key.kind, entry.phase or "None"
 
     def all_keys(self, kind: str | None = None) -> list[Key]:
         """All keys, or those of one kind."""

@@ -9,6 +9,7 @@ from moorage.engines.base import EngineContainer, EngineInputs, Probe, startup_s
 
 NAME = "LlamaCpp"
 DEFAULT_SEQUENCES = 4
+GPU_COUNTS = (1, 2, 4, 8)  # a layer split takes any number; these are what nodes come with
 DEFAULT_CONTEXT = 8192
 PROMPT_CACHE_MIB = 256  # llama-server's own default is 8192 MiB of host memory, more than most pods have
 
@@ -53,6 +54,8 @@ def arguments(inputs: EngineInputs) -> tuple[str, ...]:
         "--no-ui",
         "--offline",
     ]
+    if inputs.gpus > 1:  # equal shares, as the memory plan counts; the default splits by what is free at that moment
+        args += ["--split-mode", "layer", "--tensor-split", ",".join(["1"] * inputs.gpus)]
     return (*args, *inputs.extra_args)
 
 

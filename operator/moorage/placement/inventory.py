@@ -1,7 +1,7 @@
 """What the cluster has: nodes, their GPUs, who holds them, and why some cannot be used. Pure and immutable."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -82,6 +82,13 @@ class NodeState:
     pools: tuple[Pool, ...]
     both_books: bool = False
 
+    def without(self, holders: Collection[str]) -> "NodeState":
+        """The same with what `holders` hold free."""
+        if not any(holder in holders for pool in self.pools for holder, _ in pool.holders):
+            return self
+        kept = [{h: n for h, n in pool.holders if h not in holders} for pool in self.pools]
+        return replace(self, pools=tuple(_with_holders(p, held) for p, held in zip(self.pools, kept, strict=True)))
+
 
 @dataclass(frozen=True)
 class NodePool:
@@ -140,6 +147,10 @@ class Inventory:
         used = _usage(pods, claims, self.devices)
         return replace(self, nodes=tuple(_counted(node, used.get(node.name, {})) for node in self.nodes))
 
+    def without(self, holders: Collection[str]) -> "Inventory":
+        """The same with what `holders` hold free: as if they slept."""
+        return replace(self, nodes=tuple(node.without(holders) for node in self.nodes))
+
 
 def build(
     nodes: Iterable[Plain],
@@ -175,9 +186,9 @@ def build(
 
 
 def holder_of(pod: Plain) -> str:
-    """Who holds a pod's GPUs, as messages say it: the Model of our own pods (namespace/name), else the pod."""
-    model = (pod.get("labels") or {}).get(names.MODEL_LABEL)
-    return f"{pod.get('namespace', '')}/{model or pod.get('name', '')}"
+    """Who holds a pod's GPUs, as messages say it: `namespace/model` for our own pods, else `pod namespace/name`."""
+    namespace, model = pod.get("namespace", ""), (pod.get("labels") or {}).get(names.MODEL_LABEL)
+    return f"{namespace}/{model}" if model else f"pod {namespace}/{pod.get('name', '')}"
 
 
 def _book_of(node: NodeState, device: slices.Device) -> Book:
@@ -305,7 +316,7 @@ def _usage(
                 if vendors.is_gpu(resource) and gpus > 0:
                     add(pod["node"], (resource, 0), holder_of(pod), gpus)
     for claim in claims:
-        holder = claim.get("holder") or f"{claim.get('namespace', '')}/{claim.get('name', '')}"
+        holder = claim.get("holder") or f"claim {claim.get('namespace', '')}/{claim.get('name', '')}"
         for device in claim.get("devices") or ():
             known = devices.get((device.get("driver", ""), device.get("pool", ""), device.get("device", "")))
             if known is not None:

@@ -10,7 +10,7 @@ from moorage.api.model import Model
 from moorage.api.model_status import ModelSummary
 from moorage.errors import InvalidSpec
 from moorage.manifests import model as manifests
-from moorage.planning import invalid, model_benchmark, model_memory, model_serve, model_source, text
+from moorage.planning import invalid, model_benchmark, model_memory, model_place, model_serve, model_source, text
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN, Draft
 from moorage.planning.model_pass import PERSON, ModelPass
 from moorage.planning.types import ObservedModel, Plan
@@ -55,6 +55,7 @@ def plan_model(seen: ObservedModel) -> Plan:
         status=step.status.dump(),
         events=draft.events(EVENTS),
         ask=tuple(step.ask),
+        reserve=step.reserve,
         requeue_after=step.requeue,
         why=message,
     )
@@ -65,7 +66,7 @@ def _walk(step: ModelPass) -> str:
 
     What is live is looked at in any case: a new version that is still downloading does not make the old one unready.
     """
-    steps = (model_source.accept, model_serve.place, model_source.download, model_serve.serve)
+    steps = (model_source.accept, model_place.place, model_source.download, model_serve.serve)
     blocked = next((text_ for take in steps if (text_ := take(step))), None)
     live = model_serve.watch(step)
     for kind in STEPS:

@@ -7,6 +7,8 @@ from moorage.api.conditions import ModelCondition as C
 from moorage.api.conditions import Reason
 from moorage.api.model import Model
 from moorage.api.model_status import ModelStatus, SourceStatus
+from moorage.placement.inventory import Reservation
+from moorage.placement.request import Decision
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN, Draft
 from moorage.planning.types import Ask, Manifest, ObservedModel, Patch, Ref
 from moorage.sources import CATALOG
@@ -17,6 +19,7 @@ PERSON = {
     Reason.NAME_TAKEN,
     Reason.UNSUPPORTED_FORMAT,
     Reason.NO_GPU_FITS,
+    Reason.UNKNOWN_GPU_MEMORY,
     Reason.QUOTA_EXCEEDED,
     Reason.FORBIDDEN,
     Reason.CLAIM_NOT_FOUND,
@@ -40,6 +43,8 @@ class ModelPass:
     delete: list[Ref] = field(default_factory=list)
     ask: list[Ask] = field(default_factory=list)
     requeue: float | None = None
+    decision: Decision | None = None
+    reserve: tuple[Reservation, ...] = ()
 
     @property
     def source(self) -> SourceStatus:

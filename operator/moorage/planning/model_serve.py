@@ -5,55 +5,24 @@ from collections.abc import Iterable
 from moorage import names
 from moorage.api.conditions import ConditionStatus, Reason
 from moorage.api.conditions import ModelCondition as C
-from moorage.api.model_status import EngineStatus, PlacementStatus
+from moorage.api.model_status import EngineStatus
 from moorage.engines import llamacpp
 from moorage.engines.base import EngineInputs
-from moorage.errors import InvalidSpec
 from moorage.manifests import model as manifests
-from moorage.placement import accelerator
+from moorage.placement.affinity import merged
 from moorage.planning import text
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
 from moorage.planning.model_memory import context_length, memory, sequences
 from moorage.planning.model_pass import ModelPass
+from moorage.planning.model_place import candidates, decision, remember_memory
 from moorage.planning.pods import Trouble, first_trouble
 from moorage.planning.startup import startup_of
 from moorage.planning.types import Manifest, Patch, Ref, WarmUp
 
 DEADLINE = "ProgressDeadlineExceeded"
+RESOURCES = {"Nvidia": "nvidia.com/gpu", "AMD": "amd.com/gpu"}
 WARM_UP_PATIENCE = 7
 """Failed warm-ups that are not worth a word: nodes take some seconds to learn of a Service's new pod."""
-
-
-def place(step: ModelPass) -> str | None:
-    """Choose the accelerator. A pod that runs keeps what it has: nodes that come and go do not move it."""
-    spec = step.model.spec.accelerator
-    chosen = accelerator.choose(spec.vendor, spec.count, step.seen.gpus)
-    placed = step.status.placement
-    if not chosen.fits and placed and step.draft.was_true(C.PLACED) and _holds(step):
-        return None
-    if not chosen.fits:
-        return step.stop(C.PLACED, Reason.NO_GPU_FITS, chosen.why)
-    if refused := _remember_memory(step, chosen.count):
-        return refused
-    step.status.placement = PlacementStatus(
-        count=chosen.count, vendor=chosen.vendor, reason=chosen.why, nodes=placed.nodes if placed else []
-    )
-    reason = Reason.PLACED if chosen.count else Reason.NO_ACCELERATOR_NEEDED
-    step.done(C.PLACED, reason, chosen.why)
-    return None
-
-
-def _remember_memory(step: ModelPass, gpus: int) -> str | None:
-    """Keep the need in status; a message where the engine would refuse the settings."""
-    try:
-        step.status.memory = memory(step, gpus)
-    except InvalidSpec as error:
-        return step.stop(C.ACCEPTED, Reason.INVALID_SPEC, error.message)
-    return None
-
-
-def _holds(step: ModelPass) -> bool:
-    return any(p["phase"] == "Running" for p in step.servers)
 
 
 def serve(step: ModelPass) -> str | None:
@@ -63,7 +32,7 @@ def serve(step: ModelPass) -> str | None:
         if child is not None and not _ours(step, child):
             return _not_ours(step, kind, child)
     gpus = (step.status.placement.count if step.status.placement else 0) or 0
-    if refused := _remember_memory(step, gpus):  # the header of files in a volume is known only by now
+    if refused := remember_memory(step, gpus):  # the header of files in a volume is known only by now
         return refused
     step.apply.append(manifests.service(step.seen.model))
     _deployment(step, live)
@@ -104,11 +73,15 @@ def _deployment(step: ModelPass, live: Manifest | None) -> None:
 def _image(step: ModelPass, live: Manifest | None) -> str:
     """The engine image: a running one stays until a person or the update policy says otherwise."""
     spec = step.model.spec
-    newest = spec.image or step.seen.defaults.llamacpp_image
+    newest = spec.image or step.seen.defaults.engine_image(_vendor(step))
     if spec.image or live is None or spec.update_policy == "Rolling":
         return newest
     asked = step.model.metadata.annotations.get(names.RESTART_AT, "")
     return newest if asked != live["restartAt"] else str(live["image"])
+
+
+def _vendor(step: ModelPass) -> str | None:
+    return step.status.placement.vendor if step.status.placement else None
 
 
 def inputs_of(step: ModelPass, image: str) -> str:
@@ -165,10 +138,11 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
         options=spec.llama_cpp.dump() if spec.llama_cpp else {},
         extra_args=tuple(spec.args),
     )
+    chosen = (step.decision or decision(step, candidates(step), replacing=True)) if gpus else None
     passthrough = {
         "nodeSelector": spec.node_selector or None,
-        "tolerations": spec.tolerations or None,
-        "affinity": spec.affinity,
+        "tolerations": [*spec.tolerations, *(dict(t) for t in chosen.tolerations)] if chosen else spec.tolerations,
+        "affinity": merged(spec.affinity, chosen.affinity) if chosen else spec.affinity,
         "priorityClassName": spec.priority_class_name,
     }
     meta, asked = spec.pod_metadata, step.model.metadata.annotations.get(names.RESTART_AT)
@@ -178,7 +152,7 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
         engine=llamacpp.container(engine),
         claim=step.source.claim_name or "",
         memory_request_mib=(step.status.memory or memory(step, gpus)).host_mib or 1024,
-        gpu_resource=accelerator.RESOURCES.get(placed.vendor or "", "") if placed else "",
+        gpu_resource=chosen.resource or RESOURCES.get(_vendor(step) or "", "") if chosen else "",
         gpus=gpus,
         runtime_class=spec.accelerator.runtime_class_name,
         pull_secrets=(*(s["name"] for s in spec.image_pull_secrets), *step.seen.defaults.image_pull_secrets),
@@ -249,7 +223,7 @@ def _rolling(live: Manifest) -> bool:
 
 
 def _up_to_date(step: ModelPass, live: Manifest, problem: Trouble | None) -> None:
-    newest = step.model.spec.image or step.seen.defaults.llamacpp_image
+    newest = step.model.spec.image or step.seen.defaults.engine_image(_vendor(step))
     pending = any(m["kind"] == "Deployment" for m in step.apply)
     if _rolling(live) and problem and live["ready"]:
         what = f"the new version does not start ({problem.message}); the previous one keeps serving"

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from moorage.placement.inventory import Inventory, Reservation
+
 Manifest = dict[str, Any]
 
 
@@ -17,12 +19,20 @@ class Defaults:
 
     moorage_image: str
     llamacpp_image: str
+    llamacpp_nvidia_image: str = ""
+    llamacpp_amd_image: str = ""
     huggingface_endpoint: str = "https://huggingface.co"
     allowed_hosts: tuple[str, ...] = ()
     denied_networks: tuple[str, ...] = ()
     allow_loopback: bool = False
     proxy_env: tuple[tuple[str, str], ...] = ()
     image_pull_secrets: tuple[str, ...] = ()
+
+    def engine_image(self, vendor: str | None) -> str:
+        """The image of llama.cpp for a vendor's GPUs, or for the CPU."""
+        return {"Nvidia": self.llamacpp_nvidia_image, "AMD": self.llamacpp_amd_image}.get(
+            vendor or "", self.llamacpp_image
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,7 @@ class Plan:
     """What to do about one object, and why.
 
     `status` is the whole wanted status (None: leave it), `requeue_after` seconds until the object should be looked at
-    again even if nothing changes, `ask` the facts that the next pass needs.
+    again even if nothing changes, `ask` the facts that the next pass needs, `reserve` the GPUs held for pods to come.
     """
 
     apply: tuple[Manifest, ...] = ()
@@ -112,6 +122,7 @@ class Plan:
     status: Manifest | None = None
     events: tuple[PlannedEvent, ...] = ()
     ask: tuple[Ask, ...] = ()
+    reserve: tuple[Reservation, ...] = ()
     requeue_after: float | None = None
     why: str = ""
 
@@ -128,7 +139,8 @@ class ObservedModel:
     service: Manifest | None = None
     pods: tuple[Manifest, ...] = ()
     jobs: tuple[Manifest, ...] = ()
-    gpus: dict[str, int] = field(default_factory=dict)  # resource name -> allocatable over all ready nodes
+    inventory: Inventory | None = None
+    reservations: tuple[Reservation, ...] = ()
     resolved: Answer | None = None
     warmed: Answer | None = None
 

@@ -1,0 +1,143 @@
+"""The step Placed of a Model: how much memory it needs, and the GPUs that give it. Decided before the download."""
+
+from moorage import names
+from moorage.api.common import quantity_bytes
+from moorage.api.conditions import ModelCondition as C
+from moorage.api.conditions import Reason
+from moorage.api.model_status import PlacementStatus, RejectedNodes
+from moorage.engines import llamacpp
+from moorage.errors import InvalidSpec
+from moorage.placement.decide import decide
+from moorage.placement.inventory import Inventory
+from moorage.placement.request import Candidate, Decision, Request
+from moorage.planning.model_memory import memory, need
+from moorage.planning.model_pass import ModelPass
+
+MIB = 1024 * 1024
+NO_GPU_REMEDY = "; set accelerator.vendor: None to run on the CPU"
+
+
+def place(step: ModelPass) -> str | None:
+    """Choose GPU class and count, or the CPU where the spec says so.
+
+    Pods that are bound keep what they have: nodes that come and go do not move them. Until then every pass decides
+    anew, with what the cluster has now, and holds the chosen GPUs for this Model.
+    """
+    if step.model.spec.accelerator.vendor == "None":
+        return _on_cpu(step)
+    try:
+        plans = candidates(step)
+    except InvalidSpec as error:
+        return step.stop(C.ACCEPTED, Reason.INVALID_SPEC, error.message)
+    inputs = _inputs(step, plans)
+    placed = step.status.placement
+    if placed and placed.inputs_hash == inputs and _bound(step) and step.draft.was_true(C.PLACED):
+        return remember_memory(step, placed.count or 0)
+    step.decision = decision(step, plans, replacing=False)
+    return _take(step, step.decision, inputs)
+
+
+def _on_cpu(step: ModelPass) -> str | None:
+    why = "runs on the CPU, as accelerator.vendor None asks"
+    nodes = step.status.placement.nodes if step.status.placement else []
+    step.status.placement = PlacementStatus(count=0, vendor="None", reason=why, nodes=nodes)
+    if refused := remember_memory(step, 0):
+        return refused
+    step.done(C.PLACED, Reason.NO_ACCELERATOR_NEEDED, why)
+    return None
+
+
+def candidates(step: ModelPass) -> tuple[Candidate, ...]:
+    """One GPU, then 2, 4 and 8 of one node, each with its need; 0 MiB where the header is not known yet.
+
+    Raises InvalidSpec where the engine would refuse the settings.
+    """
+    found = []
+    for gpus in llamacpp.GPU_COUNTS:
+        needed = need(step, gpus)
+        found.append(Candidate(gpus, max(needed.per_gpu_mib, default=0) if needed else 0))
+    return tuple(found)
+
+
+def decision(step: ModelPass, plans: tuple[Candidate, ...], *, replacing: bool) -> Decision:
+    """What placement says now; with `replacing` the Model's own pods are counted out."""
+    spec, gpu = step.model.spec, step.model.spec.accelerator
+    override = gpu.memory_per_gpu_override
+    affinity = (spec.affinity or {}).get("nodeAffinity")
+    request = Request(
+        owner=owner(step),
+        candidates=plans,
+        vendor=gpu.vendor,
+        count=gpu.count,
+        memory_override_mib=-(-quantity_bytes(override) // MIB) if override else None,
+        node_selector=spec.node_selector,
+        tolerations=spec.tolerations,
+        node_affinity=affinity,
+        replicas=max(spec.replicas - len(_nodes(step)), 1),
+        placed=tuple(_nodes(step)),
+        replacing=replacing,
+        weights_on=frozenset(),
+    )
+    return decide(request, step.seen.inventory or Inventory(()), step.seen.reservations)
+
+
+def owner(step: ModelPass) -> str:
+    """The Model as reservations and holders of GPUs name it."""
+    return f"{step.model.metadata.namespace}/{names.dns_label(step.model.metadata.name)}"
+
+
+def _take(step: ModelPass, found: Decision, inputs: str) -> str | None:
+    chosen = found.candidate
+    asleep = step.model.spec.replicas == 0 and found.reason == Reason.NO_GPU_FREE
+    status = PlacementStatus(
+        count=chosen.gpus if chosen else None,
+        vendor=found.vendor or None,
+        gpu_class=found.gpu_class or None,
+        gpu_memory_mib=found.memory_mib or None,
+        reason=found.message,
+        nodes=step.status.placement.nodes if step.status.placement else [],
+        rejected=[
+            RejectedNodes(reason=r.reason.value, nodes=r.nodes, example=r.example, free_mib=r.free_mib)
+            for r in found.rejected
+        ],
+        inputs_hash=inputs,
+    )
+    if chosen is None:
+        step.status.placement = status
+        remember_memory(step, (step.model.spec.accelerator.count or 1))
+        if asleep:
+            step.done(C.PLACED, Reason.PLACED, f"asleep; loaded now it would have to wait: {found.message}")
+            return None
+        remedy = "" if step.seen.inventory and step.seen.inventory.has_gpus else NO_GPU_REMEDY
+        return step.stop(C.PLACED, found.reason, found.message + remedy)
+    step.status.placement = status
+    if refused := remember_memory(step, chosen.gpus):
+        return refused
+    step.done(C.PLACED, found.reason, found.message)
+    if step.model.spec.replicas:
+        step.reserve = found.reservations(owner(step))
+    return None
+
+
+def remember_memory(step: ModelPass, gpus: int) -> str | None:
+    """Keep the need in status; a message where the engine would refuse the settings."""
+    try:
+        step.status.memory = memory(step, gpus)
+    except InvalidSpec as error:
+        return step.stop(C.ACCEPTED, Reason.INVALID_SPEC, error.message)
+    return None
+
+
+def _bound(step: ModelPass) -> bool:
+    return bool(_nodes(step)) and len(_nodes(step)) >= step.model.spec.replicas
+
+
+def _nodes(step: ModelPass) -> list[str]:
+    return sorted(p["node"] for p in step.servers if p["node"])
+
+
+def _inputs(step: ModelPass, plans: tuple[Candidate, ...]) -> str:
+    """Hash of what a decision is about: the need and what the spec says of nodes and GPUs."""
+    spec = step.model.spec
+    where = [spec.accelerator.dump(), spec.node_selector, spec.tolerations, spec.affinity]
+    return names.digest([[(c.gpus, c.mib) for c in plans], where])

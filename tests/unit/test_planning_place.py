@@ -1,0 +1,92 @@
+"""Placed: which GPUs a Model gets, as status and manifests say it."""
+
+from moorage.planning.types import Answer
+from tests.support.world import GGUF, World, gpu_node, model
+
+FLEET = [gpu_node("small", 8188), gpu_node("middle", 24564, 2), gpu_node("large", 81559, 8)]
+
+
+def placed(need: str, *, nodes: list | None = None, **spec) -> World:
+    """A Model that needs `need` on each GPU, resolved but not downloaded."""
+    accelerator = {"vendor": "Auto", "memoryPerGPUOverride": need, **spec.pop("accelerator", {})}
+    world = World(model(accelerator=accelerator, **spec))
+    world.nodes = FLEET if nodes is None else nodes
+    world.settle()
+    world.resolved = Answer(world.asked[0].inputs, GGUF)
+    return world.settle()
+
+
+def test_the_smallest_class_that_fits_is_chosen_before_the_download():
+    world = placed("10Gi")
+    assert world.condition("Placed")[:2] == ("True", "Placed")
+    placement = world.model["status"]["placement"]
+    assert (placement["gpuClass"], placement["count"], placement["vendor"]) == ("24Gi", 1, "Nvidia")
+    assert "24Gi" in placement["reason"]
+    assert {r["reason"] for r in placement["rejected"]} >= {"TooSmall"}
+    assert world.phase == "Downloading"
+
+
+def test_what_fits_nowhere_is_blocked_with_both_numbers():
+    world = placed("100Gi")
+    status, reason, message = world.condition("Placed")
+    assert (status, reason) == ("False", "NoGPUFits")
+    assert "100" in message
+    assert "large" in message
+    assert world.phase == "Blocked"
+    assert world.download is None
+
+
+def test_gpus_promised_to_others_are_not_promised_again():
+    first = placed("10Gi", nodes=[gpu_node("only", 24564)])
+    world = World(model("second", accelerator={"vendor": "Auto", "memoryPerGPUOverride": "10Gi"}))
+    world.nodes = [gpu_node("only", 24564)]
+    world.reservations = first.plan().reserve
+    assert world.reservations
+    world.settle()
+    world.resolved = Answer(world.asked[0].inputs, GGUF)
+    world.settle()
+    assert world.condition("Placed")[:2] == ("False", "NoGPUFree")
+    assert world.phase == "Placing"
+    world.reservations = ()
+    world.settle()
+    assert world.condition("Placed")[0] == "True"
+
+
+def test_the_pod_is_held_to_gpus_that_suffice():
+    world = placed("10Gi").answer_resolve(GGUF).download_done()
+    spec = world.manifests[("Deployment", "tiny")]["spec"]["template"]["spec"]
+    assert "nodeName" not in spec
+    required = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    expressions = [e for term in required["nodeSelectorTerms"] for e in term["matchExpressions"]]
+    assert any(e["key"] == "nvidia.com/gpu.memory" for e in expressions)
+    assert spec["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+
+
+def test_a_bound_pod_keeps_its_place_whatever_the_cluster_becomes():
+    world = placed("10Gi").answer_resolve(GGUF).download_done().pod(ready=True).token()
+    before = world.children[("Deployment", "tiny")]["inputsHash"]
+    world.nodes = [gpu_node("huge", 180000, 8)]
+    world.settle()
+    assert world.condition("Placed")[0] == "True"
+    assert world.children[("Deployment", "tiny")]["inputsHash"] == before
+    assert world.phase == "Ready"
+
+
+def test_a_sleeping_model_needs_no_free_gpu_to_be_ready():
+    busy = gpu_node("only", 24564)
+    world = placed("10Gi", nodes=[busy], replicas=0)
+    world.pods["stranger"] = {
+        "name": "s", "namespace": "x", "uid": "s", "node": "only", "phase": "Running",
+        "gpus": {"nvidia.com/gpu": 1}, "labels": {},
+    }  # fmt: skip
+    world.answer_resolve(GGUF).download_done()
+    assert world.phase == "ScaledToZero"
+    assert world.condition("Ready")[:2] == ("True", "ScaledToZero")
+
+
+def test_several_gpus_of_one_node_share_the_layers_equally():
+    world = placed("20Gi", accelerator={"count": 2}).answer_resolve(GGUF).download_done()
+    container = world.manifests[("Deployment", "tiny")]["spec"]["template"]["spec"]["containers"][0]
+    args = container["args"]
+    assert args[args.index("--tensor-split") + 1] == "1,1"
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": "2"}
