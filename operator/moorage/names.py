@@ -77,4 +77,4 @@ def download_child(download: str) -> str:
 
 def benchmark_job(model: str, run: str) -> str:
     """Name of the Job of one benchmark run; `run` identifies what is measured (template, commit, request)."""
-    return f"{dns_label(model, 48)}-bench-{run}"
+    return f"{dns_label(model, 41)}-bench-{run}"  # run: 15 characters at most; a Job's name ends up in a label, 63

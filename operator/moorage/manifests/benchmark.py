@@ -41,6 +41,10 @@ def job(
                 "backoffLimit": 0,
                 "activeDeadlineSeconds": DEADLINE_SECONDS,
                 "ttlSecondsAfterFinished": 3600,
+                # A drained or preempted pod measured nothing: it runs again and counts as no failure.
+                "podFailurePolicy": {
+                    "rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}]
+                },
                 "template": {
                     "metadata": {"labels": {names.MANAGED_BY: "moorage", **labels}},
                     "spec": without_none(pod),

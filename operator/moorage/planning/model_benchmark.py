@@ -26,9 +26,16 @@ _NUMBERS = {
 
 
 def run_of(step: ModelPass) -> str:
-    """Identity of the run that is due: what is served, how it is measured, and a person's request."""
+    """Identity of the run that is due: what is served, how it is measured, and a person's request.
+
+    A request that was taken back asks for nothing: the run that it asked for then stays the one that is due.
+    """
     asked = step.model.metadata.annotations.get(names.BENCHMARK_AT, "")
-    return names.digest([step.status.template, step.model.spec.benchmark.dump(), asked], 10)
+    what = names.digest([step.status.template, step.model.spec.benchmark.dump()], 10)
+    known = step.status.benchmark
+    if asked:
+        return f"{what}-{names.digest(asked, 4)}"
+    return known.run if known and known.run and known.run.startswith(what) else what
 
 
 def benchmark(step: ModelPass) -> None:
@@ -39,16 +46,17 @@ def benchmark(step: ModelPass) -> None:
         _sweep(step, keep=None)
         return
     if not step.draft.true(C.SERVING) or not step.status.template:
-        _mark_stale(step)
         if step.draft.get(C.BENCHMARKED) is None:
             step.draft.set(C.BENCHMARKED, UNKNOWN, Reason.PENDING, "measured once the Model serves")
         return
     run = run_of(step)
     known = step.status.benchmark
     if known is not None and known.run == run:
+        _tell(step, known)
         _sweep(step, keep=None)
         return
-    _mark_stale(step)
+    if known is not None and known.run:
+        step.status.benchmark = known.model_copy(update={"stale": True})
     name = names.benchmark_job(step.model.metadata.name, run)
     _sweep(step, keep=name)
     _follow(step, run, next((j for j in step.seen.jobs if j["name"] == name), None))
@@ -60,11 +68,12 @@ def _follow(step: ModelPass, run: str, job: Manifest | None) -> None:
         step.draft.set(C.BENCHMARKED, FALSE, Reason.RUNNING, "the benchmark is being started")
         return
     report = _report(step.seen.pods, job)
+    running = any(p.get("owner") == job["uid"] and p["phase"] in ("Pending", "Running") for p in step.seen.pods)
     if report is not None:
         _keep(step, run, report)
-    elif job["failed"]:
+    elif job["failed"] and not running:  # a pod that still seems to run is about to tell more
         _failed(step, run, job["message"] or "the benchmark Job failed")
-    elif job["complete"]:
+    elif job["complete"] and not running:
         step.delete.append(_ref(step, job))  # its pod is gone and with it the result: measure again
     else:
         waiting = first_trouble(p for p in step.seen.pods if p.get("owner") == job["uid"])
@@ -81,9 +90,15 @@ def _ref(step: ModelPass, job: Manifest) -> Ref:
     return Ref("batch/v1", "Job", step.model.metadata.namespace, job["name"], job["uid"])
 
 
-def _mark_stale(step: ModelPass) -> None:
-    if step.status.benchmark is not None and step.status.benchmark.run:
-        step.status.benchmark = step.status.benchmark.model_copy(update={"stale": True})
+def _tell(step: ModelPass, known: BenchmarkStatus) -> None:
+    """The condition that goes with the figures of what is served."""
+    if known.message:
+        step.draft.set(C.BENCHMARKED, FALSE, Reason.BENCHMARK_FAILED, known.message)
+        return
+    step.status.benchmark = known.model_copy(update={"stale": False})
+    speed = (known.output_tokens_per_second_milli or 0) / 1000
+    ttft = ((known.ttft_microseconds.p50 if known.ttft_microseconds else None) or 0) / 1000
+    step.draft.set(C.BENCHMARKED, TRUE, Reason.COMPLETED, f"{speed:.0f} tokens/s, first token after {ttft:.0f} ms")
 
 
 def _job(step: ModelPass, run: str) -> Manifest:
@@ -137,18 +152,23 @@ def _keep(step: ModelPass, run: str, report: Manifest) -> None:
     if "ttftUs" not in report:
         _failed(step, run, f"{report.get('reason', 'Failed')}: {report.get('message', 'no figures')}")
         return
-    figures = _figures(report)
-    step.status.benchmark = BenchmarkStatus(
-        **figures,
-        profile=step.model.spec.benchmark.profile,
-        rows=[BenchmarkRow(concurrency=row.get("concurrency", 1), **_figures(row)) for row in report.get("rows", [])],
-        run=run,
-        completed_at=step.seen.now,
-        stale=False,
-    )
-    speed = (report.get("outputTokensPerSecondMilli") or 0) / 1000
-    ttft = report["ttftUs"]["p50"] / 1000
-    step.draft.set(C.BENCHMARKED, TRUE, Reason.COMPLETED, f"{speed:.0f} tokens/s, first token after {ttft:.0f} ms")
+    rows = report.get("rows", [])
+    try:
+        known = BenchmarkStatus(
+            **_figures(report),
+            profile=step.model.spec.benchmark.profile,
+            rows=[BenchmarkRow(concurrency=row.get("concurrency", 1), **_figures(row)) for row in rows],
+            run=run,
+            completed_at=step.seen.now,
+            stale=False,
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        known = BenchmarkStatus()
+    if known.ttft_microseconds is None or known.ttft_microseconds.p50 is None:
+        _failed(step, run, "the benchmark's report cannot be read")
+        return
+    step.status.benchmark = known
+    _tell(step, known)
 
 
 def _failed(step: ModelPass, run: str, message: str) -> None:
