@@ -80,7 +80,8 @@ def test_all_taken_names_the_holders():
     decision = decide(asks(10_400), cluster(*nodes, pods=taken))
     assert decision.reason is Reason.NO_GPU_FREE
     assert (
-        decision.message == "needs 10.2Gi; all 3 GPUs of 12Gi or more are taken (gpu-1: team-a/x; gpu-2: ml/notebook)"
+        decision.message
+        == "needs 10.2Gi; all 3 GPUs of 12Gi or more are taken (gpu-1: team-a/x; gpu-2: pod ml/notebook)"
     )
     assert Rejected(Rejection.TAKEN, 2, "gpu-1", 0) in decision.rejected
 

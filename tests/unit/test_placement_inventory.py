@@ -153,7 +153,7 @@ def test_who_holds_what():
     ]
     pool = pool_of(node("n", 24, 8), pods=pods)
     assert (pool.used, pool.free) == (4, 4)
-    assert pool.holders == (("b/bound", 1), ("team-a/m", 3))
+    assert pool.holders == (("pod b/bound", 1), ("team-a/m", 3))
 
 
 def test_more_held_than_offered_is_none_free():

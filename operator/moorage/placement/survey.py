@@ -29,10 +29,15 @@ _CLOSENESS = {reason: place for place, reason in enumerate(Rejection)}
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A pool on a node that the pod may run on, and how many of its GPUs neither pods nor promises hold."""
+    """A pool on a node that the pod may run on; `balance` is its GPUs less those that pods hold or were promised."""
 
     pool: Pool
-    free: int
+    balance: int
+
+    @property
+    def free(self) -> int:
+        """GPUs that are left; 0 where more are held than are (still) offered."""
+        return max(self.balance, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ def survey(request: Request, inventory: Inventory, reservations: Iterable[Reserv
         elif not node.pools:
             bare.append(node.name)
         else:
-            offers += [Offer(p, _free(request, p, taken)) for p in node.pools]
+            offers += [Offer(p, _balance(request, p, taken)) for p in node.pools]
     return Survey(tuple(offers), tuple(bare), tuple(blocked), promised)
 
 
@@ -85,7 +90,7 @@ def virtual(
         useful = request.replicas + sum(node.startswith(f"{shape.name}/") for node, _ in taken)
         for index in range(min(inventory.room[shape.name], useful)):
             pool = replace(grown(shape), node=f"{shape.name}/{index}")
-            yield shape, Offer(pool, _free(request, pool, taken))
+            yield shape, Offer(pool, _balance(request, pool, taken))
 
 
 def sufficient(request: Request, pool: Pool, candidate: Candidate) -> bool:
@@ -105,7 +110,7 @@ def rejection(request: Request, offer: Offer, candidate: Candidate) -> Rejection
         return Rejection.TOO_SMALL
     if pool.count < candidate.gpus or (pool.sliced and candidate.gpus > 1):
         return Rejection.TOO_FEW
-    return Rejection.TAKEN if offer.free < candidate.gpus else None
+    return Rejection.TAKEN if offer.balance < candidate.gpus else None
 
 
 def closest(request: Request, offers: Iterable[Offer], candidates: Iterable[Candidate]) -> Rejection | None:
@@ -158,11 +163,11 @@ def _promises(
     return taken, {node: tuple(sorted(who)) for node, who in owners.items()}
 
 
-def _free(request: Request, pool: Pool, taken: Mapping[tuple[str, Book], int]) -> int:
+def _balance(request: Request, pool: Pool, taken: Mapping[tuple[str, Book], int]) -> int:
     held = pool.used + taken.get((pool.node, pool.book), 0)
     if request.replacing:
         held -= sum(gpus for holder, gpus in pool.holders if holder == request.owner)
-    return max(pool.count - held, 0)
+    return pool.count - held
 
 
 def grown(shape: NodePool) -> Pool:

@@ -1,0 +1,191 @@
+"""Which idle Models go to sleep so that another one has room on one node. Pure; nobody else's pods are ever touched.
+
+A Model sleeps as a whole (0 replicas), so its GPUs on other nodes become free too; what counts is the room on the one
+node. The fewest Models that make the room are chosen, of those the ones of lowest priority, least recently used.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from moorage.placement.decide import decide
+from moorage.placement.inventory import Inventory, Reservation
+from moorage.placement.request import Candidate, Decision, Request
+from moorage.placement.survey import Offer, sufficient, survey
+from moorage.placement.text import listed
+
+WHEN_IDLE = "WhenIdle"
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A loaded Model, named as the holder of its GPUs; times in seconds.
+
+    `policy` and `priority` are those of its spec.preemption. `idle_seconds` since its last request ended, None while it
+    has one in flight; `resident_seconds` since it became ready, to be at least `min_residency_seconds`.
+    """
+
+    owner: str
+    idle_seconds: int | None
+    resident_seconds: int
+    policy: str = WHEN_IDLE
+    priority: int = 0
+    min_residency_seconds: int = 120
+
+
+@dataclass(frozen=True)
+class Preempted:
+    """What was done before: `victim` went to sleep to make room for `beneficiary`, so many seconds ago."""
+
+    victim: str
+    beneficiary: str
+    seconds_ago: int
+
+
+@dataclass(frozen=True)
+class Preemption:
+    """Who is to sleep, and the decision (of one replica) that holds once they do; without victims `message` says why."""
+
+    message: str
+    victims: tuple[str, ...] = ()
+    decision: Decision | None = None
+
+
+@dataclass(frozen=True)
+class _Option:
+    """Models whose sleep makes room for one candidate on one node; `cost` orders options, cheapest first."""
+
+    victims: tuple[Resident, ...]
+    cost: tuple[int, int, int, int, int, str]
+
+
+def preempt(
+    request: Request,
+    inventory: Inventory,
+    reservations: Iterable[Reservation] = (),
+    *,
+    residents: Iterable[Resident],
+    priority: int = 0,
+    history: Iterable[Preempted] = (),
+    cooldown_seconds: int = 600,
+) -> Preemption:
+    """The Models to put to sleep for one replica of `request`, whose own preemption priority is `priority`.
+
+    A Model that was put to sleep for another within the cooldown, directly or by way of third ones, does not drive that
+    one out in turn: both would only ever load.
+    """
+    known, promises = sorted(residents, key=lambda r: r.owner), tuple(reservations)
+    one = replace(request, replicas=1)
+    present = decide(one, inventory, promises)
+    if present.placed:
+        return Preemption("there is room without", decision=present)
+    drivers = _drivers(request.owner, history, cooldown_seconds)
+    hindrances = {r.owner: _hindrance(r, request, priority, drivers) for r in known}
+    option = _cheapest(one, inventory, promises, {r.owner: r for r in known if not hindrances[r.owner]})
+    if option is None:
+        return Preemption(_nobody(inventory, hindrances, request))
+    names = tuple(r.owner for r in option.victims)
+    decision = decide(one, inventory.without(names), promises)
+    told = listed([f"{r.owner} (idle for {r.idle_seconds} s)" for r in option.victims], 8)
+    return Preemption(f"puts {told} to sleep to make room on {decision.nodes[0]}", names, decision)
+
+
+def smallest_sleep(
+    request: Request, inventory: Inventory, reservations: Iterable[Reservation], owners: Iterable[str]
+) -> tuple[str, ...]:
+    """The fewest of the Models `owners` whose sleep would make room, busy or not: advice for a person. () for none."""
+    able = {owner: Resident(owner, 0, 0) for owner in owners if owner != request.owner}
+    option = _cheapest(replace(request, replicas=1), inventory, tuple(reservations), able)
+    return tuple(r.owner for r in option.victims) if option else ()
+
+
+# -- who may be put to sleep ------------------------------------------------------------------------------------------
+
+
+def _hindrance(resident: Resident, request: Request, priority: int, drivers: frozenset[str]) -> str:
+    """Why a Model may not be put to sleep for the request; empty where it may."""
+    if resident.owner == request.owner:
+        return "is the Model itself"
+    if resident.policy != WHEN_IDLE:
+        return f"has preemption.policy {resident.policy}"
+    if resident.priority > priority:
+        return f"has preemption.priority {resident.priority}"
+    if resident.idle_seconds is None:
+        return "is busy"
+    if resident.resident_seconds < resident.min_residency_seconds:
+        left = resident.min_residency_seconds - resident.resident_seconds
+        return f"stays for another {left} s (preemption.minResidency)"
+    if resident.owner in drivers:
+        return "has just been given this Model's place"
+    return ""
+
+
+def _drivers(owner: str, history: Iterable[Preempted], cooldown_seconds: int) -> frozenset[str]:
+    """Those for whom `owner` was put to sleep within the cooldown, and those for whom these were, and so on."""
+    recent = [p for p in history if p.seconds_ago < cooldown_seconds]
+    found: set[str] = set()
+    victims = {owner}
+    while victims:
+        beneficiaries = {p.beneficiary for p in recent if p.victim in victims}
+        victims = beneficiaries - found
+        found |= beneficiaries
+    return frozenset(found)
+
+
+def _nobody(inventory: Inventory, hindrances: Mapping[str, str], request: Request) -> str:
+    """`no idle Model can make room: a/x is busy, a/y has preemption.policy Never`."""
+    loaded = {holder for n in inventory.nodes for p in n.pools for holder, _ in p.holders} - {request.owner}
+    told = [f"{owner} {why}" for owner, why in hindrances.items() if why and owner in loaded]
+    return f"no idle Model can make room{': ' + listed(told) if told else ''}"
+
+
+# -- the smallest set -------------------------------------------------------------------------------------------------
+
+
+def _cheapest(
+    request: Request, inventory: Inventory, promises: Sequence[Reservation], able: Mapping[str, Resident]
+) -> _Option | None:
+    """The cheapest way over all nodes, or None."""
+    options = [
+        option
+        for offer in survey(request, inventory, promises).offers
+        for candidate in request.plans
+        if (option := _option(request, offer, candidate, able)) is not None
+    ]
+    return min(options, key=lambda o: o.cost, default=None)
+
+
+def _option(request: Request, offer: Offer, candidate: Candidate, able: Mapping[str, Resident]) -> _Option | None:
+    """The fewest idle Models on the offer's node whose sleep leaves enough GPUs free there."""
+    pool = offer.pool
+    held = {holder: gpus for holder, gpus in pool.holders if holder in able}
+    if not held or not sufficient(request, pool, candidate):
+        return None
+    order = sorted((able[o] for o in held), key=lambda r: (r.priority, -(r.idle_seconds or 0), r.owner))
+    victims = _fewest(order, held, candidate.gpus - offer.balance)
+    if not victims:
+        return None
+    cost = (
+        len(victims),
+        max(r.priority for r in victims),
+        -min(r.idle_seconds or 0 for r in victims),
+        sum(held[r.owner] for r in victims),
+        pool.size_class,
+        pool.node,
+    )
+    return _Option(victims, cost)
+
+
+def _fewest(order: Sequence[Resident], held: Mapping[str, int], missing: int) -> tuple[Resident, ...]:
+    """The fewest of `order` that hold `missing` GPUs together; of several such sets the first in that order."""
+
+    def most(of: Iterable[Resident], count: int) -> int:
+        return sum(sorted((held[r.owner] for r in of), reverse=True)[:count])
+
+    count = next((n for n in range(1, len(order) + 1) if most(order, n) >= missing), 0)
+    chosen: list[Resident] = []
+    for index, resident in enumerate(order):
+        left = count - len(chosen) - 1
+        if left >= 0 and held[resident.owner] + most(order[index + 1 :], left) >= missing:
+            chosen.append(resident)
+            missing -= held[resident.owner]
+    return tuple(chosen)
