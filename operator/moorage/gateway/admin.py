@@ -22,7 +22,7 @@ class Admin:
         """See server.Handler."""
         if request.path not in _PATHS:
             return refusals.UNKNOWN_PATH
-        return None if request.method == b"GET" else refusals.WRONG_METHOD
+        return None if request.method == b"GET" else refusals.ONLY_GET
 
     def start(self, request: Request, client: ClientConnection) -> None:
         """See server.Handler."""

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import time
+from dataclasses import replace
 
 from moorage.gateway.admin import Admin
 from moorage.gateway.demand import Demand
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 Address = tuple[str, int]
 _BACKLOG = 4096
+_LAST_WORDS = 0.05  # seconds for what was said to the last clients to leave this process
 
 
 class Gateway:
@@ -30,7 +32,9 @@ class Gateway:
         self.demand = Demand()
         self.proxy = Proxy(self.settings, self.stats, self.demand)
         self.public = Listener(self.settings, self.proxy)
-        self.admin = Listener(self.settings, Admin(Page(self.stats, self.proxy.fleet).render, self._unready))
+        # Nobody uploads there, and nobody there may use up what clients need.
+        modest = replace(self.settings, max_body_bytes=1024, max_connections=256)
+        self.admin = Listener(modest, Admin(Page(self.stats, self.proxy.fleet).render, self._unready))
         self.address: Address = ("", 0)
         self.admin_address: Address = ("", 0)
         self._servers: list[asyncio.Server] = []
@@ -68,6 +72,8 @@ class Gateway:
             await asyncio.sleep(0.02)
             self.public.close_idle()
         log.info("drained: %d requests left", self.public.busy)
+        self.public.shut_down()
+        await asyncio.sleep(_LAST_WORDS)
 
     async def stop(self) -> None:
         """Drop what is left."""

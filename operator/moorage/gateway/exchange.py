@@ -49,9 +49,9 @@ class Exchange:
     """See the module. It is the client connection's job, the engine connection's receiver, and a waiter."""
 
     __slots__ = (
-        "_answer", "_body", "_call", "_choices", "_client", "_cold", "_endpoint", "_first", "_hide", "_id", "_kind",
-        "_plant", "_pool", "_request", "_route", "_started", "_stats", "_status", "_stream", "_target", "_timer",
-        "_tried", "_usage", "_wait_since", "_wait_until", "deadline",
+        "_answer", "_asked", "_body", "_call", "_choices", "_client", "_cold", "_endpoint", "_first", "_hide", "_id",
+        "_kind", "_plant", "_pool", "_request", "_route", "_started", "_stats", "_status", "_stream", "_target",
+        "_timer", "_tried", "_usage", "_wait_since", "_wait_until", "deadline",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +76,7 @@ class Exchange:
         self._first = True
         self._wait_since = self._wait_until = 0.0
         self._cold = self._hide = False
+        self._asked = ""  # the Model whose waking was asked for
         self._timer: asyncio.TimerHandle | None = None
         self._route: Route
         self._choices: tuple[Target, ...] = ()
@@ -92,10 +93,7 @@ class Exchange:
     def start(self, route: Route) -> None:
         """Go where `route` leads."""
         self._route = route
-        target = self._pick()
-        if not self._plant.fleet.pools[target.model.name].endpoints:
-            self._plant.demand.ask(target.model.name)
-        self._place(target)
+        self._place()
 
     # A waiter (fleet)
 
@@ -111,7 +109,7 @@ class Exchange:
             self._fail(refusals.model_not_found(self._route.name))
             return
         self._route = route
-        self._place(self._pick())
+        self._place()
 
     # A job (server)
 
@@ -138,6 +136,12 @@ class Exchange:
         else:
             self.deadline = time.monotonic() + self._plant.settings.silence_timeout
             self._call.resume()
+
+    def on_shutdown(self) -> None:
+        """See server.Job."""
+        if self._call is not None:
+            self._call.abort()
+        self._fail(refusals.SHUTTING_DOWN)
 
     # A receiver (upstream)
 
@@ -204,9 +208,12 @@ class Exchange:
         token = self._request.headers.get(route.sticky_header) if route.sticky_header else None
         return route.pick(token or self._id)
 
-    def _place(self, target: Target) -> None:
-        """Send the request to `target`, or to the first fallback that is awake where it is not, or wait for any."""
+    def _place(self) -> None:
+        """Send the request to its target, or to the first fallback that is awake where it is not, or wait for any."""
         pools = self._plant.fleet.pools
+        target = self._pick()
+        if not pools[target.model.name].endpoints:
+            self._ask_for(target.model.name)
         choices = (target, *self._route.fallbacks)
         awake = next((choice for choice in choices if pools[choice.model.name].endpoints), None)
         self._choices = choices if awake is None else (awake,)
@@ -219,6 +226,12 @@ class Exchange:
                 self._go(awake, pool, endpoint)
                 return
         self._wait()
+
+    def _ask_for(self, model: str) -> None:
+        """Report demand, once however often the table changes meanwhile."""
+        if self._asked != model:
+            self._asked = model
+            self._plant.demand.ask(model)
 
     def _wait(self) -> None:
         fleet, route, now = self._plant.fleet, self._route, time.monotonic()

@@ -50,13 +50,13 @@ class Proxy:
 
     def check(self, request: Request) -> Refusal | None:
         """See server.Handler: path, method and key, before any of the body is read."""
-        wanted = b"POST"
-        if request.path not in KINDS:
-            if request.path != MODELS_PATH:
-                return refusals.UNKNOWN_PATH
-            wanted = b"GET"
-        if request.method != wanted:
-            return refusals.WRONG_METHOD
+        if request.path in KINDS:
+            if request.method != b"POST":
+                return refusals.ONLY_POST
+        elif request.path != MODELS_PATH:
+            return refusals.UNKNOWN_PATH
+        elif request.method != b"GET":
+            return refusals.ONLY_GET
         if self.snapshot.closed:
             bearer = _BEARER.fullmatch(request.headers.get(b"authorization", b""))
             request.key = self.snapshot.find_key(bearer[1]) if bearer else None

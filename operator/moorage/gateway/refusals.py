@@ -13,13 +13,17 @@ JSON_HEADER = b"content-type: application/json\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer that no engine gave. `retry_after` is in seconds, 0 for none; `param` names a field of the request."""
+    """An answer that no engine gave.
+
+    `retry_after` is in seconds, 0 for none; `param` names a field of the request; `allow` the methods that 405 allows.
+    """
 
     status: int
     code: str
     message: str
     retry_after: int = 0
     param: str | None = None
+    allow: str = ""
 
     @property
     def kind(self) -> str:
@@ -38,6 +42,8 @@ class Refusal:
         extra = b"retry-after: %d\r\n" % self.retry_after if self.retry_after else b""
         if self.status == HTTPStatus.UNAUTHORIZED:
             extra += b"www-authenticate: Bearer\r\n"
+        if self.status == HTTPStatus.METHOD_NOT_ALLOWED:
+            extra += b"allow: %s\r\n" % self.allow.encode()
         return JSON_HEADER + extra
 
     def event(self) -> bytes:
@@ -78,7 +84,9 @@ def hold_timeout(name: str) -> Refusal:
 
 INVALID_KEY = Refusal(401, "invalid_api_key", "Incorrect or missing API key.")
 UNKNOWN_PATH = Refusal(404, "unknown_url", "There is no such path here.")
-WRONG_METHOD = Refusal(405, "method_not_allowed", "This method is not allowed here.")
+ONLY_POST = Refusal(405, "method_not_allowed", "This method is not allowed here.", allow="POST")
+ONLY_GET = Refusal(405, "method_not_allowed", "This method is not allowed here.", allow="GET")
+NO_TUNNEL = Refusal(405, "method_not_allowed", "This is no proxy for other hosts.", allow="GET, POST")
 BODY_TOO_LARGE = Refusal(413, "request_too_large", "The request body is too large.")
 HEAD_TOO_LARGE = Refusal(431, "request_header_fields_too_large", "The request head is too large.")
 MALFORMED = bad_request("The request is not valid HTTP/1.1.", "malformed_request")

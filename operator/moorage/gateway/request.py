@@ -181,7 +181,7 @@ class RequestReader:
         """
         request = self.current
         if request.method == b"CONNECT":
-            raise Refused(refusals.WRONG_METHOD)
+            raise Refused(refusals.NO_TUNNEL)
         self._parser = httptools.HttpRequestParser(self)
         self._upgrade, self._replay = False, True
         framing = b""

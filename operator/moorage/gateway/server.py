@@ -51,6 +51,9 @@ class Job(Protocol):
     def on_client_slow(self, slow: bool) -> None:
         """The client takes nothing more for now; or it does again."""
 
+    def on_shutdown(self) -> None:
+        """The process ends now: last words."""
+
 
 class Handler(Protocol):
     """What serves requests."""
@@ -97,6 +100,12 @@ class Listener:
         """Close every connection that does nothing."""
         for connection in list(self.connections):
             connection.close_if_idle()
+
+    def shut_down(self) -> None:
+        """End every answer that is still to come."""
+        for connection in list(self.connections):
+            if connection.job is not None:
+                connection.job.on_shutdown()
 
     def abort(self) -> None:
         """Drop all connections now."""

@@ -123,14 +123,24 @@ async def test_the_grace_period_is_the_end_of_every_stream(tmp_path):
         await side.gone()
 
     options = ("--drain-delay", "0", "--grace-period", "6")
-    async with RawEngine(script) as engine, command(routes(tmp_path, engine), *options) as gateway:
-        async with Client.connected(gateway.public) as client:
+    async with RawEngine(script) as engine:
+        file = routes(tmp_path, engine)
+        file.write_text(file.read_text() + "- {name: asleep, endpoints: []}\n")
+        async with (
+            command(file, *options) as gateway,
+            Client.connected(gateway.public) as client,
+            Client.connected(gateway.public) as waiter,
+        ):
             await client.post(chat(stream=True))
+            await waiter.post(chat("asleep"))
             await client.head()
             began = time.monotonic()
             gateway.process.send_signal(signal.SIGTERM)
             assert await gateway.ended() == 0
             assert 0.9 < time.monotonic() - began < 4, "five seconds of the six are kept in reserve"
+            reply = await waiter.reply()
+            assert (reply.status, reply.error["code"]) == (503, "shutting_down")
+            assert b'"shutting_down"' in await client.closed()
         await eventually(lambda: engine.sides[0].gone_at)
 
 

@@ -228,7 +228,24 @@ async def test_a_waiter_follows_its_alias_when_it_is_retargeted():
             (task,) = await hold(bed, 1, "chat")
             bed.apply(models, aliases[1])
             assert (await task).status == 200
+            (task,) = await hold(bed, 1)
+            for _ in range(3):
+                bed.apply(models, aliases[0])
+            assert bed.gateway.demand.report()["m"]["requests"] == 2, "asked for once, however many tables"
+            bed.apply([model("m", engine)])
+            await task
             assert engine.requests[0].body["temperature"] == 0.25
+
+
+async def test_a_waiter_that_is_led_to_another_sleeper_wakes_that_one():
+    models = [model("m"), model("n")]
+    async with mock() as engine, serving(models, [Alias("chat", (("m", 1),))]) as bed:
+        (task,) = await hold(bed, 1, "chat")
+        bed.apply(models, [Alias("chat", (("n", 1),))])
+        report = bed.gateway.demand.report()
+        assert [(report[name]["requests"], report[name]["pending"]) for name in "mn"] == [(1, 0), (1, 1)]
+        bed.apply([model("m"), model("n", engine)], [Alias("chat", (("n", 1),))])
+        assert (await task).status == 200
 
 
 async def test_a_waiter_whose_name_disappears_is_told():
