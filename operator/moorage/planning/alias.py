@@ -4,6 +4,7 @@ from moorage.api.alias import ModelAlias
 from moorage.api.conditions import AliasCondition, ModelCondition, Reason, is_true
 from moorage.api.model import Model
 from moorage.errors import InvalidSpec
+from moorage.planning import invalid
 from moorage.planning.draft import FALSE, TRUE, Draft
 from moorage.planning.text import line
 from moorage.planning.types import ObservedAlias, Plan
@@ -17,7 +18,10 @@ _EVENTS = {
 
 def plan_alias(seen: ObservedAlias) -> Plan:
     """The status that is true to the alias' targets; an alias owns nothing, so nothing is applied."""
-    alias = ModelAlias.read(seen.alias)
+    try:
+        alias = ModelAlias.read(seen.alias)
+    except InvalidSpec as error:
+        return invalid.plan(seen.alias, seen.now, error)
     if alias.metadata.deletion_timestamp:
         return Plan(why="being deleted")
     targets = [(t.model_ref.name, t.weight) for t in alias.spec.targets]

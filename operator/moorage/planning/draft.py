@@ -1,16 +1,28 @@
 """A status in the making: conditions set one by one, Events for those that changed, texts that fit their columns."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
+from pydantic import ValidationError
+
 from moorage.api.conditions import Condition, ConditionStatus, Reason, get_condition, set_condition
-from moorage.planning.types import PlannedEvent
+from moorage.planning.types import Manifest, PlannedEvent
 
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
 
 # Which Event tells of a condition's change: (type, status, reason) -> Event reason; a reason of "*" matches any.
 EventTable = Mapping[Any, str]
+
+
+def conditions_of(obj: Manifest) -> list[Condition]:
+    """The conditions in the status of `obj`; one that another version wrote in another shape is left out."""
+    found = []
+    for raw in (obj.get("status") or {}).get("conditions") or ():
+        with suppress(ValidationError):
+            found.append(Condition.model_validate(raw))
+    return found
 
 
 class Draft:

@@ -2,9 +2,9 @@
 
 from datetime import datetime
 
-from moorage.api.conditions import Condition, Reason
+from moorage.api.conditions import Reason
 from moorage.errors import InvalidSpec
-from moorage.planning.draft import FALSE, TRUE, Draft
+from moorage.planning.draft import FALSE, TRUE, Draft, conditions_of
 from moorage.planning.text import line
 from moorage.planning.types import Manifest, Plan
 
@@ -15,8 +15,7 @@ def plan(obj: Manifest, now: datetime, error: InvalidSpec) -> Plan:
     The API server's schema refuses such objects, so this is for what an older CRD let through.
     """
     old = obj.get("status") or {}
-    known = [Condition.model_validate(c) for c in old.get("conditions", ())]
-    draft = Draft(known, obj["metadata"].get("generation", 0), now)
+    draft = Draft(conditions_of(obj), obj["metadata"].get("generation", 0), now)
     draft.set("Stalled", TRUE, Reason.INVALID_SPEC, error.message)
     draft.set("Ready", FALSE, Reason.INVALID_SPEC, error.message)
     status = {

@@ -2,8 +2,8 @@
 
 from datetime import datetime
 
-from moorage.api.conditions import Condition, DownloadPhase, ModelPhase
-from moorage.planning.draft import FALSE, TRUE, Draft
+from moorage.api.conditions import DownloadPhase, ModelPhase
+from moorage.planning.draft import FALSE, TRUE, Draft, conditions_of
 from moorage.planning.text import line
 from moorage.planning.types import Manifest, Plan
 
@@ -15,8 +15,7 @@ def plan(kind: str, obj: Manifest, wanted: Plan, now: datetime, reason: str, mes
     `child` of kind Job that a Model has) is nothing but a benchmark that failed.
     """
     status = dict(wanted.status or obj.get("status") or {})
-    known = [Condition.model_validate(c) for c in (obj.get("status") or {}).get("conditions", ())]
-    draft = Draft(known, obj["metadata"].get("generation", 0), now)
+    draft = Draft(conditions_of(obj), obj["metadata"].get("generation", 0), now)
     for condition in status.get("conditions", ()):
         if condition["type"] not in ("Ready", "Stalled", "Reconciling") or child == "Job":
             draft.set(condition["type"], condition["status"], condition["reason"], condition["message"])
