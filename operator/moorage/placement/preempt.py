@@ -43,7 +43,7 @@ class Preempted:
 
 @dataclass(frozen=True)
 class Preemption:
-    """Who is to sleep, and the decision (of one replica) that holds once they do; without victims `message` says why."""
+    """Who is to sleep, and the decision (of one replica) that holds then; without victims `message` says why."""
 
     message: str
     victims: tuple[str, ...] = ()
