@@ -155,7 +155,8 @@ class Demo:
     def farewell(self) -> None:
         seconds = time.monotonic() - self.started
         context = "" if self.current else f"export KUBECONFIG={self._kubeconfig()}\n    "
-        end = "helm uninstall moorage -n moorage-system" if self.current else "make demo-down"
+        down = "make demo-down" if self.name == "demo" else f"python -m e2e.demo --name {self.name} --down"
+        end = "helm uninstall moorage -n moorage-system" if self.current else down
         print(f"""
 Done in {seconds:.0f} s. Go on:
     {context}kubectl get models -o wide

@@ -17,7 +17,12 @@ from moorage.planning.download import plan_download
 from moorage.planning.model import plan_model
 from moorage.planning.types import Answer, Defaults, ObservedDownload, ObservedModel, Plan, Resolve, WarmUp, Window
 
-DEFAULTS = Defaults(moorage_image="moorage:1", llamacpp_image="llamacpp:1")
+DEFAULTS = Defaults(
+    moorage_image="moorage:1",
+    llamacpp_image="llamacpp:1",
+    llamacpp_nvidia_image="llamacpp-cuda:1",
+    llamacpp_amd_image="llamacpp-rocm:1",
+)
 
 GGUF = {
     "commit": "c" * 40,

@@ -313,3 +313,20 @@ def test_settings_that_the_engine_refuses_are_refused_before_the_download():
     assert world.condition("Accepted")[:2] == ("False", "InvalidSpec")
     assert world.phase == "Blocked"
     assert world.download is None
+
+
+def test_a_context_beyond_the_trained_one_is_refused_unless_it_is_stretched():
+    world = World(model(contextLength=65536)).settle()
+    world.resolved = Answer(world.asked[0].inputs, GGUF)
+    world.settle()
+    status, reason, message = world.condition("Accepted")
+    assert (status, reason) == ("False", "InvalidSpec")
+    assert "65536" in message
+    assert "32768" in message
+    stretched = World(model(contextLength=65536, args=["--rope-scaling", "yarn"])).answer_resolve(GGUF)
+    assert stretched.condition("Accepted")[0] == "True"
+
+
+def test_a_server_that_never_ran_is_not_called_up_to_date():
+    world = World(model()).answer_resolve(GGUF).download_done().pod(waiting={"reason": "ImagePullBackOff"})
+    assert world.condition("UpToDate")[0] == "Unknown"

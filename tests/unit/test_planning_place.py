@@ -1,5 +1,7 @@
 """Placed: which GPUs a Model gets, as status and manifests say it."""
 
+from dataclasses import replace
+
 from moorage.planning.types import Answer
 from tests.support.world import GGUF, World, gpu_node, model
 
@@ -90,3 +92,11 @@ def test_several_gpus_of_one_node_share_the_layers_equally():
     args = container["args"]
     assert args[args.index("--tensor-split") + 1] == "1,1"
     assert container["resources"]["limits"] == {"nvidia.com/gpu": "2"}
+
+
+def test_a_gpu_without_an_image_for_it_is_not_served_on_the_cpu():
+    world = placed("10Gi")
+    world.defaults = replace(world.defaults, llamacpp_nvidia_image="")
+    world.answer_resolve(GGUF).download_done()
+    assert world.condition("Serving")[:2] == ("False", "ImageRequired")
+    assert ("Deployment", "tiny") not in world.children

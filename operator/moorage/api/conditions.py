@@ -54,8 +54,8 @@ class ModelCondition(StrEnum):
     """Condition types of a Model; Ready is the roll-up of the first four."""
 
     ACCEPTED = "Accepted"
-    DOWNLOADED = "Downloaded"
     PLACED = "Placed"
+    DOWNLOADED = "Downloaded"
     SERVING = "Serving"
     BENCHMARKED = "Benchmarked"
     UP_TO_DATE = "UpToDate"

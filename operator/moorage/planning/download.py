@@ -22,6 +22,7 @@ from moorage.planning.types import ObservedDownload, Plan, Ref
 EVENTS = {
     (C.RESOLVED, FALSE, "*"): "*",
     (C.DOWNLOADED, FALSE, Reason.DOWNLOADING): "Downloading",
+    (C.DOWNLOADED, FALSE, Reason.PENDING): "",
     (C.DOWNLOADED, FALSE, "*"): "*",
     (C.SPACE_AVAILABLE, FALSE, "*"): "*",
     (C.READY, TRUE, "*"): "Downloaded",
@@ -47,7 +48,8 @@ def _plan(step: DownloadPass) -> Plan:
     message = next((text for take in steps if (text := take(step))), "") or ready(step)
     _roll_up(step, message)
     texts.summarise(step.status, message)
-    step.status.conditions = step.draft.conditions
+    order = list(C)
+    step.status.conditions = sorted(step.draft.conditions, key=lambda c: order.index(C(c.type)))
     step.status.observed_generation = step.download.metadata.generation
     return Plan(
         apply=tuple(step.apply),

@@ -4,6 +4,7 @@ import json
 
 from moorage.api.model_status import Confidence, MemoryStatus
 from moorage.engines import llamacpp
+from moorage.errors import InvalidSpec
 from moorage.planning import text
 from moorage.planning.model_pass import ModelPass
 from moorage.sizing.llamacpp import LlamaSettings, llama_need
@@ -21,6 +22,21 @@ def context_length(step: ModelPass) -> int:
     return step.model.spec.context_length or min(trained, llamacpp.DEFAULT_CONTEXT)
 
 
+def check_context(step: ModelPass) -> None:
+    """Refuse a context that the model was not trained for: llama-server would cut it without a word.
+
+    Raises InvalidSpec. Who stretches it by rope scaling says so in args, and is believed.
+    """
+    wanted, trained = step.model.spec.context_length, step.source.context_length
+    stretched = any(arg.startswith(("--rope", "--yarn")) for arg in step.model.spec.args)
+    if wanted and trained and wanted > trained and not stretched:
+        raise InvalidSpec(
+            "InvalidSpec",
+            f"spec.contextLength {wanted} is more than the {trained} tokens the model was trained for; lower it, or "
+            "stretch it with rope scaling in spec.args",
+        )
+
+
 def sequences(step: ModelPass) -> int:
     """Requests served at once."""
     return step.model.spec.max_sequences or llamacpp.DEFAULT_SEQUENCES
@@ -31,6 +47,7 @@ def need(step: ModelPass, gpus: int) -> MemoryNeed | None:
 
     Raises InvalidSpec where llama.cpp would refuse the settings.
     """
+    check_context(step)
     header = step.source.header
     if not header:
         return None

@@ -17,6 +17,7 @@ from moorage.sources import CATALOG
 PERSON = {
     Reason.INVALID_SPEC,
     Reason.NAME_TAKEN,
+    Reason.IMAGE_REQUIRED,
     Reason.UNSUPPORTED_FORMAT,
     Reason.NO_GPU_FITS,
     Reason.UNKNOWN_GPU_MEMORY,

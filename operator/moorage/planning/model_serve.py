@@ -34,8 +34,12 @@ def serve(step: ModelPass) -> str | None:
     gpus = (step.status.placement.count if step.status.placement else 0) or 0
     if refused := remember_memory(step, gpus):  # the header of files in a volume is known only by now
         return refused
+    image = _image(step, live)
+    if not image:
+        what = f"the chart names no llama.cpp image for {_vendor(step) or 'this'} GPUs; set spec.image"
+        return step.stop(C.SERVING, Reason.IMAGE_REQUIRED, what)
     step.apply.append(manifests.service(step.seen.model))
-    _deployment(step, live)
+    _deployment(step, live, image)
     return None
 
 
@@ -52,8 +56,7 @@ def _not_ours(step: ModelPass, kind: str, child: Manifest) -> str:
     return step.stop(C.SERVING, Reason.NAME_TAKEN, what)
 
 
-def _deployment(step: ModelPass, live: Manifest | None) -> None:
-    image = _image(step, live)
+def _deployment(step: ModelPass, live: Manifest | None, image: str) -> None:
     inputs = inputs_of(step, image)
     wanted = step.model.spec.replicas
     asked = step.model.metadata.annotations.get(names.RESTART_AT, "")
@@ -132,7 +135,7 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
         context_length=context_length(step),
         max_sequences=sequences(step),
         size_bytes=step.source.size_bytes or 0,
-        kv_cache_type=spec.kv_cache_type,
+        kv_cache_type=spec.kv_cache_type.value,
         gpus=gpus,
         cpus=whole_cpus(resources),
         options=spec.llama_cpp.dump() if spec.llama_cpp else {},
@@ -230,6 +233,8 @@ def _up_to_date(step: ModelPass, live: Manifest, problem: Trouble | None) -> Non
         step.draft.set(C.UP_TO_DATE, FALSE, Reason.ROLLOUT_FAILED, what)
     elif _rolling(live) or pending:
         step.draft.set(C.UP_TO_DATE, FALSE, Reason.PROGRESSING, "the new version is being rolled out")
+    elif not live["ready"] and not step.status.template:
+        step.draft.set(C.UP_TO_DATE, UNKNOWN, Reason.PENDING, "no server has run yet")
     elif live["image"] != newest:
         what = f"image {newest} is available; annotate {names.RESTART_AT} to roll it out"
         step.draft.set(C.UP_TO_DATE, FALSE, Reason.ROLLOUT_AVAILABLE, what)
