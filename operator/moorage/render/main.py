@@ -1,0 +1,106 @@
+"""The command line of `moorage render`.
+
+Exit codes: 0 rendered, 1 the manifest, a header or the cluster file is wrong (the message says which), 2 wrong usage.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from moorage.control.projections import node, pod
+from moorage.control.settings import Settings
+from moorage.errors import InvalidSpec, MoorageError
+from moorage.placement.inventory import Inventory, build
+from moorage.render.imagine import rendered
+from moorage.sizing.errors import HeaderError
+from moorage.sizing.facts import header_facts
+from moorage.sizing.reading import File, Want, drive, read_gguf
+
+EPILOG = """\b
+Examples:
+  moorage render -f model.yaml --header Qwen3-8B-Q4_K_M.gguf
+  kubectl get nodes,pods -A -o yaml > cluster.yaml
+  moorage render -f model.yaml --header Qwen3-8B-Q4_K_M.gguf --cluster cluster.yaml -o json
+"""
+
+EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command("render", epilog=EPILOG)
+@click.option("-f", "--filename", required=True, type=EXISTING, help="YAML file with one or several Models.")
+@click.option(
+    "--header", "headers", multiple=True, type=EXISTING, help="GGUF file, or all parts of one; its header is enough."
+)
+@click.option("--cluster", type=EXISTING, help="Nodes and pods, as `kubectl get nodes,pods -A -o yaml` writes them.")
+@click.option("-o", "--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
+def command(filename: Path, headers: tuple[Path, ...], cluster: Path | None, output: str) -> None:
+    """Print the manifests that the operator would apply, without a cluster or a network."""
+    try:
+        inventory = _inventory(cluster)
+        facts = _facts(headers)
+        found = [rendered(m, facts, inventory, Settings().defaults()) for m in _models(filename)]
+    except MoorageError as error:
+        raise click.ClickException(str(error)) from error
+    if output == "json":
+        click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+        return
+    for one in found:
+        _tell(one)
+
+
+def _tell(one: dict[str, Any]) -> None:
+    """Conditions on stderr, manifests on stdout, so that the latter can be piped on."""
+    for condition in one["conditions"]:
+        if condition["type"] in ("Accepted", "Placed", "Downloaded"):
+            text = f"{condition['type']}={condition['status']} {condition['reason']}: {condition['message']}"
+            click.echo(text, err=True)
+    click.echo(yaml.safe_dump_all(one["manifests"], sort_keys=False, width=120), nl=False)
+
+
+def _documents(path: Path) -> list[Any]:
+    try:
+        return [d for d in yaml.safe_load_all(path.read_text()) if d]
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InvalidSpec("InvalidSpec", f"{path}: {error}") from error
+
+
+def _models(path: Path) -> list[dict[str, Any]]:
+    models = [d for d in _documents(path) if isinstance(d, dict) and d.get("kind") == "Model"]
+    if not models:
+        raise InvalidSpec("InvalidSpec", f"{path}: there is no Model in it")
+    return models
+
+
+def _inventory(path: Path | None) -> Inventory:
+    if path is None:
+        return build(())
+    items = [i for d in _documents(path) if isinstance(d, dict) for i in (d.get("items") or [d])]
+    try:
+        nodes = [n for i in items if i.get("kind") == "Node" and (n := node(i))]
+        pods = [p for i in items if i.get("kind") == "Pod" and (p := pod(i)) and p["gpus"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidSpec("InvalidSpec", f"{path}: not Kubernetes objects: {error!r}") from error
+    return build(nodes, pods)
+
+
+def _facts(headers: tuple[Path, ...]) -> dict[str, Any] | None:
+    if not headers:
+        return None
+    by_name = {path.name: path for path in sorted(headers, key=lambda p: p.name)}
+    files = [File(name, path.stat().st_size) for name, path in by_name.items()]
+
+    def read(want: Want) -> bytes:
+        with by_name[want.path].open("rb") as file:
+            file.seek(want.start)
+            return file.read(want.length)
+
+    try:
+        header = drive(read_gguf(files), read)
+    except HeaderError as error:
+        raise InvalidSpec("InvalidSpec", f"{files[0].path}: {error}") from error
+    facts = {"format": "GGUF", "mainFile": files[0].path, **header_facts(header)}
+    sizes = [{"path": f.path, "sizeBytes": f.size} for f in files]
+    return {"files": sizes, "selected": True, "facts": facts}

@@ -1,0 +1,103 @@
+"""`moorage render`: the operator's decisions without a cluster."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from e2e.tinymodels import write_gguf
+from moorage.cli import main
+from tests.conftest import kwok_node
+
+MODEL = {
+    "apiVersion": "moorage.dev/v1alpha1",
+    "kind": "Model",
+    "metadata": {"name": "tiny"},
+    "spec": {"source": {"huggingFace": {"repo": "org/tiny"}}},
+}
+
+
+@pytest.fixture
+def header(tmp_path: Path) -> Path:
+    (path,) = write_gguf(tmp_path / "tiny.gguf")
+    return path
+
+
+def render(tmp_path: Path, model: dict, *args: str):
+    path = tmp_path / "model.yaml"
+    path.write_text(yaml.safe_dump(model))
+    return CliRunner().invoke(main, ["render", "-f", str(path), *args])
+
+
+def cluster(tmp_path: Path, *mib: int) -> str:
+    nodes = []
+    for i, memory in enumerate(mib):
+        node = kwok_node(f"gpu-{i}", gpus=1, labels={"nvidia.com/gpu.memory": str(memory), "nvidia.com/gpu.count": "1"})
+        node["kind"] = "Node"
+        node["spec"] = {}
+        node["status"]["conditions"] = [{"type": "Ready", "status": "True"}]
+        nodes.append(node)
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": nodes}))
+    return str(path)
+
+
+def with_spec(**spec) -> dict:
+    return {**MODEL, "spec": {**MODEL["spec"], **spec}}
+
+
+def test_all_manifests_of_a_model_on_the_cpu(tmp_path: Path, header: Path):
+    done = render(tmp_path, with_spec(accelerator={"vendor": "None"}), "--header", str(header))
+    assert done.exit_code == 0, done.output
+    kinds = [d["kind"] for d in yaml.safe_load_all(done.stdout)]
+    assert kinds == ["ModelDownload", "Service", "Deployment"]
+    assert "Placed=True NoAcceleratorNeeded" in done.stderr
+
+
+def test_the_decision_on_a_given_cluster(tmp_path: Path, header: Path):
+    args = ("--header", str(header), "--cluster", cluster(tmp_path, 8188, 24564), "-o", "json")
+    done = render(tmp_path, with_spec(accelerator={"memoryPerGPUOverride": "10Gi"}), *args)
+    found = json.loads(done.stdout)
+    assert found["placement"]["gpuClass"] == "24Gi"
+    assert found["memory"]["confidence"] in ("Exact", "Bounded")
+    assert {c["type"]: c["status"] for c in found["conditions"]}["Placed"] == "True"
+
+
+def test_what_does_not_fit_is_said_with_numbers(tmp_path: Path, header: Path):
+    args = ("--header", str(header), "--cluster", cluster(tmp_path, 8188))
+    done = render(tmp_path, with_spec(accelerator={"memoryPerGPUOverride": "100Gi"}), *args)
+    assert done.exit_code == 0
+    assert "Placed=False NoGPUFits: needs 100" in done.stderr
+    assert "Deployment" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({**MODEL, "kind": "Pod"}, "there is no Model in it"),
+        ({**MODEL, "apiVersion": "v1"}, "not a Model of moorage.dev/v1alpha1"),
+        ({**MODEL, "metadata": {}}, "metadata.name is missing"),
+    ],
+)
+def test_a_wrong_manifest_is_a_sentence_and_no_traceback(tmp_path: Path, model: dict, words: str):
+    done = render(tmp_path, model)
+    assert done.exit_code == 1
+    assert words in done.stderr
+
+
+def test_a_file_that_is_no_model_is_named(tmp_path: Path):
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"<html>")
+    done = render(tmp_path, MODEL, "--header", str(bad))
+    assert done.exit_code == 1
+    assert "bad.gguf" in done.stderr
+
+
+def test_a_cluster_file_of_something_else_is_refused(tmp_path: Path, header: Path):
+    odd = tmp_path / "odd.yaml"
+    odd.write_text("items: [{kind: Node}]")
+    done = render(tmp_path, MODEL, "--header", str(header), "--cluster", str(odd))
+    assert done.exit_code == 1
+    assert "odd.yaml" in done.stderr
