@@ -24,6 +24,7 @@ DOWNLOAD_LABEL = f"{GROUP}/download"
 # Annotations on children: what was applied (equal hash: no request), what shaped the pod (equal: only replicas move).
 MANIFEST_HASH = f"{GROUP}/manifest-hash"
 INPUTS_HASH = f"{GROUP}/inputs-hash"
+IMAGE_FROM = f"{GROUP}/image-from"  # "spec" where spec.image chose the engine image, absent where the chart did
 
 # Annotations by which a person asks for something once; the value is an RFC 3339 time, as in `kubectl rollout restart`.
 BENCHMARK_AT = f"{GROUP}/benchmark-at"
@@ -43,6 +44,17 @@ def digest(value: Any, length: int = 12) -> str:
     """Short hex SHA-256 of any JSON-able value; equal values give equal digests whatever the key order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def inputs(content: Any, asked: str, known: str | None) -> str:
+    """Hash of `content` and of a person's request `asked` (an annotation; empty: none) to look at it again.
+
+    `known` is the hash that was acted upon last: a request that is taken back asks for nothing, so it stays.
+    """
+    what = digest(content)
+    if asked:
+        return f"{what}-{digest(asked, 4)}"
+    return known if known and known.partition("-")[0] == what else what
 
 
 def dns_label(name: str, limit: int = _DNS_LABEL_LIMIT) -> str:
@@ -77,4 +89,4 @@ def download_child(download: str) -> str:
 
 def benchmark_job(model: str, run: str) -> str:
     """Name of the Job of one benchmark run; `run` identifies what is measured (template, commit, request)."""
-    return f"{dns_label(model, 41)}-bench-{run}"  # run: 15 characters at most; a Job's name ends up in a label, 63
+    return f"{dns_label(model, 39)}-bench-{run}"  # run: 17 characters at most; a Job's name ends up in a label, 63

@@ -11,6 +11,7 @@ from moorage.control import progress
 from moorage.control.apply import Applier
 from moorage.control.children import Children
 from moorage.control.gate import DownloadGate
+from moorage.control.ledger import Ledger
 from moorage.control.progress import ProgressPoller
 from moorage.control.runner import Runner
 from moorage.control.sidetasks import SideTasks
@@ -125,8 +126,8 @@ async def test_a_download_that_is_deleted_while_it_waits_leaves_the_queue():
     gate = DownloadGate(1, lambda: running, desk.woken.append)
     nothing: Any = None
     tasks: Any = SideTasks(nothing, nothing)
-    parts: Any = {"resolving": tasks, "warming": tasks, "progress": ProgressPoller(nothing), "gate": gate}
-    runner = Runner(desk.store, desk.children, nothing, nothing, **parts)
+    parts: dict[str, Any] = {"progress": ProgressPoller(nothing), "gate": gate, "ledger": Ledger()}
+    runner = Runner(desk.store, desk.children, nothing, nothing, resolving=tasks, warming=tasks, **parts)
     gone, waits = Key(DOWNLOAD, "n", "gone"), Key(DOWNLOAD, "n", "waits")
     assert gate.ahead(gone, 0, "1") == 1
     assert gate.ahead(waits, 0, "2") == 2

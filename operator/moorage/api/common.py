@@ -93,6 +93,10 @@ class Part(BaseModel):
         """The part as it stands in a manifest: camelCase, absent fields left out, plain JSON types."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
+    def identity(self) -> dict[str, Any]:
+        """As `dump`, less what has its default: hashes of it outlive a version that adds fields."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+
 
 class SpecPart(Part):
     """A part of a spec: what a person wrote. Never changed."""

@@ -54,6 +54,7 @@ def deployment(obj: Manifest) -> Manifest | None:
         "available": status.get("availableReplicas", 0),
         "image": spec["template"]["spec"]["containers"][0]["image"],
         "restartAt": (obj["metadata"].get("annotations") or {}).get(names.RESTART_AT, ""),
+        "imageFrom": (obj["metadata"].get("annotations") or {}).get(names.IMAGE_FROM, ""),
         "conditions": {
             c["type"]: {"status": c["status"], "reason": c.get("reason", ""), "message": c.get("message", "")}
             for c in status.get("conditions", ())

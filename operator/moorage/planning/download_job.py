@@ -105,7 +105,7 @@ def build(download: ModelDownload, commit: str, claim: str, defaults: Defaults, 
 
 def _wanted(download: ModelDownload, commit: str) -> list[Any]:
     """What a Job fetches; how (connections, hosts, image) may change without stopping one that runs."""
-    return [download.spec.source.dump(), download.spec.files, download.spec.verify, commit]
+    return [download.spec.source.identity(), download.spec.files, download.spec.verify, commit]
 
 
 def result(pods: tuple[Manifest, ...], job: Manifest) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from moorage.planning.types import Answer, Manifest, Resolve
 def inputs_of(download: ModelDownload) -> str:
     """Hash of what decides which bytes are wanted, and of a person's request to look again."""
     asked = download.metadata.annotations.get(names.REFRESH_AT, "")
-    return names.digest([download.spec.source.dump(), download.spec.files, asked])
+    return names.inputs([download.spec.source.identity(), download.spec.files], asked, download.status.inputs_hash)
 
 
 def state(step: DownloadPass) -> str | None:

@@ -49,6 +49,11 @@ class Draft:
         kept = [before if before and c.type == kind else c for c in self.conditions]
         self.conditions = set_condition(kept, new, self._now)
 
+    def confirm(self, kind: str) -> None:
+        """Say again what stands of `kind`: it was looked at and still holds for this generation."""
+        if found := self.get(kind):
+            self.set(kind, found.status, found.reason, found.message)
+
     def get(self, kind: str) -> Condition | None:
         """What this pass (or else the last one) says of `kind`."""
         return get_condition(self.conditions, kind)

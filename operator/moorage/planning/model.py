@@ -104,8 +104,8 @@ def _roll_up(step: ModelPass, message: str) -> None:
         draft.set(C.ACTIVE, FALSE if asleep else UNKNOWN, Reason.PENDING, "there is no server yet")
     before = status.phase
     status.phase = _phase(step, asleep=asleep, ready=ready, stalled=stalled, failing=failing, before=before)
-    order = list(C)
-    status.conditions = sorted(draft.conditions, key=lambda c: order.index(C(c.type)))
+    order = {kind.value: place for place, kind in enumerate(C)}  # what a later version added stays, at the end
+    status.conditions = sorted(draft.conditions, key=lambda c: order.get(c.type, len(order)))
     status.summary = _summary(step, message, reason)
 
 
@@ -132,9 +132,8 @@ def _phase(
     if asleep:
         return ModelPhase.SCALED_TO_ZERO
     if ready:
-        lame = (step.status.ready_replicas or 0) < step.model.spec.replicas or _rollout_failed(step)
         served = before in (ModelPhase.READY, ModelPhase.DEGRADED)
-        return ModelPhase.DEGRADED if lame and served and (_rollout_failed(step) or failing) else ModelPhase.READY
+        return ModelPhase.DEGRADED if served and (_rollout_failed(step) or failing or step.lame) else ModelPhase.READY
     if stalled:
         return ModelPhase.BLOCKED
     if failing:

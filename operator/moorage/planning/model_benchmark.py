@@ -31,11 +31,8 @@ def run_of(step: ModelPass) -> str:
     A request that was taken back asks for nothing: the run that it asked for then stays the one that is due.
     """
     asked = step.model.metadata.annotations.get(names.BENCHMARK_AT, "")
-    what = names.digest([step.status.template, step.model.spec.benchmark.dump()], 10)
-    known = step.status.benchmark
-    if asked:
-        return f"{what}-{names.digest(asked, 4)}"
-    return known.run if known and known.run and known.run.startswith(what) else what
+    known = step.status.benchmark.run if step.status.benchmark else None
+    return names.inputs([step.status.template, step.model.spec.benchmark.identity()], asked, known)
 
 
 def benchmark(step: ModelPass) -> None:

@@ -44,6 +44,7 @@ class ModelPass:
     delete: list[Ref] = field(default_factory=list)
     ask: list[Ask] = field(default_factory=list)
     requeue: float | None = None
+    lame: bool = False  # serves, but one of its servers does not start
     decision: Decision | None = None
     reserve: tuple[Reservation, ...] = ()
 

@@ -32,6 +32,7 @@ def place(step: ModelPass) -> str | None:
     inputs = _inputs(step, plans)
     placed = step.status.placement
     if placed and placed.inputs_hash == inputs and _bound(step) and step.draft.was_true(C.PLACED):
+        step.draft.confirm(C.PLACED)
         return remember_memory(step, placed.count or 0)
     step.decision = decision(step, plans, replacing=False)
     return _take(step, step.decision, inputs)

@@ -1,8 +1,10 @@
 """The middle steps of a Model: an accelerator (Placed), a Deployment and a Service, an answer through it (Serving)."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from moorage import names
+from moorage.api.common import quantity_bytes
 from moorage.api.conditions import ConditionStatus, Reason
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.model_status import EngineStatus
@@ -59,28 +61,42 @@ def _not_ours(step: ModelPass, kind: str, child: Manifest) -> str:
 def _deployment(step: ModelPass, live: Manifest | None, image: str) -> None:
     inputs = inputs_of(step, image)
     wanted = step.model.spec.replicas
-    asked = step.model.metadata.annotations.get(names.RESTART_AT, "")
+    asked = _restart(step)
     notes = {names.INPUTS_HASH: inputs} | ({names.RESTART_AT: asked} if asked else {})
+    notes |= {names.IMAGE_FROM: "spec"} if step.model.spec.image else {}
     if live is None or live["inputsHash"] != inputs:
         step.apply.append(
             manifests.deployment(step.seen.model, _pod(step, image), replicas=wanted, notes=notes, surge=_surge(step))
         )
     elif live["wanted"] != wanted:
-        ref = Ref("apps/v1", "Deployment", step.model.metadata.namespace, live["name"], live["uid"])
-        step.patch.append(Patch(ref, {"spec": {"replicas": wanted}}))
+        _scale(step, live)
     version = step.status.engine.version if step.status.engine and step.status.engine.image == image else None
     why = "GGUF files are served by llama.cpp"
     step.status.engine = EngineStatus(name=llamacpp.NAME, image=image, version=version, reason=why)
+
+
+def _scale(step: ModelPass, live: Manifest) -> None:
+    ref = Ref("apps/v1", "Deployment", step.model.metadata.namespace, live["name"], live["uid"])
+    step.patch.append(Patch(ref, {"spec": {"replicas": step.model.spec.replicas}}))
+
+
+def _pending(step: ModelPass) -> bool:
+    return any(m["kind"] == "Deployment" for m in step.apply)
 
 
 def _image(step: ModelPass, live: Manifest | None) -> str:
     """The engine image: a running one stays until a person or the update policy says otherwise."""
     spec = step.model.spec
     newest = spec.image or step.seen.defaults.engine_image(_vendor(step))
-    if spec.image or live is None or spec.update_policy == "Rolling":
+    if spec.image or live is None or live["imageFrom"] == "spec" or spec.update_policy == "Rolling":
         return newest
-    asked = step.model.metadata.annotations.get(names.RESTART_AT, "")
-    return newest if asked != live["restartAt"] else str(live["image"])
+    return newest if _restart(step) != live["restartAt"] else str(live["image"])
+
+
+def _restart(step: ModelPass) -> str:
+    """The newest request to restart; one that was taken back asks for nothing, so the one carried out stays."""
+    asked, live = step.model.metadata.annotations.get(names.RESTART_AT, ""), step.seen.deployment
+    return asked or (live.get("restartAt", "") if live else "")
 
 
 def _vendor(step: ModelPass) -> str | None:
@@ -90,12 +106,11 @@ def _vendor(step: ModelPass) -> str | None:
 def inputs_of(step: ModelPass, image: str) -> str:
     """Hash of everything that shapes the pod: an upgrade of Moorage that renders it otherwise does not change it."""
     shapeless = {"replicas", "benchmark", "description", "purpose", "rollout", "update_policy", "storage", "source"}
-    spec = step.model.spec.model_dump(mode="json", exclude=shapeless, exclude_none=True)
+    spec = step.model.spec.model_dump(mode="json", exclude=shapeless, exclude_none=True, exclude_defaults=True)
     source, placed = step.source, step.status.placement
     where = [source.claim_name, source.path, source.main_file, source.resolved_revision]
     gpus = [placed.vendor, placed.count] if placed else []
-    asked = step.model.metadata.annotations.get(names.RESTART_AT, "")
-    return names.digest([spec, where, gpus, image, asked])
+    return names.digest([spec, where, gpus, image, _restart(step)])
 
 
 def _surge(step: ModelPass) -> bool:
@@ -110,7 +125,7 @@ def _surge(step: ModelPass) -> bool:
 def model_path(step: ModelPass) -> str:
     """Absolute path of the main file inside the container."""
     folder, file = (step.source.path or "").strip("/"), step.source.main_file or ""
-    if folder.endswith(file):  # a pre-filled claim whose path names the file itself
+    if f"/{folder}".endswith(f"/{file}"):  # a pre-filled claim whose path names the file itself
         return f"{names.MODEL_MOUNT}/{folder}"
     return "/".join(part for part in (names.MODEL_MOUNT, folder, file) if part)
 
@@ -119,10 +134,15 @@ def whole_cpus(resources: Manifest) -> int | None:
     """Whole CPUs that `resources` (core/v1) give a container: its limit, else its request, at least 1; None: unsaid."""
     for kind in ("limits", "requests"):
         text_ = str(resources.get(kind, {}).get("cpu", ""))
-        if text_:
-            share = float(text_[:-1]) / 1000 if text_.endswith("m") else float(text_)
-            return max(int(share), 1)
+        with suppress(ValueError):
+            return max(_whole(text_), 1)
     return None
+
+
+def _whole(cpus: str) -> int:
+    if cpus.endswith("m"):
+        return int(float(cpus[:-1])) // 1000
+    return int(float(cpus)) if cpus[-1:].isdigit() else quantity_bytes(cpus)
 
 
 def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
@@ -148,7 +168,7 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
         "affinity": merged(spec.affinity, chosen.affinity) if chosen else spec.affinity,
         "priorityClassName": spec.priority_class_name,
     }
-    meta, asked = spec.pod_metadata, step.model.metadata.annotations.get(names.RESTART_AT)
+    meta, asked = spec.pod_metadata, _restart(step)
     annotations = dict(meta.annotations) if meta else {}
     return manifests.ServerPod(
         image=image,
@@ -182,7 +202,10 @@ def watch(step: ModelPass) -> str | None:
     step.status.replicas, step.status.ready_replicas = live["replicas"], live["ready"]
     _where(step)
     step.draft.set(C.ACTIVE, *_active(step))
+    if step.model.spec.replicas < live["wanted"] and not (step.patch or _pending(step)):
+        _scale(step, live)  # an earlier step that waits keeps nobody from unloading
     if step.model.spec.replicas == 0:
+        _up_to_date(step, live, None)
         step.status.template = None
         step.draft.set(C.SERVING, FALSE, Reason.SCALED_TO_ZERO, "replicas is 0")
         return "replicas is 0; scale it up to load the model"
@@ -190,7 +213,8 @@ def watch(step: ModelPass) -> str | None:
     _up_to_date(step, live, problem)
     if live["ready"] == 0:
         return _not_serving(step, problem)
-    return _warm(step, live)
+    step.lame = problem is not None and not _rolling(live)
+    return _warm(step, live, problem if step.lame else None)
 
 
 def _active(step: ModelPass) -> tuple[ConditionStatus, Reason, str]:
@@ -227,13 +251,12 @@ def _rolling(live: Manifest) -> bool:
 
 def _up_to_date(step: ModelPass, live: Manifest, problem: Trouble | None) -> None:
     newest = step.model.spec.image or step.seen.defaults.engine_image(_vendor(step))
-    pending = any(m["kind"] == "Deployment" for m in step.apply)
     if _rolling(live) and problem and live["ready"]:
         what = f"the new version does not start ({problem.message}); the previous one keeps serving"
         step.draft.set(C.UP_TO_DATE, FALSE, Reason.ROLLOUT_FAILED, what)
-    elif _rolling(live) or pending:
+    elif _rolling(live) or _pending(step):
         step.draft.set(C.UP_TO_DATE, FALSE, Reason.PROGRESSING, "the new version is being rolled out")
-    elif not live["ready"] and not step.status.template:
+    elif step.model.spec.replicas and not live["ready"] and not step.status.template:
         step.draft.set(C.UP_TO_DATE, UNKNOWN, Reason.PENDING, "no server has run yet")
     elif live["image"] != newest:
         what = f"image {newest} is available; annotate {names.RESTART_AT} to roll it out"
@@ -259,12 +282,12 @@ def _preparing(pods: Iterable[Manifest]) -> str:
     return "waiting for the pod to be scheduled"
 
 
-def _warm(step: ModelPass, live: Manifest) -> str | None:
+def _warm(step: ModelPass, live: Manifest, problem: Trouble | None) -> str | None:
     """Pods are ready: believed only after one token came through the Service."""
     warmed = step.status.template == live["inputsHash"] and step.draft.was_true(C.SERVING)
     still_old = _rolling(live) and step.draft.was_true(C.SERVING)
     if warmed or still_old:
-        step.done(C.SERVING, Reason.SERVING, _serving_text(step, live))
+        step.done(C.SERVING, Reason.SERVING, _serving_text(step, live, problem))
         return None
     if step.seen.service is None or not _ours(step, step.seen.service):
         return step.wait(C.SERVING, "waiting for the Service")
@@ -281,17 +304,18 @@ def _warm(step: ModelPass, live: Manifest) -> str | None:
         return "the server is ready; asking it for one token"
     step.status.template = live["inputsHash"]
     _startup(step, answer.value)
-    step.done(C.SERVING, Reason.SERVING, _serving_text(step, live))
+    step.done(C.SERVING, Reason.SERVING, _serving_text(step, live, problem))
     return None
 
 
-def _serving_text(step: ModelPass, live: Manifest) -> str:
+def _serving_text(step: ModelPass, live: Manifest, problem: Trouble | None) -> str:
     placed = step.status.placement
     where = f"{placed.count} GPU" if placed and placed.count else "CPU"
     if placed and (placed.count or 0) > 1:
         where += "s"
     if live["ready"] < step.model.spec.replicas:
-        return f"serving on {where}; {live['ready']} of {step.model.spec.replicas} servers are ready"
+        why = f": {problem.message}" if problem else ""
+        return f"serving on {where}; {live['ready']} of {step.model.spec.replicas} servers are ready{why}"
     return f"serving on {where}"
 
 

@@ -41,14 +41,16 @@ def size_class(parameters: int | None) -> SizeClass | None:
 def inputs_of(step: ModelPass) -> str:
     """Hash of what the source is resolved from, and of a person's request to resolve it again."""
     asked = step.model.metadata.annotations.get(names.REFRESH_AT, "")
-    return names.digest([step.model.spec.source.dump(), asked])
+    return names.inputs(step.model.spec.source.identity(), asked, step.source.inputs_hash)
 
 
 def accept(step: ModelPass) -> str | None:
     """Resolve the source once; what was found stays in status with the hash of what it was found for."""
     spec, inputs = step.model.spec.source, inputs_of(step)
     if step.source.inputs_hash == inputs:
-        if not step.draft.true(C.ACCEPTED):
+        if step.draft.true(C.ACCEPTED):
+            step.draft.confirm(C.ACCEPTED)
+        else:
             step.done(C.ACCEPTED, Reason.ACCEPTED, accepted_text(step.source))
         return None
     if spec.persistent_volume_claim or spec.download_ref:
@@ -131,7 +133,7 @@ def _download_name(step: ModelPass) -> str:
         hint = http.file_name or without_query(http.url).rpartition("/")[2]
         return names.download_name({**content, "storage": storage}, hint)
     assert prefilled is not None
-    return names.download_name({"claim": prefilled.dump()}, prefilled.claim_name)
+    return names.download_name({"claim": prefilled.identity()}, prefilled.claim_name)
 
 
 def download(step: ModelPass) -> str | None:
@@ -176,10 +178,13 @@ def _follow(step: ModelPass, found: ModelDownload) -> str | None:
         return step.stop(C.DOWNLOADED, ready.reason if ready and told else Reason.DOWNLOADING, progress)
     source = step.source
     source.claim_name, source.path = status.claim_name, status.path
-    source.resolved_revision = source.resolved_revision or status.resolved_revision
+    spec = step.model.spec.source
+    known_from_source = bool(spec.hugging_face or spec.http)
+    if not (known_from_source and source.resolved_revision):
+        source.resolved_revision = status.resolved_revision
     if status.facts:
         take_header(source, status.facts.dump())
-    if status.bytes and not source.size_bytes:
+    if status.bytes and not (known_from_source and source.size_bytes):
         source.size_bytes = status.bytes.total
     if not source.main_file or source.format not in (None, "GGUF"):
         text_ = f"ModelDownload {found.metadata.name} holds no GGUF file that llama.cpp could serve"
