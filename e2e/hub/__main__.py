@@ -24,6 +24,7 @@ def main() -> None:
     options.add_argument("--connection-rate", type=float, default=0, help="bytes/s per connection")
     options.add_argument("--lfs-threshold", type=int, default=10 << 20, help="bytes from which a file is LFS")
     options.add_argument("--page-size", type=int, default=1000, help="tree entries per page")
+    options.add_argument("--rescan", type=float, default=2, help="seconds after which a folder is looked at again")
     options.add_argument("--expiry", type=float, default=3600, help="seconds a CDN link lives")
     options.add_argument("--tls-cert", help="PEM chain; with --tls-key both ports speak https")
     options.add_argument("--tls-key")
@@ -39,7 +40,7 @@ def main() -> None:
         page_size=asked.page_size,
         expiry=asked.expiry,
         tls=(asked.tls_cert, asked.tls_key) if asked.tls_cert else None,
-        rescan=2.0,
+        rescan=asked.rescan,
     )
     if asked.rules:
         hub.rules.replace(json.loads(asked.rules.read_text()))

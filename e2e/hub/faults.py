@@ -84,7 +84,7 @@ class Rule:
 
     def stop(self, start: int) -> int | None:
         """Body bytes of a response that begins at file offset `start` before this rule strikes."""
-        if self.at is not None:
+        if self.at is not None and self.kind != "norange":
             return self.at - start
         return self.after
 

@@ -1,14 +1,16 @@
 """The piece map, and what is believed of it after a crash."""
 
+import itertools
 import os
 import zlib
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moorage.download.content import Content, Identity, contents_of
-from moorage.download.pieces import LARGEST_PIECE, LiveMap, Piece, PieceMap, believe, piece_size
+from moorage.download.pieces import LARGEST_PIECE, Layout, LiveMap, Piece, PieceMap, believe, layout
 from moorage.download.retry import Patience
 from moorage.download.volume import Volume
 from moorage.sources import RepoFile
@@ -17,26 +19,41 @@ BUFFER = memoryview(bytearray(7))
 
 
 @given(st.integers(1, 1 << 41), st.integers(1, 64))
-def test_piece_sizes(size, connections):
-    each = piece_size(size, connections)
-    assert 1 << 20 <= each <= LARGEST_PIECE
-    count = -(-size // each)
-    if each > 1 << 20:
-        # All connections finish together: full rounds, but for what rounding to 64 KiB saves.
-        rounds = -(-count // connections)
-        assert rounds * connections * each < size + connections * (each // 8 + (1 << 17)) + rounds * connections * 65536
+def test_layouts(size, connections):
+    cut = layout(size, connections)
+    assert cut.sound
+    pieces = PieceMap("k", size, cut).pieces
+    assert [p.index for p in pieces] == list(range(len(pieces)))
+    assert pieces[0].start == 0
+    assert all(a.start + a.size == b.start for a, b in itertools.pairwise(pieces))
+    assert pieces[-1].start + pieces[-1].size == size
+    assert all((1 << 20) <= p.size <= LARGEST_PIECE for p in pieces[:-1])
 
 
-@given(st.integers(0, 5000), st.integers(1, 700))
-def test_pieces_cover_the_file_once(size, each):
-    pieces = PieceMap("k", size, each).pieces
-    assert [p.start for p in pieces] == list(range(0, size, each))
+@pytest.mark.parametrize(
+    ("size", "connections", "sizes"),
+    [
+        (40_000_000, 8, {5_046_272: 7, 4_676_096: 1}),
+        (640_000_000, 8, {40_042_496: 8, 10_010_624: 31, 9_330_688: 1}),
+        (40_000_000, 1, {10_010_624: 3, 9_968_128: 1}),
+        (3_000_000, 8, {1_048_576: 2, 902_848: 1}),
+    ],
+)
+def test_connections_finish_together(size, connections, sizes):
+    assert Counter(p.size for p in PieceMap("k", size, layout(size, connections)).pieces) == sizes
+
+
+@given(st.integers(0, 5000), st.integers(1, 700), st.integers(0, 5), st.integers(1, 700))
+def test_pieces_cover_the_file_once(size, each, whole, last):
+    cut = Layout(each, whole * each, min(last, each))
+    assert cut.sound
+    pieces = PieceMap("k", size, cut).pieces
     assert sum(p.size for p in pieces) == size
+    assert all(p.size > 0 for p in pieces)
 
 
 def test_a_file_over_fifty_gigabytes():
-    each = piece_size(60 * 10**9, 8)
-    pieces = PieceMap("k", 60 * 10**9, each).pieces
+    pieces = PieceMap("k", 60 * 10**9, layout(60 * 10**9, 8)).pieces
     assert pieces[-1].start + pieces[-1].size == 60 * 10**9
     assert len(pieces) < 1000
 
@@ -59,7 +76,7 @@ def test_after_a_power_failure_no_more_is_believed_than_the_disk_holds(disk, dat
     live = draw.draw(st.integers(saved, len(data)))
     reached = draw.draw(st.integers(saved, live))
     os.pwrite(disk, data[:reached].ljust(len(data), b"\0"), 0)
-    piece = Piece(0, len(data))
+    piece = Piece(0, 0, len(data))
     piece.claims = tuple(sorted({record(data, saved), record(data, live)} - {(0, 0)}))
     believe(disk, piece, BUFFER)
     done, crc = piece.record
@@ -74,7 +91,7 @@ def test_after_a_power_failure_no_more_is_believed_than_the_disk_holds(disk, dat
 def test_a_changed_byte_is_noticed(disk, data, draw):
     at = draw.draw(st.integers(0, len(data) - 1))
     os.pwrite(disk, data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], 0)
-    piece = Piece(0, len(data))
+    piece = Piece(0, 0, len(data))
     piece.claims = (record(data, len(data)),)
     assert believe(disk, piece, BUFFER) is False
     assert (piece.record, piece.claims) == ((0, 0), ())
@@ -82,7 +99,7 @@ def test_a_changed_byte_is_noticed(disk, data, draw):
 
 def test_a_file_that_ends_early_is_noticed(disk):
     os.ftruncate(disk, 3)
-    piece = Piece(0, 10)
+    piece = Piece(0, 0, 10)
     piece.claims = (record(bytes(10), 10),)
     believe(disk, piece, BUFFER)
     assert piece.record == (0, 0)
@@ -91,7 +108,7 @@ def test_a_file_that_ends_early_is_noticed(disk):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    made = PieceMap("key", 2500, 1000)
+    made = PieceMap("key", 2500, Layout(1000, 3000, 1000))
     for piece, done in zip(made.pieces, (1000, 400, 0), strict=True):
         piece.record = (done, done * 7)
     (folder / "s").write_bytes(made.encode(made.records()))
@@ -122,7 +139,7 @@ def test_a_torn_state_file_is_not_used(saved, length):
 
 
 def test_the_live_map_is_on_disk_at_once(saved):
-    made = PieceMap("key", 2500, 1000)
+    made = PieceMap("key", 2500, Layout(1000, 3000, 1000))
     live = LiveMap(saved / "l", made)
     live.put(1, (500, 9))
     found = PieceMap.load("key", 2500, saved / "s", saved / "l")

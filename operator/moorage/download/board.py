@@ -154,6 +154,11 @@ class Board:
                     raise StopError
                 self._changed.wait(1.0)
 
+    def wait_ended(self, timeout: float) -> bool:
+        """Whether the run has ended, looked at for at most `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.ended, timeout)
+
     def wake(self) -> None:
         """Let everybody look again, such as after `stop` was set."""
         with self._changed:

@@ -121,8 +121,8 @@ class Content:
 
     def note(self, piece: Piece) -> None:
         """Let the live map follow a piece."""
-        if self.live and self.pieces:
-            self.live.put(piece.start // self.pieces.each, piece.record)
+        if self.live:
+            self.live.put(piece.index, piece.record)
 
     def close(self) -> None:
         """Close the file; its state stays."""

@@ -5,7 +5,7 @@ never says more than the disk holds; `.live` is a memory mapping that follows ev
 loses nothing. After a power failure `.live` may be ahead of the data: a piece is believed only as far as its bytes on
 disk have the recorded crc, as `.live` says or else as `.state` says.
 
-Format: one line of JSON (version, key, size, pieceSize), padded with spaces to 256 bytes; then per piece two little-
+Format: one line of JSON (version, key, size, layout), padded with spaces to 256 bytes; then per piece two little-
 endian 32-bit numbers: bytes done from the start of the piece, and their crc32.
 """
 
@@ -13,6 +13,7 @@ import json
 import mmap
 import os
 import struct
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from isal.isal_zlib import crc32
@@ -34,10 +35,10 @@ class Piece:
     `claims` are records from an earlier run, not yet compared with the disk.
     """
 
-    __slots__ = ("busy", "claims", "record", "size", "start")
+    __slots__ = ("busy", "claims", "index", "record", "size", "start")
 
-    def __init__(self, start: int, size: int) -> None:
-        self.start, self.size = start, size
+    def __init__(self, index: int, start: int, size: int) -> None:
+        self.index, self.start, self.size = index, start, size
         self.record: Record = _EMPTY
         self.claims: tuple[Record, ...] = ()
         self.busy = False
@@ -57,19 +58,46 @@ class Piece:
         self.record, self.claims = _EMPTY, ()
 
 
-def piece_size(size: int, connections: int) -> int:
-    """Bytes per piece: the connections finish together, and none is over 64 MiB or (but for the last) under 1 MiB."""
+@dataclass(frozen=True)
+class Layout:
+    """How a file is cut: pieces of `each` bytes, from `tail` on of `last` bytes."""
+
+    each: int
+    tail: int
+    last: int
+
+    def starts(self, size: int) -> list[int]:
+        """Offsets of the pieces of a file of `size` bytes."""
+        return [*range(0, min(self.tail, size), self.each), *range(self.tail, size, self.last)]
+
+    @property
+    def sound(self) -> bool:
+        """Whether it can be; state files are not believed blindly."""
+        return 0 < self.last <= self.each <= LARGEST_PIECE and self.tail >= 0 and self.tail % self.each == 0
+
+
+def layout(size: int, connections: int) -> Layout:
+    """Pieces for `size` bytes over `connections`: none over 64 MiB or (but for the last) under 1 MiB.
+
+    Rounds are even, so that the connections finish together. The pieces of the last round arrive at one time and can
+    be hashed only then, and one slow connection makes all wait: where they are large they are cut into four.
+    """
     rounds = -(-size // (LARGEST_PIECE * connections)) or 1
     wanted = -(-size // (rounds * connections))
-    return min(LARGEST_PIECE, max(SMALLEST_PIECE, -(-wanted // 65536) * 65536))
+    each = min(LARGEST_PIECE, max(SMALLEST_PIECE, -(-wanted // 65536) * 65536))
+    if each < 16 * MIB:
+        return Layout(each, -(-size // each) * each, each)
+    return Layout(each, (rounds - 1) * connections * each, each // 4)
 
 
 class PieceMap:
     """All pieces of one file of `size` bytes, in order."""
 
-    def __init__(self, key: str, size: int, each: int) -> None:
-        self.key, self.size, self.each = key, size, each
-        self.pieces = [Piece(start, min(each, size - start)) for start in range(0, size, each)]
+    def __init__(self, key: str, size: int, cut: Layout) -> None:
+        self.key, self.size, self.layout = key, size, cut
+        starts = cut.starts(size)
+        ends = [*starts[1:], size]
+        self.pieces = [Piece(i, start, end - start) for i, (start, end) in enumerate(zip(starts, ends, strict=False))]
 
     def records(self) -> list[Record]:
         """What is believed or claimed of each piece now."""
@@ -77,7 +105,7 @@ class PieceMap:
 
     def encode(self, records: list[Record]) -> bytes:
         """`records` as the contents of a state file."""
-        head = json.dumps({"version": 1, "key": self.key, "size": self.size, "pieceSize": self.each})
+        head = json.dumps({"version": 1, "key": self.key, "size": self.size, "layout": astuple(self.layout)})
         return head.encode().ljust(_HEAD - 1) + b"\n" + b"".join(_RECORD.pack(*record) for record in records)
 
     @classmethod
@@ -86,27 +114,26 @@ class PieceMap:
         found = [m for m in (_parse(key, size, state), _parse(key, size, live)) if m is not None]
         if not found:
             return None
-        each = found[0][0]
-        made = cls(key, size, each)
-        for index, piece in enumerate(made.pieces):
-            claims = {records[index] for size_, records in found if size_ == each}
+        made = cls(key, size, found[0][0])
+        for piece in made.pieces:
+            claims = {records[piece.index] for cut, records in found if cut == made.layout}
             piece.claims = tuple(sorted(c for c in claims if 0 < c[0] <= piece.size))
         return made
 
 
-def _parse(key: str, size: int, path: Path) -> tuple[int, list[Record]] | None:
-    """Piece size and records of a state file; None where it is missing, torn or about another file."""
+def _parse(key: str, size: int, path: Path) -> tuple[Layout, list[Record]] | None:
+    """Layout and records of a state file; None where it is missing, torn or about another file."""
     try:
         raw = path.read_bytes()
         head = json.loads(raw[:_HEAD])
-        each = int(head["pieceSize"])
-        if (head["version"], head["key"], head["size"]) != (1, key, size) or not 0 < each <= LARGEST_PIECE:
+        cut = Layout(*map(int, head["layout"]))
+        if (head["version"], head["key"], head["size"]) != (1, key, size) or not cut.sound:
             return None
-        if len(raw) - _HEAD != -(-size // each) * _RECORD.size:
+        if len(raw) - _HEAD != len(cut.starts(size)) * _RECORD.size:
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return each, list(_RECORD.iter_unpack(raw[_HEAD:]))
+    return cut, list(_RECORD.iter_unpack(raw[_HEAD:]))
 
 
 class LiveMap:
@@ -120,7 +147,7 @@ class LiveMap:
             self._map = mmap.mmap(file.fileno(), 0)
 
     def put(self, index: int, record: Record) -> None:
-        """Follow the record of piece `index`."""
+        """Follow the record of the piece with this index."""
         _RECORD.pack_into(self._map, _HEAD + index * _RECORD.size, *record)
 
     def close(self) -> None:

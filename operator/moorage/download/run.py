@@ -158,8 +158,7 @@ class Run:
 
     def _wait(self, board: Board) -> None:
         seen = self.progress.retries
-        while not board.ended:
-            self.stopped.wait(_POLL_SECONDS)
+        while not board.wait_ended(_POLL_SECONDS):
             if self.progress.phase is Phase.DOWNLOADING and not board.fetching():
                 self.progress.phase = Phase.VERIFYING
             elif self.progress.phase is Phase.VERIFYING and board.fetching():

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from moorage.download.content import Content, Identity
-from moorage.download.pieces import LiveMap, PieceMap, piece_size
+from moorage.download.pieces import Layout, LiveMap, PieceMap, layout
 from moorage.errors import SourceError
 from moorage.sources import Reason, source_error
 from moorage.sources.files import STAGE_FOLDER
@@ -123,11 +123,11 @@ class Volume:
         """Give `content` its piece map: the one of an earlier run, else an empty one."""
         key, size, part = content.identity.key, content.size, self.part(content)
         if content.small:
-            content.pieces = PieceMap(key, size, max(1, size))
+            content.pieces = PieceMap(key, size, Layout(max(1, size), size, 1))
             return
         state, live = part.with_name(key + ".state"), part.with_name(key + ".live")
         known = PieceMap.load(key, size, state, live) if part.exists() else None
-        content.pieces = known or PieceMap(key, size, piece_size(size, connections))
+        content.pieces = known or PieceMap(key, size, layout(size, connections))
         content.safe = sum(record[0] for record in content.pieces.records())
 
     def allocated(self, content: Content) -> int:

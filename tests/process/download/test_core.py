@@ -10,7 +10,9 @@ import pytest
 
 from e2e.hub import HubServer
 from tests.process.download.support import Downloader, eventually, make_repo
-from tests.unit.gguf_bytes import header
+from tests.unit.model_shapes import Model
+
+GGUF = Model("llama", "Q4_K_M", layers=1, embedding=256, heads=2, kv_heads=2, head=128, ff=256, vocab=32).header
 
 
 @pytest.fixture
@@ -151,7 +153,7 @@ def test_manifest_only_needs_no_folder(download, hub):
 
 def test_inspect(download, tmp_path):
     (tmp_path / "x/sub").mkdir(parents=True)
-    (tmp_path / "x/a.gguf").write_bytes(header({"general.architecture": "llama"}))
+    (tmp_path / "x/a.gguf").write_bytes(GGUF)
     (tmp_path / "x/sub/b.safetensors").write_bytes(b"12")
     command = [*download.command("x")[:4], "--inspect", str(tmp_path / "x")]
     done = download.run("", command=command)
@@ -167,7 +169,7 @@ def test_inspect_a_hugging_face_cache(download, tmp_path):
     (cache / "blobs").mkdir(parents=True)
     (cache / "refs").mkdir()
     (cache / "snapshots" / commit).mkdir(parents=True)
-    blob = header({"general.architecture": "llama"})
+    blob = GGUF
     (cache / "blobs/abc").write_bytes(blob)
     (cache / "refs/main").write_text(commit)
     (cache / "snapshots" / commit / "m.gguf").symlink_to("../../blobs/abc")
