@@ -86,7 +86,7 @@ class Server:
 
     async def apply(self, manifest: dict[str, Any], *, force: bool = False) -> dict[str, Any]:
         self.applied.append(manifest)
-        made = {"uid": f"uid-{len(self.applied)}", "resourceVersion": str(100 + len(self.applied))}
+        made = {"uid": f"uid-{len(self.applied)}", "resourceVersion": str(100 * len(self.applied))}
         return {**manifest, "metadata": {**manifest["metadata"], **made}}
 
 
@@ -97,7 +97,7 @@ async def test_a_download_that_is_deleted_right_after_it_was_made_is_made_again(
     for _ in range(2):
         await applier.apply(Key(MODEL, "n", "m"), {}, Plan(apply=(FILES,)))
     assert len(server.applied) == 1, "it is known as soon as it is made"
-    desk.store.drop(Key(DOWNLOAD, "n", "files"))
+    desk.store.drop(Key(DOWNLOAD, "n", "files"), 150)
     await applier.apply(Key(MODEL, "n", "m"), {}, Plan(apply=(FILES,)))
     assert len(server.applied) == 2
 

@@ -106,7 +106,7 @@ class Operator:
 
     def drop(self, kind: str, obj: dict[str, Any]) -> None:
         """An object of one of the three kinds was deleted."""
-        self.store.drop(_key(kind, obj))
+        self.store.drop(_key(kind, obj), int(obj["metadata"]["resourceVersion"]))
 
     def _object_changed(self, key: Key, change: Change) -> None:
         if change.wanted:
@@ -150,13 +150,13 @@ class Operator:
     async def _list_all(self) -> None:
         """List the three kinds: put what is there, drop what is gone (a watch can miss a deletion, a list cannot)."""
         for kind, resource in RESOURCES.items():
-            gone = set(self.store.all_keys(kind))
-            async for items, _version in self.kube.pages(resource):
+            seen, taken_at = set[Key](), 0
+            async for items, version in self.kube.pages(resource):
+                taken_at = int(version)
                 for item in items:
                     self.store.put(_key(kind, item), item)
-                    gone.discard(_key(kind, item))
-            for key in gone:
-                self.store.drop(key)
+                    seen.add(_key(kind, item))
+            self.store.keep_only(kind, seen, taken_at)
 
     async def _resync(self) -> None:
         while True:

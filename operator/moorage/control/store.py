@@ -4,8 +4,8 @@ Objects are kept as JSON bytes: a parsed Model costs ten times its text, and onl
 be parsed. Children live in the reflectors; the store holds the links between the kinds.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import orjson
@@ -14,6 +14,7 @@ from moorage import names
 
 Manifest = dict[str, Any]
 
+GONE_REMEMBERED = 4096
 SETTLED = ("Ready", "ScaledToZero")
 
 MODEL, DOWNLOAD, ALIAS = "Model", "ModelDownload", "ModelAlias"
@@ -64,6 +65,7 @@ class Store:
         self._labels: dict[tuple[str, str, str], Key] = {}
         self._links: dict[Key, frozenset[Key]] = {}
         self._back: dict[Key, set[Key]] = defaultdict(set)
+        self._gone: OrderedDict[Key, int] = OrderedDict()
 
     def put(self, key: Key, obj: Manifest) -> None:
         """Take `obj` as the newest state of `key`, unless that or a newer one is known already.
@@ -72,12 +74,13 @@ class Store:
         """
         version = int(obj["metadata"].get("resourceVersion") or 0)
         old = self._entries.get(key)
-        if old is not None and version <= old.version:
+        if version <= (old.version if old else self._gone.get(key, -1)):
             return
+        self._gone.pop(key, None)
         metadata = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
         body = {**obj, "metadata": metadata}
         wanted = hash(orjson.dumps([obj.get("spec"), _asked(metadata)], option=orjson.OPT_SORT_KEYS))
-        status = hash(orjson.dumps(obj.get("status"), option=orjson.OPT_SORT_KEYS))
+        status = hash(orjson.dumps(_shown(obj.get("status")), option=orjson.OPT_SORT_KEYS))
         self._entries[key] = _Entry(
             version, wanted, status, (obj.get("status") or {}).get("phase") or "", orjson.dumps(body)
         )
@@ -87,13 +90,26 @@ class Store:
         if any(change):
             self._changed(key, change)
 
-    def drop(self, key: Key) -> None:
-        """Forget `key`: it was deleted."""
-        known = self._entries.pop(key, None)
+    def drop(self, key: Key, version: int) -> None:
+        """Forget `key`: it was deleted at `version`, and nothing older brings it back."""
+        known = self._entries.get(key)
+        if known is not None and known.version > version:
+            return  # a namesake made since
+        self._gone[key] = version
+        self._gone.move_to_end(key)
+        while len(self._gone) > GONE_REMEMBERED:
+            self._gone.popitem(last=False)
+        self._entries.pop(key, None)
         self._labels.pop((key.kind, key.namespace, names.dns_label(key.name)), None)
         self._link(key, frozenset())
         if known is not None:
             self._changed(key, Change(True, True))
+
+    def keep_only(self, kind: str, seen: Container[Key], version: int) -> None:
+        """Forget what a list of `kind`, taken at `version`, did not show: its deletion was missed."""
+        for key in self.all_keys(kind):
+            if key not in seen and self._entries[key].version <= version:
+                self.drop(key, version)
 
     def get(self, key: Key) -> Manifest | None:
         """The newest object of `key`, freshly parsed."""
@@ -143,6 +159,11 @@ class Store:
             self._links.pop(key, None)
 
 
+def _shown(status: Manifest | None) -> Manifest:
+    """A status without what concerns nobody but its own object: who uses a download, and since when nobody does."""
+    return {k: v for k, v in (status or {}).items() if k not in ("usedBy", "unusedSince")}
+
+
 def _asked(metadata: Manifest) -> list[Any]:
     return [metadata.get("labels"), metadata.get("annotations"), metadata.get("deletionTimestamp"), metadata["uid"]]
 
@@ -160,7 +181,7 @@ def links_of(key: Key, obj: Manifest) -> frozenset[Key]:
         return _keys(DOWNLOAD, key.namespace, found)
     if key.kind == ALIAS:
         targets = [*(spec.get("targets") or ()), *(spec.get("fallbacks") or ())]
-        return _keys(MODEL, key.namespace, (t["modelRef"]["name"] for t in targets))
+        return _keys(MODEL, key.namespace, ((t.get("modelRef") or {}).get("name") for t in targets))
     return frozenset()
 
 

@@ -1,0 +1,53 @@
+"""Order in what several streams tell of one object: watch, list, and answers to our own writes."""
+
+from typing import Any
+
+from moorage import names
+from moorage.control.store import ALIAS, DOWNLOAD, MODEL, Change, Key, Store
+
+KEY = Key(MODEL, "n", "m")
+
+
+def obj(version: int, *, kind: str = MODEL, name: str = "m", **rest: Any) -> dict[str, Any]:
+    meta = {"name": name, "namespace": "n", "uid": "u", "resourceVersion": str(version)}
+    return {"apiVersion": names.API_VERSION, "kind": kind, "metadata": meta, "spec": {"source": {}}, **rest}
+
+
+def test_an_answer_that_comes_after_the_deletion_brings_nothing_back():
+    store = Store()
+    store.put(KEY, obj(5))
+    store.drop(KEY, 7)
+    store.put(KEY, obj(6))
+    assert store.get(KEY) is None
+    store.put(KEY, obj(9))
+    assert store.get(KEY) is not None, "one of the same name made later counts"
+
+
+def test_a_list_drops_what_it_did_not_show_but_nothing_newer():
+    store = Store()
+    store.put(KEY, obj(5))
+    newer = Key(MODEL, "n", "newer")
+    store.put(newer, obj(12, name="newer"))
+    store.keep_only(MODEL, set(), 10)
+    assert store.get(KEY) is None
+    assert store.get(newer) is not None, "it was made after the list was taken"
+
+
+def test_who_uses_a_download_does_not_concern_the_models_that_do():
+    changes: list[tuple[Key, Change]] = []
+    store = Store(lambda key, change: changes.append((key, change)))
+    key = Key(DOWNLOAD, "n", "d")
+    store.put(key, obj(1, kind=DOWNLOAD, name="d", status={"phase": "Ready"}))
+    changes.clear()
+    store.put(key, obj(2, kind=DOWNLOAD, name="d", status={"phase": "Ready", "usedBy": ["m"]}))
+    assert changes == []
+    store.put(key, obj(3, kind=DOWNLOAD, name="d", status={"phase": "Checking", "usedBy": ["m"]}))
+    assert changes == [(key, Change(False, True))]
+
+
+def test_an_alias_of_another_shape_is_kept_all_the_same():
+    heard: list[Key] = []
+    store = Store(lambda key, _change: heard.append(key))
+    key = Key(ALIAS, "n", "a")
+    store.put(key, {**obj(1, kind=ALIAS, name="a"), "spec": {"targets": [{}, {"modelRef": {}}]}})
+    assert heard == [key]
