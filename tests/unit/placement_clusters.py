@@ -94,7 +94,10 @@ def feasible(decision: Decision, inventory: Inventory, spec: Request | None = No
         state
         for state in inventory.nodes
         if matches(decision, state, spec)
-        and any(p.resource == decision.resource and p.free >= decision.candidate.gpus for p in state.pools)
+        and any(
+            p.resource == decision.resource and p.count - inventory.used(p) >= decision.candidate.gpus
+            for p in state.pools
+        )
     ]
 
 

@@ -322,3 +322,9 @@ def test_never_both_books_of_one_node():
     assert [n.name for n in nodes.nodes if matches(decision, n)] == ["dra"]
     free = decide(asks(10_000), nodes.with_pods([]))
     assert (free.nodes, free.dra, free.resource) == (("both",), False, GPU)
+
+
+def test_more_held_than_offered_is_none_free():
+    """A GPU that turned unhealthy leaves the node's allocatable while its pod stays."""
+    nodes = cluster(node("gpu-1", 24, 1), pods=[pod("x", "gpu-1"), pod("y", "gpu-1")])
+    assert decide(asks(1000), nodes).message.startswith("needs 1.0Gi; the only GPU of 24Gi or more is taken")

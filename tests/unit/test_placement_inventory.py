@@ -151,21 +151,19 @@ def test_who_holds_what():
         pod("elsewhere", "other", 4),
         pod("intel", "n", 4, resource="gpu.intel.com/i915"),
     ]
-    pool = pool_of(node("n", 24, 8), pods=pods)
-    assert (pool.used, pool.free) == (4, 4)
-    assert pool.holders == (("pod b/bound", 1), ("team-a/m", 3))
-
-
-def test_more_held_than_offered_is_none_free():
-    assert pool_of(node("n", 24, 1), pods=[pod("x", "n", 2)]).free == 0
+    inventory = cluster(node("n", 24, 8), pods=pods)
+    (pool,) = inventory.nodes[0].pools
+    assert inventory.used(pool) == 4
+    assert inventory.holders(pool) == {"pod b/bound": 1, "team-a/m": 3}
+    assert inventory.without(["team-a/m"]).used(pool) == 1
 
 
 def test_the_inventory_stays_as_it_is_when_pods_come():
     first = cluster(node("a"), node("b"))
     second = first.with_pods([pod("x", "a")])
-    assert [n.pools[0].used for n in first.nodes] == [0, 0]
-    assert [n.pools[0].used for n in second.nodes] == [1, 0]
-    assert second.nodes[1] is first.nodes[1]
+    assert [first.used(n.pools[0]) for n in first.nodes] == [0, 0]
+    assert [second.used(n.pools[0]) for n in second.nodes] == [1, 0]
+    assert second.nodes is first.nodes
     assert second == build([node("b"), node("a")], [pod("x", "a")])
 
 
@@ -185,8 +183,9 @@ def test_devices_of_dra_drivers():
         {"node": "n", "driver": "nic.example.com", "pool": "n", "devices": [device("x", 24)]},
     ]
     claims = [{"holder": "a/m", "devices": [{"driver": "gpu.nvidia.com", "pool": "n", "device": "gpu-2"}]}]
-    (state,) = cluster(bare("n"), resource_slices=slices, claims=claims).nodes
-    assert [(p.total_mib, p.count, p.used, p.product) for p in state.pools] == [
+    inventory = cluster(bare("n"), resource_slices=slices, claims=claims)
+    (state,) = inventory.nodes
+    assert [(p.total_mib, p.count, inventory.used(p), p.product) for p in state.pools] == [
         (0, 1, 0, ""),
         (16_380, 1, 0, "NVIDIA L4"),
         (24_564, 2, 1, ""),
@@ -200,9 +199,10 @@ def test_where_both_books_are_there_claims_count_in_the_device_plugins():
         {"namespace": "a", "name": "c", "devices": [{"driver": "gpu.nvidia.com", "pool": "n", "device": "gpu-0"}]}
     ]
     slices = [slice_of("n", [device("gpu-0", 24), device("gpu-1", 24)])]
-    (state,) = cluster(node("n", 24, 2), resource_slices=slices, claims=claims, pods=[pod("x", "n")]).nodes
+    inventory = cluster(node("n", 24, 2), resource_slices=slices, claims=claims, pods=[pod("x", "n")])
+    (state,) = inventory.nodes
     assert state.both_books
-    assert [(p.resource, p.used, p.free) for p in state.pools] == [(GPU, 2, 0)]
+    assert [(p.resource, p.count, inventory.used(p)) for p in state.pools] == [(GPU, 2, 2)]
 
 
 def test_room_of_node_pools():

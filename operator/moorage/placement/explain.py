@@ -64,9 +64,7 @@ def rejected(
     request: Request, seen: Survey, candidates: Sequence[Candidate], chosen: Iterable[str]
 ) -> tuple[Rejected, ...]:
     """All nodes that were not chosen and why, grouped, most nodes first; at most one group for each reason."""
-    found: list[tuple[Rejection, str, int]] = [
-        (b.reason, b.node.name, max((p.usable_mib for p in b.node.pools if p.free), default=0)) for b in seen.blocked
-    ]
+    found: list[tuple[Rejection, str, int]] = [(b.reason, b.node.name, b.free_mib) for b in seen.blocked]
     found += [(Rejection.NO_GPU, node, 0) for node in seen.bare]
     taken = set(chosen)
     for node, group in groupby(seen.offers, key=lambda o: o.pool.node):
@@ -104,7 +102,7 @@ def _taken(candidate: Candidate, fits: Sequence[Offer], seen: Survey) -> str:
     total, free = sum(o.pool.count for o in fits), sum(o.free for o in fits)
     known = [o.pool.size_class for o in fits if o.pool.usable_mib]
     size = f" of {min(known)}Gi or more" if known else ""
-    holders = [f"{o.pool.node}: {_holders(o.pool, seen)}" for o in sorted(fits, key=lambda o: o.pool.node)]
+    holders = [f"{o.pool.node}: {_holders(o, seen)}" for o in sorted(fits, key=lambda o: o.pool.node)]
     where = f"({'; '.join(holders[:3])}{f'; and {len(holders) - 3} more' if len(holders) > 3 else ''})"
     if free:
         most = max(fits, key=lambda o: (o.free, o.pool.node))
@@ -115,9 +113,9 @@ def _taken(candidate: Candidate, fits: Sequence[Offer], seen: Survey) -> str:
     return f"{_need(candidate)}; all {total} GPUs{size} are taken {where}"
 
 
-def _holders(pool: Pool, seen: Survey) -> str:
-    holders = [name for name, _ in pool.holders]
-    holders += [f"promised to {owner}" for owner in seen.promised.get(pool.node, ())]
+def _holders(offer: Offer, seen: Survey) -> str:
+    holders = sorted(offer.holders)
+    holders += [f"promised to {owner}" for owner in seen.promised.get(offer.pool.node, ())]
     return listed(holders, 2) or "nobody"
 
 

@@ -12,6 +12,8 @@ from moorage.placement import memory, slices, vendors
 Plain = Mapping[str, Any]
 Book = tuple[str, int]
 """Names one ledger of a node: the extended resource and 0, or the DRA driver and the MiB of its devices."""
+Held = Mapping[tuple[str, Book], Mapping[str, int]]
+"""GPUs that pods and claims hold: by node and ledger, then by holder."""
 
 UNKNOWN_MEMORY = "UnknownGPUMemory"
 SHARED_GPU = "SharedGPU"
@@ -35,7 +37,7 @@ class Pool:
 
     `resource` is the extended resource, or with `dra` the DRA driver. `total_mib` is the nominal memory of one GPU and
     `usable_mib` what may be planned of it; `told_by` is the label (key, value) that said so, if one did, `label_mib`
-    the number in the memory label, whoever decided. `used` counts GPUs that pods hold, `holders` says which.
+    the number in the memory label, whoever decided.
     `sliced`: MIG, of which a process can use one only. `problem` (and `detail` in words) says why it cannot be used;
     empty where it can. `vendor` is Nvidia or AMD, `size_class` the nominal memory in whole GiB, `book` the ledger.
     """
@@ -47,8 +49,6 @@ class Pool:
     usable_mib: int = 0
     label_mib: int | None = None
     count: int = 0
-    used: int = 0
-    holders: tuple[tuple[str, int], ...] = ()
     product: str = ""
     told_by: tuple[str, str] | None = None
     sliced: bool = False
@@ -64,11 +64,6 @@ class Pool:
         object.__setattr__(self, "size_class", memory.size_class(self.total_mib))
         object.__setattr__(self, "book", (self.resource, self.total_mib if self.dra else 0))
 
-    @property
-    def free(self) -> int:
-        """GPUs that nobody holds; 0 where more are held than are (still) offered."""
-        return max(self.count - self.used, 0)
-
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
@@ -81,13 +76,6 @@ class NodeState:
     labels: Mapping[str, str]
     pools: tuple[Pool, ...]
     both_books: bool = False
-
-    def without(self, holders: Collection[str]) -> "NodeState":
-        """The same with what `holders` hold free."""
-        if not any(holder in holders for pool in self.pools for holder, _ in pool.holders):
-            return self
-        kept = [{h: n for h, n in pool.holders if h not in holders} for pool in self.pools]
-        return replace(self, pools=tuple(_with_holders(p, held) for p, held in zip(self.pools, kept, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -118,11 +106,12 @@ class Reservation:
 
 @dataclass(frozen=True)
 class Inventory:
-    """All nodes by name, the pools of nodes that may grow, and in which ledger each DRA device stands."""
+    """All nodes by name, the pools of nodes that may grow, the ledger of each DRA device, and who holds what."""
 
     nodes: tuple[NodeState, ...]
     node_pools: tuple[NodePool, ...] = ()
     devices: Mapping[slices.DeviceKey, tuple[str, Book]] = field(default_factory=dict)
+    held: Held = field(default_factory=dict)
 
     @cached_property
     def has_gpus(self) -> bool:
@@ -144,12 +133,23 @@ class Inventory:
 
     def with_pods(self, pods: Iterable[Plain], claims: Iterable[Plain] = ()) -> "Inventory":
         """The same nodes with other pods and claims: the nodes' texts are not read again."""
-        used = _usage(pods, claims, self.devices)
-        return replace(self, nodes=tuple(_counted(node, used.get(node.name, {})) for node in self.nodes))
+        return replace(self, held=_held(pods, claims, self.devices))
 
     def without(self, holders: Collection[str]) -> "Inventory":
         """The same with what `holders` hold free: as if they slept."""
-        return replace(self, nodes=tuple(node.without(holders) for node in self.nodes))
+        kept = {where: {h: n for h, n in who.items() if h not in holders} for where, who in self.held.items()}
+        return replace(self, held=kept)
+
+    def holders(self, pool: Pool) -> Mapping[str, int]:
+        """Who holds GPUs of a pool, and how many."""
+        return self.held.get((pool.node, pool.book), _NOBODY)
+
+    def used(self, pool: Pool) -> int:
+        """GPUs of a pool that are held; more than it has where some of them are no longer offered."""
+        return sum(self.holders(pool).values())
+
+
+_NOBODY: Mapping[str, int] = {}
 
 
 def build(
@@ -297,17 +297,12 @@ def _device_pools(node: str, devices: Sequence[slices.Device]) -> list[Pool]:
 
 # -- who holds what ------------------------------------------------------------------------------------------------
 
-_Usage = dict[str, dict[Book, dict[str, int]]]
 
-
-def _usage(
-    pods: Iterable[Plain], claims: Iterable[Plain], devices: Mapping[slices.DeviceKey, tuple[str, Book]]
-) -> _Usage:
-    """GPUs held, by node, ledger and holder."""
-    held: _Usage = {}
+def _held(pods: Iterable[Plain], claims: Iterable[Plain], devices: Mapping[slices.DeviceKey, tuple[str, Book]]) -> Held:
+    held: dict[tuple[str, Book], dict[str, int]] = {}
 
     def add(node: str, book: Book, holder: str, gpus: int) -> None:
-        holders = held.setdefault(node, {}).setdefault(book, {})
+        holders = held.setdefault((node, book), {})
         holders[holder] = holders.get(holder, 0) + gpus
 
     for pod in pods:
@@ -322,13 +317,3 @@ def _usage(
             if known is not None:
                 add(*known, holder, 1)
     return held
-
-
-def _counted(node: NodeState, held: Mapping[Book, Mapping[str, int]]) -> NodeState:
-    pools = tuple(_with_holders(pool, held.get(pool.book, {})) for pool in node.pools)
-    return node if all(a is b for a, b in zip(pools, node.pools, strict=True)) else replace(node, pools=pools)
-
-
-def _with_holders(pool: Pool, held: Mapping[str, int]) -> Pool:
-    holders = tuple(sorted(held.items()))
-    return pool if holders == pool.holders else replace(pool, holders=holders, used=sum(held.values()))

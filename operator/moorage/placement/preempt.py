@@ -133,7 +133,7 @@ def _drivers(owner: str, history: Iterable[Preempted], cooldown_seconds: int) ->
 
 def _nobody(inventory: Inventory, hindrances: Mapping[str, str], request: Request) -> str:
     """`no idle Model can make room: a/x is busy, a/y has preemption.policy Never`."""
-    loaded = {holder for n in inventory.nodes for p in n.pools for holder, _ in p.holders} - {request.owner}
+    loaded = {holder for holders in inventory.held.values() for holder in holders} - {request.owner}
     told = [f"{owner} {why}" for owner, why in hindrances.items() if why and owner in loaded]
     return f"no idle Model can make room{': ' + listed(told) if told else ''}"
 
@@ -157,7 +157,7 @@ def _cheapest(
 def _option(request: Request, offer: Offer, candidate: Candidate, able: Mapping[str, Resident]) -> _Option | None:
     """The fewest idle Models on the offer's node whose sleep leaves enough GPUs free there."""
     pool = offer.pool
-    held = {holder: gpus for holder, gpus in pool.holders if holder in able}
+    held = {holder: gpus for holder, gpus in offer.holders.items() if holder in able}
     if not held or not sufficient(request, pool, candidate):
         return None
     order = sorted((able[o] for o in held), key=lambda r: (r.priority, -(r.idle_seconds or 0), r.owner))

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from moorage.placement import memory, vendors
 from moorage.placement.inventory import (
@@ -27,12 +28,15 @@ _PROBLEMS = {
 _CLOSENESS = {reason: place for place, reason in enumerate(Rejection)}
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A pool on a node that the pod may run on; `balance` is its GPUs less those that pods hold or were promised."""
+class Offer(NamedTuple):
+    """A pool on a node that the pod may run on, and who holds its GPUs.
+
+    `balance` is its GPUs less those that pods hold or that were promised.
+    """
 
     pool: Pool
     balance: int
+    holders: Mapping[str, int] = {}
 
     @property
     def free(self) -> int:
@@ -42,9 +46,10 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """A node that the pod may not run on, whatever its GPUs."""
+    """A node that the pod may not run on, whatever its GPUs; `free_mib` is the most that a free one has."""
 
     node: NodeState
+    free_mib: int
     reason: Rejection
     detail: str
 
@@ -68,11 +73,12 @@ def survey(request: Request, inventory: Inventory, reservations: Iterable[Reserv
     for node in inventory.nodes:
         against = _against(request, node)
         if against is not None:
-            blocked.append(Blocked(node, *against))
+            free = (p.usable_mib for p in node.pools if p.count > inventory.used(p))
+            blocked.append(Blocked(node, max(free, default=0), *against))
         elif not node.pools:
             bare.append(node.name)
         else:
-            offers += [Offer(p, _balance(request, p, taken)) for p in node.pools]
+            offers += [_offer(request, inventory, p, taken) for p in node.pools]
     return Survey(tuple(offers), tuple(bare), tuple(blocked), promised)
 
 
@@ -90,7 +96,7 @@ def virtual(
         useful = request.replicas + sum(node.startswith(f"{shape.name}/") for node, _ in taken)
         for index in range(min(inventory.room[shape.name], useful)):
             pool = replace(grown(shape), node=f"{shape.name}/{index}")
-            yield shape, Offer(pool, _balance(request, pool, taken))
+            yield shape, _offer(request, inventory, pool, taken)
 
 
 def sufficient(request: Request, pool: Pool, candidate: Candidate) -> bool:
@@ -163,11 +169,12 @@ def _promises(
     return taken, {node: tuple(sorted(who)) for node, who in owners.items()}
 
 
-def _balance(request: Request, pool: Pool, taken: Mapping[tuple[str, Book], int]) -> int:
-    held = pool.used + taken.get((pool.node, pool.book), 0)
+def _offer(request: Request, inventory: Inventory, pool: Pool, taken: Mapping[tuple[str, Book], int]) -> Offer:
+    holders = inventory.holders(pool)
+    held = sum(holders.values()) + taken.get((pool.node, pool.book), 0)
     if request.replacing:
-        held -= sum(gpus for holder, gpus in pool.holders if holder == request.owner)
-    return pool.count - held
+        held -= holders.get(request.owner, 0)
+    return Offer(pool, pool.count - held, holders)
 
 
 def grown(shape: NodePool) -> Pool:
