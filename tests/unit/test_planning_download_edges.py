@@ -3,12 +3,25 @@
 import json
 from typing import Any
 
+import pytest
+
 from moorage import names
+from moorage.planning.types import Progress
 from tests.support.world import GGUF, World, model
 
 
 def fetching() -> World:
     return World(model()).answer_resolve(GGUF)
+
+
+def running(world: World, **state: Any) -> None:
+    """The download's pod runs."""
+    job = world.job()
+    world.pods["d"] = {
+        "name": "d", "uid": "d", "owner": job["uid"], "labels": job["labels"], "phase": "Running", "node": "n1",
+        "ip": "10.0.0.3", "ready": True, "gpus": {}, "created": "", "unschedulable": "", "deleting": False,
+        "templateHash": "", "containers": [], **state,
+    }  # fmt: skip
 
 
 def former(child: dict[str, Any]) -> None:
@@ -149,16 +162,20 @@ def test_a_job_that_gets_no_pod_says_where_to_look():
 def test_progress_that_makes_no_sense_is_not_believed():
     for odd in ({}, {"phase": "Downloading"}, {"phase": [], "bytes": {"total": -1, "done": "x"}, "files": 3}):
         world = fetching()
-        job = world.job()
-        labels = job["labels"]
-        world.pods["d"] = {
-            "name": "d", "uid": "d", "owner": job["uid"], "labels": labels, "phase": "Running", "node": "n1",
-            "ip": "10.0.0.3", "ready": True, "gpus": {}, "created": "", "unschedulable": "", "deleting": False,
-            "templateHash": "", "containers": [],
-        }  # fmt: skip
+        running(world)
         world.progress = odd
         world.settle()
         assert world.download["status"]["phase"] == "Checking"
+
+
+@pytest.mark.parametrize(
+    ("ip", "url"), [("10.0.0.1", "http://10.0.0.1:9400/progress"), ("fd00::1", "http://[fd00::1]:9400/progress")]
+)
+def test_progress_is_asked_at_addresses_of_both_families(ip: str, url: str):
+    world = fetching()
+    running(world, ip=ip)
+    ask = next(a for a in world.plan_download().ask if isinstance(a, Progress))
+    assert ask.url == url
 
 
 def test_a_persons_download_fetches_the_files_it_counted():

@@ -5,7 +5,9 @@ import time
 from typing import Any, Protocol
 
 import aiohttp
+import orjson
 
+from moorage.control import bounded
 from moorage.errors import SourceError
 from moorage.planning.types import WarmUp
 
@@ -39,11 +41,12 @@ class HttpProber:
         body = {"model": ask.model, "max_tokens": 1, "messages": [{"role": "user", "content": "Hello"}]}
         started = time.monotonic()
         try:
-            async with self._session.post(url, json=body) as answer:
-                text = (await answer.text())[:300]
+            async with self._session.post(url, json=body, allow_redirects=False) as answer:
+                told = await bounded.read(answer)
+                text = told.decode(errors="replace")[:300]
                 if answer.status != 200:
                     raise _failed(f"the server answered {answer.status} to one chat request: {text}")
-                found = await answer.json(content_type=None)
+                found = orjson.loads(told)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise _failed(f"no answer through the Service: {error or type(error).__name__}") from error
         if not isinstance(found, dict) or not found.get("choices"):

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import aiohttp
+import orjson
 
+from moorage.control import bounded
 from moorage.control.store import Key
 from moorage.planning.types import Progress
 
@@ -55,8 +57,8 @@ class ProgressPoller:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3))
         while True:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
-                async with self._session.get(url) as answer:
-                    found = await answer.json(content_type=None)
+                async with self._session.get(url, allow_redirects=False) as answer:
+                    found = orjson.loads(await bounded.read(answer)) if answer.status == 200 else None
                 if isinstance(found, dict) and found != self._latest.get(key):
                     self._latest[key] = found
                     self._changed(key)

@@ -205,7 +205,8 @@ def _running(step: DownloadPass, job: Manifest, report: Manifest | None) -> str:
         step.draft.set(C.DOWNLOADED, FALSE, problem.reason, problem.message)
         return problem.message
     if pod["phase"] == "Running" and pod["ip"]:
-        step.ask.append(Progress(pod["uid"], f"http://{pod['ip']}:{names.PROGRESS_PORT}/progress"))
+        host = f"[{pod['ip']}]" if ":" in pod["ip"] else pod["ip"]
+        step.ask.append(Progress(pod["uid"], f"http://{host}:{names.PROGRESS_PORT}/progress"))
         texts.take_progress(step.status, step.seen.progress)
     elif step.status.phase not in (Phase.DOWNLOADING, Phase.VERIFYING):
         step.status.phase = Phase.CHECKING
