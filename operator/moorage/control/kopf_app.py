@@ -14,6 +14,7 @@ from moorage import names
 from moorage.control.endpoints import serve
 from moorage.control.operator import Operator
 from moorage.control.store import ALIAS, DOWNLOAD, MODEL
+from moorage.errors import MoorageError
 from moorage.kube.login import log_in
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def registry(operator: Operator, kubeconfig: Path | None, listen: str | None) ->
     async def login(**_: Any) -> kopf.ConnectionInfo:
         return await _connection(kubeconfig)
 
-    @kopf.on.startup(registry=handlers)
+    @kopf.on.startup(registry=handlers, errors=kopf.ErrorsMode.PERMANENT)  # else tried again over what runs already
     async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
         configure(settings)
         if listen:
@@ -106,10 +107,17 @@ def _watch(handlers: kopf.OperatorRegistry, operator: Operator, kind: str, plura
 async def run(
     operator: Operator, kubeconfig: Path | None, listen: str | None, stop: asyncio.Event | None = None
 ) -> None:
-    """Run `operator` in this event loop until `stop` is set or the process is told to end."""
-    await kopf.operator(
-        registry=registry(operator, kubeconfig, listen),
-        clusterwide=True,
-        standalone=True,
-        stop_flag=stop,
-    )
+    """Run `operator` in this event loop until `stop` is set or the process is told to end.
+
+    Raises the MoorageError for which it could not start.
+    """
+    try:
+        await kopf.operator(
+            registry=registry(operator, kubeconfig, listen),
+            clusterwide=True,
+            standalone=True,
+            stop_flag=stop,
+        )
+    except Exception as error:  # kopf wraps what a start failed for, and runs no cleanup then
+        await operator.stop()
+        raise (error.__cause__ if isinstance(error.__cause__, MoorageError) else error) from None
