@@ -1,16 +1,16 @@
 """The exceptions Moorage raises, as a tree.
 
-    MoorageError
-    |-- InvalidSpec           a person must change a manifest; never retried on its own
-    |-- SourceError           the hub or URL said no or could not be reached (reason, retryable)
-    |-- ApiError              the Kubernetes API refused or failed (status, reason, message)
-        |-- NotFound          404
-        |-- Conflict          409: changed under us, or the name is taken
-        |-- Gone              410: the watch must list again
-        |-- Forbidden         403: rights or quota
-        |-- Invalid           422: the object is wrong
-        |-- Throttled         429, with `retry_after` seconds
-        |-- Unavailable       5xx, time-outs and broken connections
+MoorageError
+|-- InvalidSpec           a person must change a manifest; never retried on its own
+|-- SourceError           the hub or URL said no or could not be reached (reason, retryable)
+|-- ApiError              the Kubernetes API refused or failed (status, reason, message)
+    |-- NotFound          404
+    |-- Conflict          409: changed under us, or the name is taken
+    |-- Gone              410: the watch must list again
+    |-- Forbidden         403: rights or quota
+    |-- Invalid           422: the object is wrong
+    |-- Throttled         429, with `retry_after` seconds
+    |-- Unavailable       5xx, time-outs and broken connections
 """
 
 
