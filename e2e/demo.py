@@ -75,7 +75,7 @@ class Demo:
             registry = os.environ.get("REGISTRY")
             if not registry:
                 raise DemoError(
-                    "CLUSTER=current needs REGISTRY=HOST/PATH with the images moorage, llamacpp-cpu and localhub in it; "
+                    "CLUSTER=current needs REGISTRY=HOST/PATH with the images moorage, llamacpp-cpu and localhub; "
                     "build them with `docker build -f images/NAME/Containerfile .`, push them, or unset CLUSTER"
                 )
             tag = os.environ.get("TAG", "latest")
