@@ -104,7 +104,7 @@ async def gone(kube: KubeClient, download: str) -> None:
     """Return once nothing is left of a run: the claim goes last, with the pod that has it mounted."""
     deadline = time.monotonic() + 120
     for resource in (MODEL_DOWNLOADS, CLAIMS):
-        while await get(kube, resource, download) is not None and time.monotonic() < deadline:  # noqa: ASYNC110
+        while await get(kube, resource, download) is not None and time.monotonic() < deadline:
             await asyncio.sleep(0.2)
 
 
