@@ -93,3 +93,18 @@ async def test_a_requeue_time_brings_the_key_back():
 def test_backoff_grows_to_its_limit(failures: int):
     now, later = backoff_seconds(failures, jitter=1.0), backoff_seconds(failures + 1, jitter=1.0)
     assert 1.0 <= now <= later <= BACKOFF_LIMIT
+
+
+async def test_an_error_may_say_how_long_its_pauses_grow(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("moorage.control.queue.backoff_seconds", lambda _failures: 300.0)
+    runs: list[str] = []
+
+    async def handle(key: str) -> None:
+        runs.append(key)
+        raise ConnectionError
+
+    queue = KeyedQueue(handle, longest=lambda error: 0.01 if isinstance(error, ConnectionError) else BACKOFF_LIMIT)
+    task = await running(queue)
+    queue.add("a")
+    await eventually(lambda: len(runs) > 2)
+    task.cancel()

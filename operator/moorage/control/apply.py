@@ -54,12 +54,17 @@ class Applier:
             self._events.record(owner, "Warning" if event.type == "Warning" else "Normal", event.reason, event.message)
 
     async def status(self, key: Key, owner: Manifest, status: Manifest) -> None:
-        """Write `status` unless it already stands there; the store learns it at once, before the watch tells."""
+        """Write `status` unless it already stands there; the store learns it at once, before the watch tells.
+
+        Conflict where the object is not the one any more that was planned for, or has changed since.
+        """
         if owner.get("status") == status:
             return
         meta = owner["metadata"]
         try:
-            new = await self._kube.apply_status(RESOURCES[key.kind], meta["namespace"], meta["name"], status)
+            new = await self._kube.apply_status(
+                RESOURCES[key.kind], meta["namespace"], meta["name"], status, resource_version=meta["resourceVersion"]
+            )
         except NotFound:
             return  # deleted meanwhile; the watch will say so
         if key.kind == DOWNLOAD:

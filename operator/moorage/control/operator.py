@@ -16,13 +16,13 @@ from moorage.control.ledger import Ledger
 from moorage.control.observe import Observer
 from moorage.control.prober import HttpProber, Prober
 from moorage.control.progress import ProgressPoller
-from moorage.control.queue import KeyedQueue
+from moorage.control.queue import BACKOFF_LIMIT, KeyedQueue
 from moorage.control.resolver import Resolver
 from moorage.control.runner import Runner
 from moorage.control.settings import Settings
 from moorage.control.sidetasks import SideTasks
 from moorage.control.store import Change, Key, Store
-from moorage.errors import ApiError
+from moorage.errors import ApiError, Conflict
 from moorage.hub import HubClient
 from moorage.kube.client import KubeClient
 from moorage.kube.events import EventRecorder
@@ -31,6 +31,7 @@ from moorage.sources import HostPolicy
 log = logging.getLogger(__name__)
 
 SYNC_SECONDS = 120.0
+API_PAUSE_SECONDS = 30.0
 WARM_UP_FIRST_PAUSE = 0.1  # a Service takes a moment to know a pod that just became ready
 
 
@@ -62,7 +63,9 @@ class Operator:
         observer = Observer(self.store, self.children, settings.defaults(), **side)
         applier = Applier(kube, self.store, self.children, self._events)
         self.runner = Runner(self.store, self.children, observer, applier, **side)
-        self.queue: KeyedQueue[Key] = KeyedQueue(self._handle, workers=settings.workers, on_error=self._pass_failed)
+        self.queue: KeyedQueue[Key] = KeyedQueue(
+            self._handle, workers=settings.workers, on_error=self._pass_failed, longest=_longest_pause
+        )
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -134,7 +137,9 @@ class Operator:
 
     def _pass_failed(self, key: Key, error: Exception, failures: int) -> None:
         metrics.PASS_FAILURES.labels(key.kind, type(error).__name__).inc()
-        if isinstance(error, ApiError):
+        if isinstance(error, Conflict):
+            log.info("%s: changed meanwhile, planned again: %s", key, error)
+        elif isinstance(error, ApiError):
             log.warning("%s: the API server said: %s (failure %d)", key, error, failures)
         else:
             log.error("%s: a defect of Moorage (failure %d)", key, failures, exc_info=error)
@@ -167,6 +172,11 @@ class Operator:
                 log.warning("resync: %s", error)
             for key in self.store.all_keys():
                 self._wake(key)
+
+
+def _longest_pause(error: Exception) -> float:
+    """Seconds between two tries at most: an API server that was away is back for everybody at once."""
+    return API_PAUSE_SECONDS if isinstance(error, ApiError) else BACKOFF_LIMIT
 
 
 def _key(kind: str, obj: dict[str, Any]) -> Key:

@@ -29,7 +29,8 @@ class KeyedQueue(Generic[K]):
     """Keys waiting for one of `workers` handlers.
 
     `handle(key)` returns the seconds after which the key should run again (None: not on its own) and raises to have it
-    retried with a growing delay; `on_error` hears of each failure (key, error, failures in a row).
+    retried with a growing delay of `longest(error)` seconds at most; `on_error` hears of each failure (key, error,
+    failures in a row).
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class KeyedQueue(Generic[K]):
         *,
         workers: int = 8,
         on_error: Callable[[K, Exception, int], None] = lambda _key, _error, _count: None,
+        longest: Callable[[Exception], float] = lambda _error: BACKOFF_LIMIT,
     ) -> None:
         self._handle = handle
         self._workers = workers
         self._on_error = on_error
+        self._longest = longest
         self._ready: deque[K] = deque()
         self._dirty: set[K] = set()
         self._running: set[K] = set()
@@ -107,7 +110,8 @@ class KeyedQueue(Generic[K]):
         except Exception as error:  # the queue is where every failure of a pass ends up
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             self._on_error(key, error, failures)
-            again = max(backoff_seconds(failures), getattr(error, "retry_after", None) or 0.0)
+            pause = min(backoff_seconds(failures), self._longest(error))
+            again = max(pause, getattr(error, "retry_after", None) or 0.0)
         else:
             self._failures.pop(key, None)
         finally:

@@ -10,7 +10,8 @@ from moorage.control.observe import Observer, now
 from moorage.control.progress import ProgressPoller
 from moorage.control.sidetasks import SideTasks
 from moorage.control.store import DOWNLOAD, MODEL, Key, Store
-from moorage.planning import refused
+from moorage.errors import ApiError
+from moorage.planning import invalid, refused
 from moorage.planning.alias import plan_alias
 from moorage.planning.download import plan_download
 from moorage.planning.model import plan_model
@@ -51,7 +52,11 @@ class Runner:
             self._ledger.hold(key, ())
             return None
         links = self._store.links(key)
-        plan = self._plan(key, obj)
+        try:
+            plan = self._plan(key, obj)
+        except Exception as error:
+            await self._defect(key, obj, error)
+            raise
         self._ledger.hold(key, plan.reserve)  # before anything is awaited, so that no other pass plans the same GPUs
         log.debug("%s: %s", key, plan.why)
         pause = self._ask(key, plan)
@@ -72,6 +77,13 @@ class Runner:
         if key.kind == DOWNLOAD:
             return plan_download(self._observer.download(key, obj))
         return plan_alias(self._observer.alias(key, obj))
+
+    async def _defect(self, key: Key, obj: Manifest, error: Exception) -> None:
+        """Planning itself failed: the person hears of it, whatever else goes wrong."""
+        try:
+            await self._applier.apply(key, obj, invalid.defect(obj, now(), error))
+        except ApiError as failure:
+            log.warning("%s: its status cannot be written either: %s", key, failure)
 
     def _ask(self, key: Key, plan: Plan) -> float | None:
         pauses = []

@@ -46,7 +46,7 @@ def plan_alias(seen: ObservedAlias) -> Plan:
         draft.set(AliasCondition.READY, FALSE, reason, message)
     status = {
         "observedGeneration": alias.metadata.generation,
-        "conditions": [c.dump() for c in draft.conditions],
+        "conditions": [c.dump() for c in draft.conditions if c.type != "Stalled"],  # of a spec that did not parse
         "current": [{"modelRef": {"name": n}, "weight": w, "ready": n in ready} for n, w in targets],
         "summary": {
             "targets": line(",".join(name for name, _ in targets), 60),

@@ -1,4 +1,4 @@
-"""The plan for an object whose spec does not parse: say so, keep everything that runs."""
+"""The plans for an object that cannot be planned: its spec does not parse, or we fail. Say so, keep what runs."""
 
 from datetime import datetime
 
@@ -26,3 +26,20 @@ def plan(obj: Manifest, now: datetime, error: InvalidSpec) -> Plan:
     }
     events = draft.events({("Stalled", TRUE, "*"): Reason.INVALID_SPEC})
     return Plan(status=status, events=events, why=error.message)
+
+
+def defect(obj: Manifest, now: datetime, error: Exception) -> Plan:
+    """Stalled=True/InternalError, and everything else as it stands: it was Moorage that failed, and tries again.
+
+    The error's text goes to the log alone; nobody knows what it holds.
+    """
+    old = obj.get("status") or {}
+    text = f"Moorage itself failed ({type(error).__name__}); its log has the details, and it tries again"
+    draft = Draft(conditions_of(obj), obj["metadata"].get("generation", 0), now)
+    draft.set("Stalled", TRUE, Reason.INTERNAL_ERROR, text)
+    status = {
+        **old,
+        "conditions": [c.dump() for c in draft.conditions],
+        "summary": {**(old.get("summary") or {}), "message": line(text)},
+    }
+    return Plan(status=status, events=draft.events({("Stalled", TRUE, "*"): Reason.INTERNAL_ERROR}), why=text)
