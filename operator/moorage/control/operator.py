@@ -67,6 +67,9 @@ class Operator:
             self._handle, workers=settings.workers, on_error=self._pass_failed, longest=_longest_pause
         )
         self._tasks: list[asyncio.Task[None]] = []
+        self._watched: dict[str, int] = {}  # newest version of each kind that a watch brought
+        self._listed: dict[str, int] = {}  # newest version of each kind in the last list
+        self._deaf = ""
 
     @classmethod
     async def connect(cls, kubeconfig: Path | None, settings: Settings, *, prober: Prober | None = None) -> Self:
@@ -95,7 +98,9 @@ class Operator:
                 await part.close()
 
     def failed(self) -> str | None:
-        """Why the operator cannot go on, None while all of its tasks run."""
+        """Why the operator cannot go on, None while all of its tasks run and its watches tell what lists show."""
+        if self._deaf:
+            return self._deaf
         for task in self._tasks:
             if task.done() and not task.cancelled():
                 return f"{task.get_name()} ended: {task.exception()!r}"
@@ -105,11 +110,17 @@ class Operator:
 
     def put(self, kind: str, obj: dict[str, Any]) -> None:
         """An object of one of the three kinds as a watch saw it."""
+        self._heard(kind, obj)
         self.store.put(_key(kind, obj), obj)
 
     def drop(self, kind: str, obj: dict[str, Any]) -> None:
         """An object of one of the three kinds was deleted."""
-        self.store.drop(_key(kind, obj), int(obj["metadata"]["resourceVersion"]))
+        self.store.drop(_key(kind, obj), self._heard(kind, obj))
+
+    def _heard(self, kind: str, obj: dict[str, Any]) -> int:
+        version = int(obj["metadata"]["resourceVersion"])
+        self._watched[kind] = max(self._watched.get(kind, 0), version)
+        return version
 
     def _object_changed(self, key: Key, change: Change) -> None:
         if change.wanted:
@@ -152,22 +163,34 @@ class Operator:
 
     # -- the safety net -----------------------------------------------------------------------------------------
 
+    async def relist(self) -> None:
+        """List again what is watched, and notice a watch that has died: kopf may lose one (nolar/kopf#1276).
+
+        What one list showed the watch must have told by the next one.
+        """
+        for kind, version in self._listed.items():
+            if self._watched.get(kind, 0) < version:
+                self._deaf = f"the watch of {kind} tells nothing any more"
+        await self._list_all()
+
     async def _list_all(self) -> None:
         """List the three kinds: put what is there, drop what is gone (a watch can miss a deletion, a list cannot)."""
         for kind, resource in RESOURCES.items():
-            seen, taken_at = set[Key](), 0
+            seen, taken_at, newest = set[Key](), 0, 0
             async for items, version in self.kube.pages(resource):
                 taken_at = int(version)
                 for item in items:
                     self.store.put(_key(kind, item), item)
                     seen.add(_key(kind, item))
+                    newest = max(newest, int(item["metadata"]["resourceVersion"]))
             self.store.keep_only(kind, seen, taken_at)
+            self._listed[kind] = newest
 
     async def _resync(self) -> None:
         while True:
             await asyncio.sleep(self.settings.resync_seconds * random.uniform(0.9, 1.1))
             try:
-                await self._list_all()
+                await self.relist()
             except ApiError as error:
                 log.warning("resync: %s", error)
             for key in self.store.all_keys():
