@@ -3,7 +3,16 @@
 from dataclasses import replace
 
 from moorage.planning.types import Answer
+from moorage.sizing.facts import header_facts
+from moorage.sizing.gguf import read_gguf_header
 from tests.support.world import GGUF, World, gpu_node, model
+from tests.unit.model_shapes import MODELS as SHAPES
+
+
+def big_header() -> str:
+    """What the resolver keeps of the header of Llama 3.1 8B, Q4_K_M."""
+    return str(header_facts(read_gguf_header(SHAPES["llama31-8b Q4_K_M"].header))["header"])
+
 
 FLEET = [gpu_node("small", 8188), gpu_node("middle", 24564, 2), gpu_node("large", 81559, 8)]
 
@@ -100,3 +109,20 @@ def test_a_gpu_without_an_image_for_it_is_not_served_on_the_cpu():
     world.answer_resolve(GGUF).download_done()
     assert world.condition("Serving")[:2] == ("False", "ImageRequired")
     assert ("Deployment", "tiny") not in world.children
+
+
+def test_what_would_help_is_said_and_proven():
+    header = big_header()
+    world = World(model(accelerator={"vendor": "Nvidia"}, contextLength=32768))
+    world.nodes = [gpu_node("only", 8188)]
+    world.settle()
+    world.resolved = Answer(world.asked[0].inputs, {**GGUF, "facts": {**GGUF["facts"], "header": header}})
+    world.settle()
+    assert world.condition("Placed")[:2] == ("False", "NoGPUFits")
+    remedies = world.model["status"]["remedies"]
+    changes = {r["change"].partition(":")[0]: r["change"] for r in remedies}
+    assert "contextLength" in changes
+    smaller = int(changes["contextLength"].partition(": ")[2])
+    world.change(contextLength=smaller).settle()
+    assert world.condition("Placed")[0] == "True", "the remedy is proven"
+    assert "remedies" not in world.model["status"]

@@ -116,6 +116,13 @@ class PlacementStatus(StatusPart):
     inputs_hash: StatusWord | None = Field(default=None, description="Hash of what the decision was made for.")
 
 
+class RemedyStatus(StatusPart):
+    """A change of the spec that would give the Model a place, proven by deciding again with it."""
+
+    change: StatusWord = Field(description="What to change, such as contextLength: 4096.")
+    effect: Sentence = Field(description="Where the Model would go then.")
+
+
 class StartupStatus(StatusPart):
     """How long the last start took, step by step."""
 
@@ -201,6 +208,9 @@ class ModelStatus(StatusPart):
     source: SourceStatus | None = Field(default=None, description="What the source resolved to.")
     memory: MemoryStatus | None = Field(default=None, description="Memory of one replica.")
     placement: PlacementStatus | None = Field(default=None, description="Where the servers run, and why there.")
+    remedies: Annotated[list[RemedyStatus], Cut(8)] = Field(
+        default=[], description="The smallest changes that would give the Model a place, where it has none."
+    )
     startup: StartupStatus | None = Field(default=None, description="How long the last start took.")
     benchmark: BenchmarkStatus | None = Field(default=None, description="The last benchmark.")
     template: StatusWord | None = Field(default=None, description="Hash of the inputs of the pods last applied.")

@@ -1,6 +1,7 @@
 """How much memory one replica of a Model needs: from the header facts in its status, by the sizing room's formulas."""
 
 import json
+from dataclasses import dataclass
 
 from moorage.api.model_status import Confidence, MemoryStatus
 from moorage.engines import llamacpp
@@ -42,7 +43,19 @@ def sequences(step: ModelPass) -> int:
     return step.model.spec.max_sequences or llamacpp.DEFAULT_SEQUENCES
 
 
-def need(step: ModelPass, gpus: int) -> MemoryNeed | None:
+@dataclass(frozen=True)
+class Changes:
+    """Other settings than the spec's, for finding out what would fit; 0 and empty: as the spec says."""
+
+    context_length: int = 0
+    max_sequences: int = 0
+    kv_cache_type: str = ""
+
+
+AS_WRITTEN = Changes()
+
+
+def need(step: ModelPass, gpus: int, changes: Changes = AS_WRITTEN) -> MemoryNeed | None:
     """The need on `gpus` GPUs (0: CPU only); None where the header is not known.
 
     Raises InvalidSpec where llama.cpp would refuse the settings.
@@ -52,14 +65,15 @@ def need(step: ModelPass, gpus: int) -> MemoryNeed | None:
     if not header:
         return None
     spec, options = step.model.spec, step.model.spec.llama_cpp
+    parallel, cache = changes.max_sequences or sequences(step), changes.kv_cache_type or spec.kv_cache_type.value
     return llama_need(
         LlamaModel.from_json(json.loads(header)),
         LlamaSettings(
-            ctx_size=context_length(step) * sequences(step),
-            parallel=sequences(step),
+            ctx_size=(changes.context_length or context_length(step)) * parallel,
+            parallel=parallel,
             kv_unified=options.unified_kv_cache if options else False,
-            cache_type_k=spec.kv_cache_type,
-            cache_type_v=spec.kv_cache_type,
+            cache_type_k=cache,
+            cache_type_v=cache,
             ubatch_size=options.ubatch_size if options else 512,
             flash_attention=options.flash_attention if options else True,
             gpu_layers=options.gpu_layers if options and gpus else None if gpus else 0,

@@ -4,16 +4,18 @@ from moorage import names
 from moorage.api.common import quantity_bytes
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.conditions import Reason
-from moorage.api.model_status import PlacementStatus, RejectedNodes
+from moorage.api.model_status import PlacementStatus, RejectedNodes, RemedyStatus
 from moorage.engines import llamacpp
 from moorage.errors import InvalidSpec
 from moorage.placement.decide import decide
 from moorage.placement.inventory import Inventory
+from moorage.placement.remedies import CACHE, CONTEXT, SEQUENCES, Settings, Space, remedies
 from moorage.placement.request import Candidate, Decision, Request
-from moorage.planning.model_memory import memory, need
+from moorage.planning.model_memory import AS_WRITTEN, Changes, context_length, memory, need, sequences
 from moorage.planning.model_pass import ModelPass
 
 MIB = 1024 * 1024
+CACHE_TYPES = ("f16", "q8_0", "q4_0")  # from the least to the greatest loss
 NO_GPU_REMEDY = "; set accelerator.vendor: None to run on the CPU"
 
 
@@ -48,24 +50,33 @@ def _on_cpu(step: ModelPass) -> str | None:
     return None
 
 
-def candidates(step: ModelPass) -> tuple[Candidate, ...]:
+def candidates(step: ModelPass, changes: Changes = AS_WRITTEN) -> tuple[Candidate, ...]:
     """One GPU, then 2, 4 and 8 of one node, each with its need; 0 MiB where the header is not known yet.
 
     Raises InvalidSpec where the engine would refuse the settings.
     """
     found = []
     for gpus in llamacpp.GPU_COUNTS:
-        needed = need(step, gpus)
+        needed = need(step, gpus, changes)
         found.append(Candidate(gpus, max(needed.per_gpu_mib, default=0) if needed else 0))
     return tuple(found)
 
 
 def decision(step: ModelPass, plans: tuple[Candidate, ...], *, replacing: bool) -> Decision:
     """What placement says now; with `replacing` the Model's own pods are counted out."""
+    return decide(request(step, plans, replacing=replacing), _inventory(step), step.seen.reservations)
+
+
+def _inventory(step: ModelPass) -> Inventory:
+    return step.seen.inventory or Inventory(())
+
+
+def request(step: ModelPass, plans: tuple[Candidate, ...], *, replacing: bool) -> Request:
+    """The Model's request in placement's words."""
     spec, gpu = step.model.spec, step.model.spec.accelerator
     override = gpu.memory_per_gpu_override
     affinity = (spec.affinity or {}).get("nodeAffinity")
-    request = Request(
+    return Request(
         owner=owner(step),
         candidates=plans,
         vendor=gpu.vendor,
@@ -79,7 +90,6 @@ def decision(step: ModelPass, plans: tuple[Candidate, ...], *, replacing: bool) 
         replacing=replacing,
         weights_on=frozenset(),
     )
-    return decide(request, step.seen.inventory or Inventory(()), step.seen.reservations)
 
 
 def owner(step: ModelPass) -> str:
@@ -89,6 +99,7 @@ def owner(step: ModelPass) -> str:
 
 def _take(step: ModelPass, found: Decision, inputs: str) -> str | None:
     chosen = found.candidate
+    before = step.status.placement
     asleep = step.model.spec.replicas == 0 and found.reason == Reason.NO_GPU_FREE
     status = PlacementStatus(
         count=chosen.gpus if chosen else None,
@@ -106,18 +117,45 @@ def _take(step: ModelPass, found: Decision, inputs: str) -> str | None:
     if chosen is None:
         step.status.placement = status
         remember_memory(step, (step.model.spec.accelerator.count or 1))
+        if not asleep and (before is None or (before.reason, before.inputs_hash) != (found.message, inputs)):
+            step.status.remedies = remedies_of(step)
         if asleep:
             step.done(C.PLACED, Reason.PLACED, f"asleep; loaded now it would have to wait: {found.message}")
             return None
         remedy = "" if step.seen.inventory and step.seen.inventory.has_gpus else NO_GPU_REMEDY
         return step.stop(C.PLACED, found.reason, found.message + remedy)
-    step.status.placement = status
+    step.status.placement, step.status.remedies = status, []
     if refused := remember_memory(step, chosen.gpus):
         return refused
     step.done(C.PLACED, found.reason, found.message)
     if step.model.spec.replicas:
         step.reserve = found.reservations(owner(step))
     return None
+
+
+def remedies_of(step: ModelPass) -> list[RemedyStatus]:
+    """The smallest changes with which this Model would have a place now; nothing where its need is not computed."""
+    if not step.source.header or step.model.spec.accelerator.memory_per_gpu_override:
+        return []
+    present = step.model.spec.kv_cache_type.value
+    fixed = step.model.spec.accelerator.count
+    space = Space(
+        context_length=context_length(step),
+        max_sequences=sequences(step),
+        cache_types=CACHE_TYPES[CACHE_TYPES.index(present) + 1 :],
+        counts=tuple(c for c in llamacpp.GPU_COUNTS if fixed and c != fixed),
+    )
+
+    def changed(settings: Settings) -> tuple[Candidate, ...] | None:
+        context, slots, cache = (settings.get(k) for k in (CONTEXT, SEQUENCES, CACHE))
+        try:
+            return candidates(step, Changes(int(context or 0), int(slots or 0), str(cache or "")))
+        except InvalidSpec:
+            return None
+
+    asked = request(step, candidates(step), replacing=False)
+    found = remedies(asked, _inventory(step), step.seen.reservations, need=changed, space=space)
+    return [RemedyStatus(change=r.change, effect=r.effect) for r in found]
 
 
 def remember_memory(step: ModelPass, gpus: int) -> str | None:
