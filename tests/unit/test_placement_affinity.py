@@ -1,5 +1,7 @@
 """What kube-scheduler is told: matching as it does it, and terms that let nothing insufficient in."""
 
+import re
+
 import pytest
 
 from moorage.placement.affinity import merged
@@ -109,6 +111,8 @@ def test_an_exact_class_is_required():
     nodes = (node("a", 16), node("b", 24), node("c", 24), node("d", 80))
     decision, inventory = place(*nodes, pods=[pod("x", "a")], exact_class=True)
     assert [n.name for n in inventory.nodes if matches(decision, n)] == ["b", "c"]
+    later = cluster(node("b2", 24), node("d2", 80))
+    assert [n.name for n in later.nodes if matches(decision, n)] == ["b2"], "also of nodes that come later"
 
 
 def test_labels_that_lie_and_nodes_without_any():
@@ -178,8 +182,12 @@ def test_classes_are_spread_over_the_eight_alternatives(classes, places):
     names = [a["name"] for a in request["firstAvailable"]]
     assert [i for i, name in enumerate(names) if name.startswith("c")] == places
     assert len(set(names)) == 8
-    last = request["firstAvailable"][-1]["selectors"][0]["cel"]["expression"]
-    assert "<=" not in last, "the largest class has no upper bound"
+    windows = [a["selectors"][0]["cel"]["expression"] for a in request["firstAvailable"] if a["name"].startswith("c")]
+    lower = [int(re.findall(r"quantity\('(\d+)Mi'\)\) >= 0", w)[0]) for w in windows]
+    upper = [int(re.findall(r"quantity\('(\d+)Mi'\)\) <= 0", w)[0]) for w in windows[:-1]]
+    assert lower == [1528, *(size + 1 for size in upper)], "one class begins where the one before it ends"
+    assert upper == list(sizes.values())[:-1]
+    assert "<=" not in windows[-1], "the largest class has no upper bound"
 
 
 def test_more_classes_than_alternatives():

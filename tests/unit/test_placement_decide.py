@@ -208,6 +208,8 @@ def test_what_the_model_holds_itself_is_free_when_it_is_replaced():
     nodes = cluster(node("gpu-1", 24), pods=[pod("m-1", "gpu-1", labels={"moorage.dev/model": "model"})])
     assert not decide(asks(1000), nodes).placed
     assert decide(asks(1000, replacing=True), nodes).placed
+    others = cluster(node("gpu-1", 24), pods=[pod("x", "gpu-1")])
+    assert not decide(asks(1000, replacing=True), others).placed
 
 
 def test_weights_attract():
@@ -328,3 +330,17 @@ def test_more_held_than_offered_is_none_free():
     """A GPU that turned unhealthy leaves the node's allocatable while its pod stays."""
     nodes = cluster(node("gpu-1", 24, 1), pods=[pod("x", "gpu-1"), pod("y", "gpu-1")])
     assert decide(asks(1000), nodes).message.startswith("needs 1.0Gi; the only GPU of 24Gi or more is taken")
+
+
+def test_a_way_that_places_all_replicas_comes_before_one_that_places_some():
+    nodes = cluster(node("big", 80, 1), node("pair-1", 24, 2), node("pair-2", 24, 2))
+    decision = decide(asks(40_000, (2, 21_000), replicas=2), nodes)
+    assert (decision.candidate, decision.nodes) == (Candidate(2, 21_000), ("pair-1", "pair-2"))
+    assert decide(asks(40_000, (2, 21_000)), nodes).nodes == ("big",)
+
+
+def test_replicas_spread_over_nodes_whose_devices_differ():
+    slices = [slice_of("dra-1", [device("gpu-0", 24), device("gpu-1", 48)]), slice_of("dra-2", [device("gpu-0", 48)])]
+    nodes = cluster(bare("dra-1"), bare("dra-2"), resource_slices=slices)
+    assert decide(asks(30_000, replicas=2), nodes).nodes == ("dra-1", "dra-2")
+    assert decide(asks(1000, replicas=3), nodes).nodes == ("dra-1", "dra-2", "dra-1")

@@ -39,6 +39,13 @@ def test_lower_priority_goes_before_longer_idle():
     assert found.victims == ("a/x",)
 
 
+def test_of_one_nodes_models_the_lowest_priority_goes_and_then_the_longest_idle():
+    nodes = cluster(node("g1", 24, 3), pods=[held("x", "g1"), held("y", "g1"), held("z", "g1")])
+    residents = [idle("x", 900, priority=1), idle("y", 10), idle("z", 20)]
+    assert preempt(WANTED, nodes, residents=residents, priority=1).victims == ("a/z",)
+    assert preempt(PAIR, nodes, residents=residents, priority=1).victims == ("a/z", "a/y")
+
+
 @pytest.mark.parametrize(
     ("resident", "words"),
     [
