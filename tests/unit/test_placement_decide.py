@@ -344,3 +344,9 @@ def test_replicas_spread_over_nodes_whose_devices_differ():
     nodes = cluster(bare("dra-1"), bare("dra-2"), resource_slices=slices)
     assert decide(asks(30_000, replicas=2), nodes).nodes == ("dra-1", "dra-2")
     assert decide(asks(1000, replicas=3), nodes).nodes == ("dra-1", "dra-2", "dra-1")
+
+
+def test_a_need_that_is_not_known_yet_is_not_told_as_none():
+    """Of a pre-filled claim the header is read later."""
+    message = decide(asks(0), cluster(node("gpu-1"))).message
+    assert message == "needs 1 GPU (of what size is not known yet), fits on one 24Gi GPU (1 free on gpu-1)"
