@@ -129,6 +129,12 @@ def test_labels_that_lie_and_nodes_without_any():
     assert [n.name for n in inventory.nodes if matches(decision, n)] == ["hostless", "named", "plain"]
 
 
+def test_a_node_with_an_annotation_is_preferred_by_its_class_and_not_by_its_labels():
+    relabelled = node("relabelled", 16, annotations={"moorage.dev/gpu-memory": "80Gi"})
+    decision, inventory = place(node("a", 16), node("b", 24), relabelled)
+    assert {n.name: score(decision, n) for n in inventory.nodes} == {"a": 124, "b": 6, "relabelled": 1}
+
+
 def test_products_of_the_table_are_required_by_their_label():
     product = {"cloud.google.com/gke-accelerator": "nvidia-l4", "kubernetes.io/hostname": "g"}
     inventory = cluster(node("g") | {"labels": product}, products={"nvidia-l4": 23_034})

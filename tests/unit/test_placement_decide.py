@@ -349,4 +349,4 @@ def test_replicas_spread_over_nodes_whose_devices_differ():
 def test_a_need_that_is_not_known_yet_is_not_told_as_none():
     """Of a pre-filled claim the header is read later."""
     message = decide(asks(0), cluster(node("gpu-1"))).message
-    assert message == "needs 1 GPU (of what size is not known yet), fits on one 24Gi GPU (1 free on gpu-1)"
+    assert message == "needs a GPU, fits on one 24Gi GPU (1 free on gpu-1)"

@@ -142,10 +142,11 @@ def _preferred(target: Target, inventory: Inventory, good: Sequence[Pool]) -> li
     wanted = [{"weight": PLANNED_NODE_WEIGHT, "preference": term} for term in _on(inventory, target.nodes)]
     if target.exact or target.dra or len(target.classes) < 2:
         return wanted
+    named = [(inventory.by_name[p.node], p) for p in good if p.told_by is None]
     for weight, size in zip(CLASS_WEIGHTS, target.classes, strict=False):
-        pools = [p for p in good if p.size_class == size]
-        terms = [term for term, _ in _told_terms(pools)]
-        terms += _on(inventory, sorted(p.node for p in pools if p.told_by is None))
+        told = _told_terms(p for p in good if p.size_class == size)
+        terms = [_without(term, [(n, p) for n, p in named if matches(n, p)]) for term, matches in told]
+        terms += _on(inventory, [n.name for n, p in named if p.size_class == size])
         wanted += [{"weight": weight, "preference": term} for term in terms]
     return wanted
 
