@@ -111,6 +111,15 @@ def test_a_gpu_without_an_image_for_it_is_not_served_on_the_cpu():
     assert ("Deployment", "tiny") not in world.children
 
 
+def test_a_model_is_never_in_its_own_way():
+    world = placed("10Gi", nodes=[gpu_node("only", 24564)]).answer_resolve(GGUF).download_done()
+    world.pod(ready=True, node="only", gpus={"nvidia.com/gpu": 1}, namespace="ns").token()
+    before = world.children[("Deployment", "tiny")]["inputsHash"]
+    world.change(accelerator={"vendor": "Auto", "memoryPerGPUOverride": "12Gi"}).settle()
+    assert world.condition("Placed")[0] == "True", "a Recreate rollout frees the GPU that it needs"
+    assert world.children[("Deployment", "tiny")]["inputsHash"] != before
+
+
 def test_what_would_help_is_said_and_proven():
     header = big_header()
     world = World(model(accelerator={"vendor": "Nvidia"}, contextLength=32768))

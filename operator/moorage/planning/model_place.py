@@ -36,7 +36,7 @@ def place(step: ModelPass) -> str | None:
     if placed and placed.inputs_hash == inputs and _bound(step) and step.draft.was_true(C.PLACED):
         step.draft.confirm(C.PLACED)
         return remember_memory(step, placed.count or 0)
-    step.decision = decision(step, plans, replacing=False)
+    step.decision = decision(step, plans, replacing=step.model.spec.rollout.strategy != "Surge")
     return _take(step, step.decision, inputs)
 
 
@@ -63,7 +63,7 @@ def candidates(step: ModelPass, changes: Changes = AS_WRITTEN) -> tuple[Candidat
 
 
 def decision(step: ModelPass, plans: tuple[Candidate, ...], *, replacing: bool) -> Decision:
-    """What placement says now; with `replacing` the Model's own pods are counted out."""
+    """What placement says now; with `replacing` (a Recreate rollout) what its own pods hold counts as free."""
     return decide(request(step, plans, replacing=replacing), _inventory(step), step.seen.reservations)
 
 
@@ -85,8 +85,8 @@ def request(step: ModelPass, plans: tuple[Candidate, ...], *, replacing: bool) -
         node_selector=spec.node_selector,
         tolerations=spec.tolerations,
         node_affinity=affinity,
-        replicas=max(spec.replicas - len(_nodes(step)), 1),
-        placed=tuple(_nodes(step)),
+        replicas=max(spec.replicas if replacing else spec.replicas - len(_nodes(step)), 1),
+        placed=() if replacing else tuple(_nodes(step)),
         replacing=replacing,
         weights_on=frozenset(),
     )
