@@ -80,7 +80,7 @@ async def test_models_that_race_for_one_gpu_never_get_it_twice(bed: Bed, operato
         waiting = [m for m in found if condition(m, "Placed").get("reason") == "NoGPUFree"]
         return placed if len(placed) == 2 and len(waiting) == 2 else []
 
-    ready = await bed.eventually(settled)
+    ready = await bed.eventually(settled, timeout=90)  # Models of the test before may take a while to be collected
     last = next(n for n in names if n not in ready)
     model = await bed.get(MODELS, last)
     assert model["status"]["phase"] == "Placing"
