@@ -37,12 +37,6 @@ OPERATOR: tuple[Right, ...] = (
         ("patch",),
         "says what happened: phase, conditions, numbers",
     ),
-    Right(
-        GROUP,
-        ("models/finalizers", "modeldownloads/finalizers"),
-        ("update",),
-        "children name their owner with blockOwnerDeletion (checked where OwnerReferencesPermissionEnforcement is on)",
-    ),
     Right("apps", ("deployments",), (*MIRROR, "create", "patch"), "the servers of Models; deleted with their owner"),
     Right("", ("services",), (*MIRROR, "create", "patch"), "the address of each Model; deleted with its owner"),
     Right(

@@ -4,7 +4,6 @@ Its rights must be enough (nothing is refused) and minimal (nothing is granted t
 """
 
 import asyncio
-import json
 import os
 import re
 import socket
@@ -33,7 +32,6 @@ from moorage.kube.resources import (
     SERVICES,
     STORAGE_CLASSES,
 )
-from moorage.manifests.common import metadata
 from tests.conftest import TestCluster
 from tests.process.download.support import make_repo
 from tests.support import helm
@@ -51,9 +49,6 @@ PATH = re.compile(
 )
 
 Use = tuple[str, str, str]  # API group, resource or resource/subresource, verb
-
-# What admission plugins ask for beside the request itself, which no proxy can see; a test of its own is below.
-UNSEEN: set[Use] = {(names.GROUP, f"{plural}/finalizers", "update") for plural in ("models", "modeldownloads")}
 
 
 def granted(rights: tuple[rbac.Right, ...]) -> set[Use]:
@@ -176,7 +171,7 @@ async def test_the_operators_rights_are_enough_and_not_one_too_many(
         uses = set().union(*map(used, proxy.requests))
     await bed.kube.delete(STORAGE_CLASSES, None, storage)
     assert uses <= granted(rbac.OPERATOR)
-    assert granted(rbac.OPERATOR) - uses == UNSEEN, "granted and never used"
+    assert granted(rbac.OPERATOR) - uses == set(), "granted and never used"
     events, _ = await bed.kube.list(EVENTS, bed.namespace)
     assert [e["message"] for e in events if e["reason"] == "FailedCreate"] == [], "pods that `restricted` refuses"
 
@@ -214,41 +209,6 @@ async def a_model_is_scaled(bed: Bed, cluster: TestCluster) -> None:
     await bed.until(DEPLOYMENTS, "n", lambda made: made["spec"]["replicas"] == 0)
     await asyncio.to_thread(cluster.kubectl, "-n", bed.namespace, "scale", "model", "n", "--replicas=1")
     await bed.until(DEPLOYMENTS, "n", lambda made: made["spec"]["replicas"] == 1)
-
-
-@pytest.mark.parametrize("owner", ["Model", "ModelDownload"])
-async def test_children_need_the_right_to_their_owners_finalizers(
-    api_cluster: TestCluster, release: Release, bed: Bed, owner: str
-):
-    """Where OwnerReferencesPermissionEnforcement is on; the rights of UNSEEN are there for nothing else."""
-    lesser = f"{bed.namespace}-lesser"
-    api_cluster.kubectl("create", "-f", "-", input=json.dumps(role(lesser, granted(rbac.OPERATOR) - UNSEEN)))
-    api_cluster.kubectl("create", "clusterrolebinding", lesser, f"--clusterrole={lesser}", f"--user={lesser}")
-    await bed.ready_download()
-    made = await (bed.model("o") if owner == "Model" else bed.get(MODEL_DOWNLOADS, "files"))
-    body = {"apiVersion": "v1", "kind": "Service", "metadata": metadata("child", made, {})}
-    child = json.dumps({**body, "spec": {"ports": [{"port": 80}]}})
-
-    def apply(user: str) -> str:
-        options = ("--server-side", "--dry-run=server", "--field-manager=test", "--as", user)
-        done = api_cluster.kubectl("apply", *options, "--filename", "-", input=child, check=False)
-        return done.stdout + done.stderr
-
-    def refused_for_the_owner() -> bool:
-        return "cannot set blockOwnerDeletion" in apply(lesser)
-
-    await eventually(refused_for_the_owner, 10, "a refusal", every=0.2)  # once the new role is known to the authorizer
-    assert "serverside-applied" in apply(f"system:serviceaccount:{release.name}:{release.name}")
-    for plural in ("clusterrolebinding", "clusterrole"):
-        api_cluster.kubectl("delete", plural, lesser)
-
-
-def role(name: str, uses: set[Use]) -> dict[str, Any]:
-    kind = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": name}}
-    return {
-        **kind,
-        "rules": [{"apiGroups": [g], "resources": [what], "verbs": [verb]} for g, what, verb in sorted(uses)],
-    }
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from moorage.control.apply import Applier, Refused
 from moorage.control.store import MODEL, Key, Store
-from moorage.errors import Forbidden, Unavailable
+from moorage.errors import Forbidden
 from moorage.manifests.common import stamped
 from moorage.planning.types import Plan, PlannedEvent
 
@@ -33,19 +33,11 @@ async def refuse(message: str) -> None:
     await Applier(stub, Store(), stub, stub).apply(Key(MODEL, "n", "m"), {}, Plan(apply=(SERVICE,)))
 
 
-async def test_kinds_that_the_server_does_not_know_yet_are_tried_again():
-    with pytest.raises(Unavailable):
-        await refuse(
-            'services "m" is forbidden: cannot set blockOwnerDeletion in this case because cannot find RESTMapping for '
-            'APIVersion moorage.dev/v1alpha1 Kind Model: no matches for kind "Model" in version "moorage.dev/v1alpha1"'
-        )
-
-
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
         ('services "m" is forbidden: exceeded quota: q, requested: services=1', "QuotaExceeded"),
-        ('services "m" is forbidden: cannot set blockOwnerDeletion: no RBAC policy matched', "Forbidden"),
+        ('services "m" is forbidden: no RBAC policy matched', "Forbidden"),
     ],
 )
 async def test_a_refusal_for_good_is_told(message: str, reason: str):

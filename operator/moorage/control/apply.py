@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from moorage import names
 from moorage.control import metrics
 from moorage.control.children import Children
 from moorage.control.store import ALIAS, DOWNLOAD, MODEL, Key, Store
-from moorage.errors import Conflict, Forbidden, Invalid, MoorageError, NotFound, Unavailable
+from moorage.errors import Conflict, Forbidden, Invalid, MoorageError, NotFound
 from moorage.kube.client import KubeClient
 from moorage.kube.events import EventRecorder
 from moorage.kube.resources import MODEL_ALIASES, MODEL_DOWNLOADS, MODELS, Resource, resource_of
@@ -31,13 +32,23 @@ class Refused(MoorageError):
 class Applier:
     """Applies manifests, patches, deletions, status and Events of plans; what needs no request makes none."""
 
-    def __init__(self, kube: KubeClient, store: Store, children: Children, events: EventRecorder) -> None:
+    def __init__(
+        self,
+        kube: KubeClient,
+        store: Store,
+        children: Children,
+        events: EventRecorder,
+        crowded: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._kube, self._store, self._children, self._events = kube, store, children, events
+        self._crowded = crowded
 
-    async def apply(self, key: Key, owner: Manifest, plan: Plan) -> None:
+    async def apply(self, key: Key, owner: Manifest, plan: Plan) -> bool:
         """Write what `plan` asks for: first deletions, then children (together), then the status and its Events.
 
-        Where a child could not be written neither is the status, and nothing is told: raises Refused or the ApiError.
+        False where the status waits for another pass: while many others wait (`crowded`), children go before words, and
+        by the time that the words' turn comes there is more to say at once. Where a child could not be written neither
+        is the status, and nothing is told: raises Refused or the ApiError.
         """
         for ref in plan.delete:
             await self._delete(ref)
@@ -48,10 +59,13 @@ class Applier:
         failures = [o for o in outcomes if isinstance(o, BaseException)]
         if failures:
             raise min(failures, key=_passing_first)
+        if any(outcomes) and self._crowded():
+            return False
         if plan.status is not None:
             await self.status(key, owner, plan.status)
         for event in plan.events:
             self._events.record(owner, "Warning" if event.type == "Warning" else "Normal", event.reason, event.message)
+        return True
 
     async def status(self, key: Key, owner: Manifest, status: Manifest) -> None:
         """Write `status` unless it already stands there; the store learns it at once, before the watch tells.
@@ -71,39 +85,39 @@ class Applier:
             metrics.download_changed(owner.get("status") or {}, status)
         self._store.put(key, new)
 
-    async def _child(self, manifest: Manifest) -> None:
+    async def _child(self, manifest: Manifest) -> bool:
+        """Apply one child; whether that took a request."""
         if manifest["kind"] == DOWNLOAD:
-            await self._shared_download(manifest)
-            return
+            return await self._shared_download(manifest)
         resource, meta = resource_of(manifest), manifest["metadata"]
         where = (meta["namespace"], meta["name"])
         wanted = meta["annotations"][names.MANIFEST_HASH]
         live = self._children.get(resource, where)
         if self._children.applied(resource, where) == wanted or (live and live.get("manifestHash") == wanted):
-            return
+            return False
         try:
             made = await self._kube.apply(manifest, force=live is not None and "stranger" not in live)
         except Conflict as error:
             text = f"{manifest['kind']} {meta['name']} exists and is not Moorage's: {error.message}"
             raise Refused("NameTaken", text, manifest["kind"]) from error
         except Forbidden as error:
-            if _kinds_not_known_yet(error):
-                raise Unavailable(error.message, status=error.status, reason=error.reason) from error
             reason = "QuotaExceeded" if "exceeded quota" in error.message else "Forbidden"
             raise Refused(reason, error.message, manifest["kind"]) from error
         except Invalid as error:
             raise Refused("InvalidSpec", error.message, manifest["kind"]) from error
         self._children.remember(resource, where, wanted, made["metadata"]["uid"])
+        return True
 
-    async def _shared_download(self, manifest: Manifest) -> None:
+    async def _shared_download(self, manifest: Manifest) -> bool:
         """Make the ModelDownload where there is none; one that is there is another Model's too, or a person's."""
         key = Key(DOWNLOAD, manifest["metadata"]["namespace"], manifest["metadata"]["name"])
         if self._store.get(key) is not None:
-            return
+            return False
         try:
             self._store.put(key, await self._kube.apply(manifest, force=False))
         except Conflict:
             log.info("%s was made by someone else meanwhile", key)  # the watch brings it
+        return True
 
     async def _patch(self, ref: Ref, body: Manifest) -> None:
         resource = resource_of({"apiVersion": ref.api_version, "kind": ref.kind})
@@ -124,8 +138,3 @@ class Applier:
 def _passing_first(error: BaseException) -> int:
     """What time may mend first, so that it is tried again soon; last a Job, which may be a mere benchmark."""
     return 0 if not isinstance(error, Refused) else 2 if error.kind == "Job" else 1
-
-
-def _kinds_not_known_yet(error: Forbidden) -> bool:
-    """Whether a refusal passes by itself: OwnerReferencesPermissionEnforcement learns of new CRDs with some delay."""
-    return "cannot find RESTMapping" in error.message

@@ -10,14 +10,18 @@ NON_ROOT_USER = 65532
 
 
 def owner_reference(owner: Manifest) -> Manifest:
-    """The controller owner reference to `owner`, a full object with apiVersion, kind and metadata.uid."""
+    """The controller owner reference to `owner`, a full object with apiVersion, kind and metadata.uid.
+
+    Without blockOwnerDeletion: nothing waits for a Model's children to be gone, and where the admission plugin
+    OwnerReferencesPermissionEnforcement is on (OpenShift) it would take a further right, and half a minute after the
+    CRDs were installed until the plugin has heard of them (seen: 27 s).
+    """
     return {
         "apiVersion": owner["apiVersion"],
         "kind": owner["kind"],
         "name": owner["metadata"]["name"],
         "uid": owner["metadata"]["uid"],
         "controller": True,
-        "blockOwnerDeletion": True,
     }
 
 
