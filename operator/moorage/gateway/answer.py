@@ -74,14 +74,14 @@ class WholeAnswer:
         own: bytes,
         usage: Usage,
         *,
-        length: int | None,
         limit: int,
     ) -> None:
         self._client = client
         self._status = status
         self._headers = _lines(headers, _WITHHELD) + own
         self._usage = usage
-        self._length = length
+        length = headers.get(b"content-length")
+        self._length = None if length is None else int(length)
         self._limit = limit
         self._held: list[bytes] = []
         self._size = 0
@@ -93,15 +93,13 @@ class WholeAnswer:
             self._usage.read_piece(data)
             client.send(data, last)
             return
-        if self._held:
-            self._held.append(data)
-            data = b"".join(self._held) if last else data
         if last:
+            if self._held:
+                data = b"".join([*self._held, data])
             self._usage.read(data)
             client.answer(self._status, self._headers, data)
             return
-        if not self._held:
-            self._held.append(data)
+        self._held.append(data)
         self._size += len(data)
         if self._size > self._limit:
             data = b"".join(self._held)
@@ -146,4 +144,4 @@ def _fail(client: ClientConnection, refusal: Refusal, last_words: bytes) -> None
 
 
 def _lines(headers: Headers, withheld: frozenset[bytes]) -> bytes:
-    return b"".join([b"%b: %b\r\n" % line for line in headers if line[0] not in withheld])
+    return b"".join([b"%b: %b\r\n" % line for line in headers.items() if line[0] not in withheld])

@@ -30,11 +30,13 @@ class Usage:
 
     def read(self, text: bytes) -> bool:
         """Take the counts from `text`, which holds whole objects; False where there are none."""
-        ends = [match.end() for match in _USAGE_OBJECT.finditer(text)]
-        if not ends:
+        at = text.rfind(_USAGE)
+        while at >= 0 and not _USAGE_OBJECT.match(text, at):
+            at = text.rfind(_USAGE, 0, at)
+        if at < 0:
             return False
-        span = text[ends[-1] : ends[-1] + _USAGE_SPAN]
-        prompt, completion = _PROMPT.search(span), _COMPLETION.search(span)
+        prompt = _PROMPT.search(text, at, at + _USAGE_SPAN)
+        completion = _COMPLETION.search(text, at, at + _USAGE_SPAN)
         self.prompt = int(prompt[1]) if prompt else 0
         self.completion = int(completion[1]) if completion else 0
         return prompt is not None or completion is not None

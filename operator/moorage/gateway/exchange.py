@@ -48,11 +48,23 @@ class Plant:
 class Exchange:
     """See the module. It is the client connection's job, the engine connection's receiver, and a waiter."""
 
-    __slots__ = (
-        "_answer", "_asked", "_body", "_call", "_choices", "_client", "_cold", "_endpoint", "_first", "_hide", "_id",
-        "_kind", "_plant", "_pool", "_request", "_route", "_started", "_stats", "_status", "_stream", "_target",
-        "_timer", "_tried", "_usage", "_wait_since", "_wait_until", "deadline",
-    )  # fmt: skip
+    # Defaults are the class's: each that an instance had to set itself would cost every request.
+    deadline = NEVER
+    _route: Route
+    _stats: RouteStats
+    _choices: tuple[Target, ...] = ()
+    _pool: ModelPool | None = None
+    _endpoint: Endpoint | None = None
+    _tried: tuple[Endpoint, ...] = ()
+    _call: Call | None = None
+    _answer: Answer | None = None
+    _status = 0
+    _first = True  # no byte of the answer has come yet
+    _hide = False  # the client did not ask for the usage chunk
+    _asked = ""  # the Model whose waking was asked for
+    _cold = False
+    _wait_since = _wait_until = 0.0
+    _timer: asyncio.TimerHandle | None = None
 
     def __init__(
         self,
@@ -61,46 +73,34 @@ class Exchange:
         request: Request,
         kind: Kind,
         body: dict[str, Any],
-        stream: bool,
         request_id: bytes,
     ) -> None:
-        self.deadline = NEVER
         self._plant = plant
         self._client = client
         self._request = request
         self._kind = kind
         self._body: dict[str, Any] | bytes = body  # bytes once it is ready to be sent
-        self._stream = stream
         self._id = request_id
-        self._started = time.monotonic()
-        self._first = True
-        self._wait_since = self._wait_until = 0.0
-        self._cold = self._hide = False
-        self._asked = ""  # the Model whose waking was asked for
-        self._timer: asyncio.TimerHandle | None = None
-        self._route: Route
-        self._choices: tuple[Target, ...] = ()
-        self._target: Target
-        self._stats: RouteStats
-        self._pool: ModelPool | None = None
-        self._endpoint: Endpoint | None = None
-        self._tried: list[Endpoint] = []
-        self._call: Call | None = None
-        self._status = 0
-        self._answer: Answer | None = None
         self._usage = Usage()
+        self._started = time.monotonic()
 
     def start(self, route: Route) -> None:
         """Go where `route` leads."""
         self._route = route
-        self._place()
+        target = route.targets[0] if len(route.targets) == 1 else self._pick()
+        pool = self._plant.fleet.pools[target.model.name]
+        endpoint = None if pool.waiters else pool.take()
+        if endpoint is not None:
+            self._go(target, pool, endpoint, self._started)
+        else:
+            self._place(target)
 
     # A waiter (fleet)
 
     def granted(self, pool: ModelPool, endpoint: Endpoint) -> None:
         """See fleet.Waiter."""
         target = next(t for t in self._choices if t.model.name == pool.name)
-        self._go(target, pool, endpoint)
+        self._go(target, pool, endpoint, time.monotonic())
 
     def reroute(self, snapshot: Snapshot) -> None:
         """See fleet.Waiter. Nothing has been sent yet, so the newest table is the one to follow."""
@@ -109,7 +109,7 @@ class Exchange:
             self._fail(refusals.model_not_found(self._route.name))
             return
         self._route = route
-        self._place()
+        self._place(self._pick())
 
     # A job (server)
 
@@ -124,7 +124,7 @@ class Exchange:
         """See server.Job: the engine must not go on generating for nobody."""
         if self._call is not None:
             self._call.abort()
-        self._end(Outcome.CANCELLED)
+        self._end(Outcome.CANCELLED, time.monotonic())
 
     def on_client_slow(self, slow: bool) -> None:
         """See server.Job: the engine waits with its client, and its silence is not its fault."""
@@ -145,19 +145,17 @@ class Exchange:
 
     # A receiver (upstream)
 
-    def on_head(self, status: int, headers: Headers, length: int | None) -> None:
+    def on_head(self, status: int, headers: Headers) -> None:
         """See upstream.Receiver."""
         client, limit = self._client, self._plant.settings.answer_buffer_bytes
         self._status = status
-        events = any(n == b"content-type" and v[:17].lower() == EVENT_STREAM for n, v in headers)
+        events = headers.get(b"content-type", b"")[:17].lower() == EVENT_STREAM
         if client.committed and not (events and status == 200):
             self._answer = LateAnswer(client, limit)
         elif events:
             self._answer = EventAnswer(client, status, headers, self._own_headers(), self._usage, hide=self._hide)
         else:
-            self._answer = WholeAnswer(
-                client, status, headers, self._own_headers(), self._usage, length=length, limit=limit
-            )
+            self._answer = WholeAnswer(client, status, headers, self._own_headers(), self._usage, limit=limit)
         if client.blocked:
             self.on_client_slow(True)
 
@@ -167,18 +165,18 @@ class Exchange:
         if self._first:
             self._first = False
             self._stats.first_byte.observe(now - self._started)
-        assert self._answer is not None
+        answer = self._answer
+        assert answer is not None
         if not last:
             if not self._client.blocked:
                 self.deadline = now + self._plant.settings.silence_timeout
-            self._answer.feed(data, False)
+            answer.feed(data, False)
             return
-        self._call = None
-        answer = self._answer
         # Usage is read while the answer is written, so count afterwards; the slot must not wait for that.
+        self._call = None
         self._give_back()
         answer.feed(data, True)
-        self._end(Outcome.OK if self._status < 500 else Outcome.ERROR)
+        self._end(Outcome.OK if self._status < 500 else Outcome.ERROR, now)
 
     def on_broken(self, why: str, answered: bool) -> None:
         """See upstream.Receiver."""
@@ -191,14 +189,14 @@ class Exchange:
             self._fail(refusals.ENGINE_BROKE if answered else refusals.ENGINE_UNREACHABLE)
             return
         self._plant.stats.retries += 1
-        self._tried.append(endpoint)
+        self._tried = (*self._tried, endpoint)
         # This request has been let in already, so it does not queue again.
         endpoint.outstanding -= 1
         other = pool.take(self._tried)
         if other is None:
             other = endpoint
             other.outstanding += 1
-        self._send(other, fresh=True)
+        self._send(other, time.monotonic(), fresh=True)
         self._plant.fleet.grant(pool)
 
     # Inside
@@ -208,23 +206,22 @@ class Exchange:
         token = self._request.headers.get(route.sticky_header) if route.sticky_header else None
         return route.pick(token or self._id)
 
-    def _place(self) -> None:
-        """Send the request to its target, or to the first fallback that is awake where it is not, or wait for any."""
+    def _place(self, target: Target) -> None:
+        """Send the request to `target`, or to the first fallback that is awake where it is not, or wait for any."""
         pools = self._plant.fleet.pools
-        target = self._pick()
         if not pools[target.model.name].endpoints:
             self._ask_for(target.model.name)
         choices = (target, *self._route.fallbacks)
         awake = next((choice for choice in choices if pools[choice.model.name].endpoints), None)
         self._choices = choices if awake is None else (awake,)
         self._cold = self._cold or awake is None
-        self._stats = self._plant.stats.route(self._route.alias, self._choices[0].model.name)
         if awake is not None:
             pool = pools[awake.model.name]
             endpoint = None if pool.waiters else pool.take()
             if endpoint is not None:
-                self._go(awake, pool, endpoint)
+                self._go(awake, pool, endpoint, time.monotonic())
                 return
+        self._stats = self._plant.stats.route(self._route.alias, self._choices[0].model.name)
         self._wait()
 
     def _ask_for(self, model: str) -> None:
@@ -249,9 +246,15 @@ class Exchange:
             return refusals.model_loading(name, retry_after)
         return refusals.hold_queue_full(name, retry_after)
 
+    @property
+    def _comments(self) -> bool:
+        """Whether the client hears comments while it waits."""
+        streams = isinstance(self._body, dict) and self._body.get("stream") is True
+        return streams and self._plant.settings.hold_keepalive > 0
+
     def _set_timer(self) -> None:
         wait = max(0.0, self._wait_until - time.monotonic())
-        if self._stream and self._plant.settings.hold_keepalive:
+        if self._comments:
             wait = min(wait, self._plant.settings.hold_keepalive)
         self._timer = asyncio.get_running_loop().call_later(wait, self._on_timer)
 
@@ -260,40 +263,39 @@ class Exchange:
         if time.monotonic() >= self._wait_until - 0.002:
             self._fail(refusals.hold_timeout(self._route.name))
             return
-        if self._stream and self._plant.settings.hold_keepalive:
+        if self._comments:
             if not self._client.committed:
                 headers = b"content-type: text/event-stream\r\n" + STREAM_HEADERS + self._own_headers()
                 self._client.begin(200, headers, None)
             self._client.send(_KEEPALIVE, False)
         self._set_timer()
 
-    def _go(self, target: Target, pool: ModelPool, endpoint: Endpoint) -> None:
+    def _go(self, target: Target, pool: ModelPool, endpoint: Endpoint, now: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._target, self._pool, self._endpoint = target, pool, endpoint
+        self._pool, self._endpoint = pool, endpoint
         self._stats = self._plant.stats.route(self._route.alias, target.model.name)
-        assert isinstance(self._body, dict)
+        body = self._body
+        assert isinstance(body, dict)
         try:
-            self._hide = target.rewrite.apply(self._body, self._kind)
-            self._body = rewrite.dump(self._body)
+            self._hide = target.rewrite.apply(body, self._kind)
+            self._body = rewrite.dump(body)
         except Unusable as unusable:
             self._fail(unusable.refusal, Outcome.OK)
             return
-        self._send(endpoint)
+        self._send(endpoint, now)
 
-    def _send(self, endpoint: Endpoint, *, fresh: bool = False) -> None:
-        body, headers = self._body, self._request.headers
+    def _send(self, endpoint: Endpoint, now: float, *, fresh: bool = False) -> None:
+        body, request = self._body, self._request
         assert isinstance(body, bytes)
         self._endpoint = endpoint
-        head = b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n" % (
-            self._request.path, endpoint.host_header, len(body),
-        )  # fmt: skip
+        head = b"%bcontent-length: %d\r\nx-request-id: %b\r\n" % (endpoint.head(request.path), len(body), self._id)
         for name in _FORWARDED:
-            if name in headers:
-                head += b"%b: %b\r\n" % (name, headers[name])
-        self.deadline = time.monotonic() + self._plant.settings.first_byte_timeout
-        self._call = endpoint.call(head + b"x-request-id: %b\r\n\r\n" % self._id, body, self, fresh=fresh)
+            if name in request.headers:
+                head += b"%b: %b\r\n" % (name, request.headers[name])
+        self.deadline = now + self._plant.settings.first_byte_timeout
+        self._call = endpoint.call(head + b"\r\n", body, self, fresh=fresh)
 
     def _own_headers(self) -> bytes:
         """What the gateway adds to the answer's head."""
@@ -306,7 +308,7 @@ class Exchange:
         return lines
 
     def _fail(self, refusal: Refusal, outcome: Outcome = Outcome.ERROR) -> None:
-        self._end(outcome)
+        self._end(outcome, time.monotonic())
         if self._answer is not None:
             self._answer.fail(refusal)
         elif self._client.committed:
@@ -320,14 +322,16 @@ class Exchange:
         if pool is not None and endpoint is not None:
             self._plant.fleet.release(pool, endpoint)
 
-    def _end(self, outcome: Outcome) -> None:
+    def _end(self, outcome: Outcome, now: float) -> None:
         self.deadline = NEVER
         self._call = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._plant.fleet.leave(self)
+        if self._wait_since:
+            self._plant.fleet.leave(self)
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
         self._give_back()
-        self._stats.ended(outcome, time.monotonic() - self._started)
-        self._stats.prompt_tokens += self._usage.prompt
-        self._stats.completion_tokens += self._usage.completion
+        stats, usage = self._stats, self._usage
+        stats.ended(outcome, self._started, now)
+        stats.prompt_tokens += usage.prompt
+        stats.completion_tokens += usage.completion

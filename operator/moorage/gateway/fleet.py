@@ -17,9 +17,11 @@ class Endpoint(Protocol):
     """One engine's address. `outstanding` is how many requests it has now."""
 
     address: str
-    host_header: bytes
     outstanding: int
     avoid_until: float  # monotonic seconds
+
+    def head(self, path: bytes) -> bytes:
+        """How a request for `path` begins: request line, host and content type."""
 
     def call(self, head: bytes, body: bytes, receiver: Receiver, *, fresh: bool = False) -> Call:
         """Send a request, over a kept connection unless it is to be a `fresh` one. Nothing is called back at once."""

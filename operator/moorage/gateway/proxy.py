@@ -25,7 +25,6 @@ from moorage.gateway.upstream import EngineEndpoint
 MODELS_PATH = b"/v1/models"
 KINDS = {kind.value.encode(): kind for kind in Kind} | {b"/rerank": Kind.RERANK}
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
-_BEARER = re.compile(rb"bearer +(\S+) *", re.IGNORECASE)
 
 
 class Proxy:
@@ -38,7 +37,7 @@ class Proxy:
         self.stats = stats
         self._plant = Plant(settings, self.fleet, stats, demand)
         self._settings = settings
-        self._id_prefix = os.urandom(8).hex()
+        self._id_prefix = os.urandom(8).hex().encode()
         self._ids = itertools.count(1)
         self._listing: dict[Key | None, bytes] = {}
 
@@ -58,8 +57,8 @@ class Proxy:
         elif request.method != b"GET":
             return refusals.ONLY_GET
         if self.snapshot.closed:
-            bearer = _BEARER.fullmatch(request.headers.get(b"authorization", b""))
-            request.key = self.snapshot.find_key(bearer[1]) if bearer else None
+            scheme, _, secret = request.headers.get(b"authorization", b"").partition(b" ")
+            request.key = self.snapshot.find_key(secret.strip()) if scheme.lower() == b"bearer" else None
             if request.key is None:
                 return refusals.INVALID_KEY
         return None
@@ -73,7 +72,8 @@ class Proxy:
         try:
             body = rewrite.parse(request.body, self._settings.max_json_marks)
             name = rewrite.model_of(body)
-            stream = rewrite.is_stream(body)
+            if "stream" in body:
+                rewrite.is_stream(body)
         except Unusable as unusable:
             client.refuse(unusable.refusal)
             return
@@ -84,7 +84,7 @@ class Proxy:
         elif route is None:
             client.refuse(refusals.model_not_found(name))
         else:
-            exchange = Exchange(self._plant, client, request, kind, body, stream, self._request_id(request))
+            exchange = Exchange(self._plant, client, request, kind, body, self._request_id(request))
             client.job = exchange
             exchange.start(route)
 
@@ -96,7 +96,7 @@ class Proxy:
         given = request.headers.get(b"x-request-id")
         if given is not None and _REQUEST_ID.fullmatch(given):
             return given
-        return f"{self._id_prefix}{next(self._ids):08x}".encode()
+        return b"%b%08x" % (self._id_prefix, next(self._ids))
 
     def _models(self, key: Key | None) -> bytes:
         """What `/v1/models` says to `key`: the Models and aliases it may use."""

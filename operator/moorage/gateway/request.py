@@ -30,52 +30,51 @@ class Refused(Exception):
 
 
 class Request:
-    """A request; `headers` have lower-case names, the last of several wins. `refusal` is why it will not be served."""
+    """A request; `headers` have lower-case names, the last of several wins. `refusal` is why it will not be served.
 
-    __slots__ = (
-        "_head_bytes", "body", "headers", "http10", "keep_alive", "key", "length", "method", "path", "received",
-        "refusal", "url",
-    )  # fmt: skip
+    Defaults are the class's, so that making one costs next to nothing.
+    """
+
+    method = b""
+    url = b""
+    path = b""
+    http10 = False
+    keep_alive = True
+    length: int | None = None  # as announced
+    received = 0  # bytes of the body
+    body: bytes | bytearray = b""
+    key: Key | None = None
+    refusal: Refusal | None = None
 
     def __init__(self) -> None:
-        self.url = b""
-        self.path = b""
-        self.method = b""
         self.headers: dict[bytes, bytes] = {}
-        self.http10 = False
-        self.keep_alive = True
-        self.length: int | None = None  # as announced
-        self.received = 0
-        self.body: bytes | bytearray = b""
-        self.key: Key | None = None
-        self.refusal: Refusal | None = None
-        self._head_bytes = 0
 
     @property
     def expects_continue(self) -> bool:
         """Whether the client waits for leave to send its body."""
         return b"expect" in self.headers and not self.http10
 
-    def add_header(self, name: bytes, value: bytes, settings: Settings) -> None:
-        """Take one header line."""
-        name = name.lower()
-        self._head_bytes += len(name) + len(value) + 4
-        if self._head_bytes > settings.max_head_bytes or len(self.headers) >= settings.max_headers:
-            self.refusal = refusals.HEAD_TOO_LARGE
-        elif name in self.headers and name in _ONCE:
-            self.refusal = refusals.MALFORMED
-        else:
-            self.headers[name] = value
-
     def complete_head(self, method: bytes, version: str, settings: Settings) -> None:
         """Check the whole head."""
         self.method = method
-        url = self.url
+        url, headers = self.url, self.headers
         if not url.startswith(b"/"):
             url = _ABSOLUTE.sub(b"", url, count=1)
-        self.path = url.partition(b"?")[0]
-        self.http10 = version == "1.0"
-        self.refusal = self.refusal or self._fault(version, settings)
+        self.path = url.partition(b"?")[0] if b"?" in url else url
+        if version != "1.1" or b"host" not in headers:
+            self.http10 = version == "1.0"
+            if not self.http10 or b"transfer-encoding" in headers:
+                self.refusal = self.refusal or refusals.MALFORMED
+        if b"content-length" in headers:
+            self.length = int(headers[b"content-length"])
+            if self.length > settings.max_body_bytes:
+                self.refusal = self.refusal or refusals.BODY_TOO_LARGE
+        elif b"transfer-encoding" in headers and headers[b"transfer-encoding"].strip().lower() != b"chunked":
+            self.refusal = self.refusal or refusals.UNSUPPORTED_CODING
+        if b"content-encoding" in headers and headers[b"content-encoding"].strip().lower() != b"identity":
+            self.refusal = self.refusal or refusals.UNSUPPORTED_CONTENT
+        if b"expect" in headers and headers[b"expect"].strip().lower() != b"100-continue":
+            self.refusal = self.refusal or refusals.UNEXPECTED
 
     def add_body(self, piece: bytes, limit: int) -> None:
         """Take a piece of the body; of a request that is refused it is thrown away.
@@ -93,28 +92,6 @@ class Request:
             self.body += piece
         else:
             self.body = bytearray(self.body) + piece
-
-    def _fault(self, version: str, settings: Settings) -> Refusal | None:
-        headers = self.headers
-        if len(self.url) > settings.max_head_bytes:
-            return refusals.HEAD_TOO_LARGE
-        if version == "1.1":
-            if b"host" not in headers:
-                return refusals.MALFORMED
-        elif version != "1.0" or b"transfer-encoding" in headers:
-            return refusals.MALFORMED
-        if headers.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
-            return refusals.UNSUPPORTED_CODING
-        if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
-            return refusals.UNSUPPORTED_CONTENT
-        if headers.get(b"expect", b"100-continue").strip().lower() != b"100-continue":
-            return refusals.UNEXPECTED
-        length = headers.get(b"content-length")
-        if length is not None:
-            self.length = int(length)
-            if self.length > settings.max_body_bytes:
-                return refusals.BODY_TOO_LARGE
-        return None
 
 
 class RequestReader:
@@ -154,24 +131,19 @@ class RequestReader:
     def feed(self, data: bytes) -> None:
         """Read on. Raises Refused where the bytes make no sense or are too many."""
         self._wire_bytes += len(data)
-        rest: bytes | None = data
         try:
-            while rest is not None and self._parser is not None:
-                rest = self._feed(rest)
+            while data and self._parser is not None:
+                try:
+                    self._parser.feed_data(data)
+                    break
+                except httptools.HttpParserUpgrade as upgrade:
+                    data = self._decline_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError:
             raise  # a fault of ours
         except httptools.HttpParserError:
             raise Refused(refusals.MALFORMED) from None
         if self._wire_bytes:
             self._check_framing()
-
-    def _feed(self, data: bytes) -> bytes | None:
-        assert self._parser is not None
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            return self._decline_upgrade(data[upgrade.args[0] :])
-        return None
 
     def _decline_upgrade(self, rest: bytes) -> bytes:
         """What to feed next, so that a request that offers an upgrade is served as if it had not.
@@ -211,8 +183,13 @@ class RequestReader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header line; after the head it is a trailer, which nobody wants."""
-        if not self.in_body:
-            self.current.add_header(name, value, self._settings)
+        if self.in_body:
+            return
+        name = name.lower()
+        headers = self.current.headers
+        if name in headers and name in _ONCE:
+            self.current.refusal = refusals.MALFORMED
+        headers[name] = value
 
     def on_headers_complete(self) -> None:
         """The head is there."""
@@ -221,12 +198,22 @@ class RequestReader:
             return
         parser, request = self._parser, self.current
         assert parser is not None
+        if self._wire_bytes > self._settings.max_head_bytes or len(request.headers) > self._settings.max_headers:
+            self._check_head_size()
         request.complete_head(parser.get_method(), parser.get_http_version(), self._settings)
         # Answers in pieces end by closing in HTTP/1.0, and who sends an odd head is not trusted with a second one.
         request.keep_alive = parser.should_keep_alive() and not request.http10 and request.refusal is None
         self._upgrade = parser.should_upgrade()
         self.in_body = True
-        request.refusal = request.refusal or self._check(request)
+        if request.refusal is None:
+            request.refusal = self._check(request)
+
+    def _check_head_size(self) -> None:
+        """Refuse a head over the limits; only needed when this much has arrived at all."""
+        request = self.current
+        size = len(request.url) + sum(len(name) + len(value) + 4 for name, value in request.headers.items())
+        if size > self._settings.max_head_bytes or len(request.headers) > self._settings.max_headers:
+            request.refusal = refusals.HEAD_TOO_LARGE
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""

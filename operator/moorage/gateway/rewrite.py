@@ -28,10 +28,8 @@ class Kind(Enum):
     EMBEDDING = "/v1/embeddings"
     RERANK = "/v1/rerank"
 
-    @property
-    def generates(self) -> bool:
-        """Whether sampling parameters mean anything here."""
-        return self in (Kind.CHAT, Kind.COMPLETION)
+    def __init__(self, path: str) -> None:
+        self.generates = "completions" in path  # whether sampling parameters mean anything here
 
 
 class Unusable(Exception):
@@ -93,7 +91,7 @@ class Rewrite:
             if kind is Kind.CHAT and self.system_prompt:
                 _prepend(body, self.system_prompt)
         body["model"] = self.served_name
-        return kind.generates and _ask_for_usage(body)
+        return kind.generates and "stream" in body and _ask_for_usage(body)
 
     def _inject(self, body: dict[str, Any]) -> None:
         for key in self.drop:

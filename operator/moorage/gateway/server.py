@@ -140,8 +140,9 @@ class ClientConnection(asyncio.Protocol):
 
     def answer(self, status: int, headers: bytes, body: bytes) -> None:
         """A whole answer; `headers` are complete lines."""
-        self.begin(status, headers, len(body))
-        self.send(body, True)
+        self._head = b""
+        self._transport.write(self._head_of(status, headers, b"content-length: %d\r\n" % len(body)) + body)
+        self._finish()
 
     def refuse(self, refusal: Refusal) -> None:
         """A whole answer that says no."""
@@ -150,16 +151,18 @@ class ClientConnection(asyncio.Protocol):
 
     def begin(self, status: int, headers: bytes, length: int | None) -> None:
         """The head of an answer, sent with its first bytes; without a `length` it is chunked, or ends by closing."""
-        request = self.request
-        self._close = self._close or not request.keep_alive or self._listener.draining
-        self._chunked = length is None and not request.http10 and status not in (204, 304)
+        self._chunked = length is None and not self.request.http10 and status not in (204, 304)
         if length is not None:
             framing = b"content-length: %d\r\n" % length
         else:
             framing = b"transfer-encoding: chunked\r\n" if self._chunked else b""
-        line = _LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-        self._head = line + headers + framing + (b"connection: close\r\n\r\n" if self._close else b"\r\n")
+        self._head = self._head_of(status, headers, framing)
         self.committed = True
+
+    def _head_of(self, status: int, headers: bytes, framing: bytes) -> bytes:
+        self._close = self._close or not self.request.keep_alive or self._listener.draining
+        end = b"connection: close\r\n\r\n" if self._close else b"\r\n"
+        return b"%b%b%b%b" % (_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, headers, framing, end)
 
     def send(self, data: bytes, last: bool) -> None:
         """Body bytes of the answer that was begun; `last`: it is complete."""
@@ -320,7 +323,8 @@ class ClientConnection(asyncio.Protocol):
         self.state = State.READ
         wait = self._settings.write_timeout if self.blocked else self._settings.head_timeout
         self.deadline = time.monotonic() + wait
-        self._advance()
+        if self._reader.complete or self._backlog:
+            self._advance()
 
     def _refuse_and_linger(self, refusal: Refusal) -> None:
         """Say no, and that nothing more will be read; what is still coming is thrown away for a moment."""

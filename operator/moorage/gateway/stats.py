@@ -42,25 +42,30 @@ class Histogram:
 class RouteStats:
     """One name's requests to one Model."""
 
-    __slots__ = ("cancelled", "completion_tokens", "error", "first_byte", "last_used", "ok", "prompt_tokens", "total")
+    __slots__ = ("_ended_at", "cancelled", "completion_tokens", "error", "first_byte", "ok", "prompt_tokens", "total")
 
     def __init__(self) -> None:
         self.ok = self.error = self.cancelled = 0
         self.prompt_tokens = self.completion_tokens = 0
         self.first_byte = Histogram(FIRST_BYTE_BOUNDS)
         self.total = Histogram(TOTAL_BOUNDS)
-        self.last_used = 0.0  # Unix time
+        self._ended_at: float | None = None
 
-    def ended(self, outcome: Outcome, seconds: float) -> None:
-        """Count a request that took this long from its last byte to the answer's."""
+    @property
+    def last_used(self) -> float:
+        """When the last request ended, in Unix time; 0 if there was none."""
+        return 0.0 if self._ended_at is None else time.time() - (time.monotonic() - self._ended_at)
+
+    def ended(self, outcome: Outcome, began: float, now: float) -> None:
+        """Count a request whose last byte came at `began` and whose answer ended `now` (monotonic seconds)."""
         if outcome is Outcome.OK:
             self.ok += 1
         elif outcome is Outcome.ERROR:
             self.error += 1
         else:
             self.cancelled += 1
-        self.total.observe(seconds)
-        self.last_used = time.time()
+        self.total.observe(now - began)
+        self._ended_at = now
 
 
 @dataclass

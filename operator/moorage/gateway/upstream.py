@@ -14,15 +14,15 @@ import httptools
 
 from moorage.gateway.settings import Settings
 
-Headers = list[tuple[bytes, bytes]]
+Headers = dict[bytes, bytes]  # lower-case names; what came several times is joined by commas
 _JOIN_BELOW = 64 << 10  # joining smaller bodies to their head costs less than a second buffer
 
 
 class Receiver(Protocol):
     """Who sent a request and gets its answer. After `on_broken` or the last `on_data` nothing more comes."""
 
-    def on_head(self, status: int, headers: Headers, length: int | None) -> None:
-        """The final response's head; `length` is the body's size in bytes where the engine names it."""
+    def on_head(self, status: int, headers: Headers) -> None:
+        """The final response's head."""
 
     def on_data(self, data: bytes, last: bool) -> None:
         """Body bytes, as many as arrived at once; `last`: the response is complete."""
@@ -35,49 +35,32 @@ class EngineConnection(asyncio.Protocol):
     """One connection, one exchange at a time."""
 
     __slots__ = (
-        "_answered",
-        "_body",
-        "_ended",
-        "_endpoint",
-        "_framed",
-        "_head_bytes",
-        "_headers",
-        "_headers_done",
-        "_length",
-        "_parser",
-        "_paused",
-        "_receiver",
-        "_spoilt",
-        "_status",
-        "_surplus",
-        "_transport",
-        "idle_since",
+        "_body", "_ended", "_endpoint", "_framed", "_head_bytes", "_headers", "_headers_done", "_parser", "_paused",
+        "_receiver", "_spoilt", "_surplus", "_transport", "idle_since",
     )  # fmt: skip
 
     def __init__(self, endpoint: "EngineEndpoint") -> None:
         self.idle_since = 0.0
         self._endpoint = endpoint
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._receiver: Receiver | None = None
-        self._spoilt = self._paused = False
-        self._reset()
-
-    def _reset(self) -> None:
-        self._answered = self._ended = self._framed = self._headers_done = self._surplus = False
-        self._status = self._head_bytes = 0
-        self._length: int | None = None
-        self._headers: Headers = []
+        self._spoilt = self._paused = self._surplus = False
         self._body: list[bytes] = []
+        self._expect_head()
+
+    def _expect_head(self) -> None:
+        self._headers_done = self._ended = self._framed = False
+        self._head_bytes = 0
+        self._headers: Headers = {}
 
     @property
     def usable(self) -> bool:
         """Whether another request can be sent."""
-        return not self._spoilt and self._transport is not None and not self._transport.is_closing()
+        return not self._spoilt and not self._transport.is_closing()
 
     def send(self, head: bytes, body: bytes, receiver: Receiver) -> None:
         """Write a request; `receiver` gets what comes back."""
-        assert self._transport is not None
         self._receiver = receiver
         if len(body) < _JOIN_BELOW:
             self._transport.write(head + body)
@@ -89,18 +72,17 @@ class EngineConnection(asyncio.Protocol):
         """Drop the connection now: the engine sees it and stops generating."""
         self._receiver = None
         self._spoilt = True
-        if self._transport is not None:
-            self._transport.abort()
+        self._transport.abort()
 
     def pause(self) -> None:
         """Read no further: the client does not keep up."""
-        if self._transport is not None and not self._transport.is_closing():
+        if not self._transport.is_closing():
             self._paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Read on."""
-        if self._paused and self._transport is not None and not self._transport.is_closing():
+        if self._paused and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
 
@@ -115,7 +97,8 @@ class EngineConnection(asyncio.Protocol):
         if self._receiver is None or self._parser is None:
             self.abort()  # an answer to nothing
             return
-        self._answered = True
+        if not self._headers_done:
+            self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -123,14 +106,10 @@ class EngineConnection(asyncio.Protocol):
             return
         if self._surplus:
             self._give_up("more than one response")  # so that neither can be trusted
-            return
-        if not self._headers_done:
-            self._head_bytes += len(data)
-            if self._head_bytes > self._endpoint.settings.max_head_bytes:
-                self._give_up("an endless response head")
-            return
-        if self._body or self._ended:
+        elif self._body or self._ended:
             self._deliver()
+        elif not self._headers_done and self._head_bytes > self._endpoint.settings.max_head_bytes:
+            self._give_up("an endless response head")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop: the end of a body that has no other end, or a cut."""
@@ -154,28 +133,23 @@ class EngineConnection(asyncio.Protocol):
         """One header line; after the head it is a trailer, which nobody wants."""
         if self._headers_done:
             return
-        name = name.lower()
-        if name == b"content-length":
-            self._length = int(value)
-            self._framed = True
-        elif name == b"transfer-encoding":
-            self._framed = True
-        self._headers.append((name, value))
+        name, headers = name.lower(), self._headers
+        headers[name] = b"%b, %b" % (headers[name], value) if name in headers else value
 
     def on_headers_complete(self) -> None:
         """The head is there; 1xx is followed by another one."""
-        if self._ended or self._parser is None:
+        parser, headers = self._parser, self._headers
+        if self._ended or parser is None:
             return
-        status = self._parser.get_status_code()
+        status = parser.get_status_code()
         if status < 200:
-            self._headers = []
+            self._headers = {}
             self._spoilt = self._spoilt or status == 101
             return
-        self._status = status
         self._headers_done = True
-        self._framed = self._framed or status in (204, 304)
+        self._framed = b"content-length" in headers or b"transfer-encoding" in headers or status in (204, 304)
         if self._receiver is not None:
-            self._receiver.on_head(status, self._headers, self._length)
+            self._receiver.on_head(status, headers)
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -191,28 +165,23 @@ class EngineConnection(asyncio.Protocol):
             self._spoilt = True
 
     def _deliver(self) -> None:
-        pieces = self._body
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        receiver, ended = self._receiver, self._ended
+        """Hand on what there is; with the last of it this connection is free for somebody else."""
+        receiver, pieces, last = self._receiver, self._body, self._ended
         self._body = []
-        if ended:
-            self._detach()
+        if last:
+            self._receiver = None
+            if self._spoilt or self._transport.get_write_buffer_size():
+                self._spoilt = True
+                self._transport.close()
+            else:
+                self.resume()
+                self._expect_head()
+                self._endpoint.keep(self)
         if receiver is not None:
-            receiver.on_data(data, ended)
-
-    def _detach(self) -> None:
-        self._receiver = None
-        assert self._transport is not None
-        if self._spoilt or self._transport.get_write_buffer_size():
-            self._spoilt = True
-            self._transport.close()
-            return
-        self.resume()
-        self._reset()
-        self._endpoint.keep(self)
+            receiver.on_data(pieces[0] if len(pieces) == 1 else b"".join(pieces), last)
 
     def _give_up(self, why: str) -> None:
-        receiver, answered = self._receiver, self._answered
+        receiver, answered = self._receiver, self._head_bytes > 0
         self.abort()
         if receiver is not None:
             receiver.on_broken(why, answered)
@@ -279,12 +248,21 @@ class EngineEndpoint:
         self.address = address
         self.host = host.strip("[]")
         self.port = int(port)
-        self.host_header = address.encode("latin-1")
         self.settings = settings
         self.outstanding = 0
         self.avoid_until = 0.0
         self._retired = False
         self._idle: list[EngineConnection] = []
+        self._heads: dict[bytes, bytes] = {}
+
+    def head(self, path: bytes) -> bytes:
+        """How every request for one of the listed paths begins, up to the content length."""
+        found = self._heads.get(path)
+        if found is None:
+            found = self._heads[path] = b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\n" % (
+                path, self.address.encode("latin-1"),
+            )  # fmt: skip
+        return found
 
     def call(self, head: bytes, body: bytes, receiver: Receiver, *, fresh: bool = False) -> Call:
         """Send a request, over a kept connection unless it is to be a `fresh` one."""
