@@ -63,3 +63,39 @@ async def test_what_could_not_be_done_is_not_told_as_an_event():
     with pytest.raises(Refused):
         await Applier(stub, Store(), stub, events).apply(Key(MODEL, "n", "m"), {}, plan)
     assert events.told == []
+
+
+class Taking(Refusing):
+    """A client that takes everything and notes in which order."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.taken: list[str] = []
+
+    async def apply(self, manifest: dict[str, Any], *, force: bool) -> dict[str, Any]:
+        self.taken.append(manifest["kind"])
+        return {**manifest, "metadata": {**manifest["metadata"], "uid": "u"}}
+
+    async def apply_status(self, *_: Any, **__: Any) -> dict[str, Any]:
+        self.taken.append("status")
+        return {"metadata": {"name": "m", "namespace": "n", "uid": "u", "resourceVersion": "2"}}
+
+    def remember(self, *_: Any) -> None:
+        return None
+
+
+async def test_children_go_before_words_while_many_wait():
+    stub: Any = Taking()
+    events: Any = Told()
+    crowd = [True]
+    applier = Applier(stub, Store(), stub, events, lambda: crowd[0])
+    owner = {"metadata": {"name": "m", "namespace": "n", "resourceVersion": "1"}}
+    key, told = Key(MODEL, "n", "m"), (PlannedEvent("Normal", "Loading", "loading"),)
+    plan = Plan(apply=(SERVICE,), status={"phase": "Loading"}, events=told)
+    assert await applier.apply(key, owner, plan) is False
+    assert stub.taken == ["Service"]
+    assert events.told == []
+    assert await applier.apply(key, owner, Plan(status={"phase": "Loading"}, events=told)) is True, "nothing to make"
+    assert stub.taken == ["Service", "status"]
+    crowd[0] = False
+    assert await applier.apply(key, owner, plan) is True

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 SYNC_SECONDS = 120.0
 API_PAUSE_SECONDS = 30.0
+CROWD_PER_WORKER = 2
 WARM_UP_FIRST_PAUSE = 0.1  # a Service takes a moment to know a pod that just became ready
 
 
@@ -61,7 +62,7 @@ class Operator:
             "gate": DownloadGate(settings.downloads.max_running, self.children.running_downloads, self._wake),
         }
         observer = Observer(self.store, self.children, settings.defaults(), **side)
-        applier = Applier(kube, self.store, self.children, self._events)
+        applier = Applier(kube, self.store, self.children, self._events, self._crowded)
         self.runner = Runner(self.store, self.children, observer, applier, **side)
         self.queue: KeyedQueue[Key] = KeyedQueue(
             self._handle, workers=settings.workers, on_error=self._pass_failed, longest=_longest_pause
@@ -130,6 +131,9 @@ class Operator:
 
     def _wake(self, key: Key) -> None:
         self.queue.add(key)
+
+    def _crowded(self) -> bool:
+        return self.queue.depth > CROWD_PER_WORKER * self.settings.workers
 
     def _surroundings_changed(self) -> None:
         """Nodes or storage classes changed: whoever waits looks again; who is settled is not disturbed."""

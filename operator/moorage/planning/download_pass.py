@@ -14,7 +14,7 @@ class DownloadPass:
 
     def __init__(self, seen: ObservedDownload, download: ModelDownload) -> None:
         self.seen, self.download = seen, download
-        self.status: DownloadStatus = download.status.model_copy(deep=True)
+        self.status: DownloadStatus = download.status  # parsed for this pass alone
         self.draft = Draft(download.status.conditions, download.metadata.generation, seen.now)
         self.name = names.download_child(download.metadata.name)
         self.apply: list[Manifest] = []

@@ -45,7 +45,7 @@ def plan_model(seen: ObservedModel) -> Plan:
     except InvalidSpec as error:
         return invalid.plan(seen.model, seen.now, error)
     draft = Draft(model.status.conditions, model.metadata.generation, seen.now)
-    step = ModelPass(seen, model, model.status.model_copy(deep=True), draft)
+    step = ModelPass(seen, model, model.status, draft)  # parsed for this pass alone
     message = _walk(step)
     _roll_up(step, message)
     return Plan(

@@ -40,8 +40,8 @@ def serve(step: ModelPass) -> str | None:
     if not image:
         what = f"the chart names no llama.cpp image for {_vendor(step) or 'this'} GPUs; set spec.image"
         return step.stop(C.SERVING, Reason.IMAGE_REQUIRED, what)
+    _deployment(step, live, image)  # first, because its pod takes longest
     step.apply.append(manifests.service(step.seen.model))
-    _deployment(step, live, image)
     return None
 
 
