@@ -295,7 +295,7 @@ class World:
     def token(self) -> "World":
         """The server answers the warm-up."""
         ask = next(a for a in self.asked if isinstance(a, WarmUp))
-        self.warmed = Answer(ask.template, {"firstTokenMilliseconds": 12})
+        self.warmed = Answer(ask.template, {"firstTokenMilliseconds": 12, "version": "b1"})
         return self.settle()
 
     def ready(self) -> "World":

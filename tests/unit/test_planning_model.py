@@ -46,6 +46,7 @@ def test_a_model_on_the_cpu_becomes_ready_step_by_step():
     assert world.phase == "Ready"
     assert world.condition("Ready")[:2] == ("True", "Ready")
     assert world.message == "serving on CPU"
+    assert world.settle().model["status"]["engine"]["version"] == "b1"
     assert world.model["status"]["summary"]["ready"] == "1/1"
     assert world.model["status"]["summary"]["node"] == "node-1"
 

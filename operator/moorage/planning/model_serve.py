@@ -303,6 +303,8 @@ def _warm(step: ModelPass, live: Manifest, problem: Trouble | None) -> str | Non
             step.draft.set(C.SERVING, UNKNOWN, Reason.LOADING, "the server is ready; asking it for one token")
         return "the server is ready; asking it for one token"
     step.status.template = live["inputsHash"]
+    if step.status.engine:
+        step.status.engine.version = answer.value.get("version") or None
     _startup(step, answer.value)
     step.done(C.SERVING, Reason.SERVING, _serving_text(step, live, problem))
     return None
