@@ -6,6 +6,7 @@ may repeat its question in every pass.
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 
 REFUSED_AGAIN_SECONDS = 300.0
 """A source that said no is asked again after this: a Secret or a permission may have changed meanwhile."""
+
+AT_ONCE = 32
+"""Questions of one kind that are asked at once: a thousand new Models must not look like an attack, or time out."""
 
 Run = Callable[[Key, Any], Coroutine[Any, Any, dict[str, Any]]]
 
@@ -39,6 +43,7 @@ class SideTasks:
     def __init__(self, run: Run, done: Callable[[Key], None], *, first_pause: float = 1.0) -> None:
         self._run, self._done, self._first_pause = run, done, first_pause
         self._states: dict[Key, _State] = {}
+        self._places = asyncio.Semaphore(AT_ONCE)
 
     def answer(self, key: Key) -> Answer | None:
         """The newest answer for `key`, whatever it was asked about."""
@@ -74,7 +79,8 @@ class SideTasks:
 
     async def _answer(self, key: Key, ask: Ask, state: _State) -> None:
         try:
-            value = await self._run(key, ask)
+            async with self._places:
+                value = await self._run(key, ask)
         except SourceError as error:
             self._failed(state, error)
         except Exception as error:
@@ -88,5 +94,6 @@ class SideTasks:
     def _failed(self, state: _State, error: SourceError) -> None:
         state.failures += 1
         pause = backoff_seconds(state.failures) * self._first_pause if error.retryable else REFUSED_AGAIN_SECONDS
-        state.again_at = time.monotonic() + max(pause, error.retry_after or 0.0)
+        asked_for = (error.retry_after or 0.0) * random.uniform(1.0, 1.25)  # many were told the same
+        state.again_at = time.monotonic() + max(pause, asked_for)
         state.answer = Answer(state.inputs, None, error.reason, error.message, error.retryable, state.failures)
