@@ -64,27 +64,18 @@ class EventAnswer:
 class WholeAnswer:
     """Anything but a stream: held back until it is complete, or longer than `limit` bytes."""
 
-    __slots__ = ("_client", "_headers", "_held", "_length", "_limit", "_size", "_status", "_usage")
+    _size = 0
 
     def __init__(
-        self,
-        client: ClientConnection,
-        status: int,
-        headers: Headers,
-        own: bytes,
-        usage: Usage,
-        *,
-        limit: int,
+        self, client: ClientConnection, status: int, headers: Headers, own: bytes, usage: Usage, limit: int
     ) -> None:
         self._client = client
         self._status = status
-        self._headers = _lines(headers, _WITHHELD) + own
+        self._headers = headers
+        self._own = own
         self._usage = usage
-        length = headers.get(b"content-length")
-        self._length = None if length is None else int(length)
         self._limit = limit
         self._held: list[bytes] = []
-        self._size = 0
 
     def feed(self, data: bytes, last: bool) -> None:
         """See Answer."""
@@ -97,15 +88,16 @@ class WholeAnswer:
             if self._held:
                 data = b"".join([*self._held, data])
             self._usage.read(data)
-            client.answer(self._status, self._headers, data)
+            client.answer(self._status, _lines(self._headers, _WITHHELD) + self._own, data)
             return
         self._held.append(data)
         self._size += len(data)
         if self._size > self._limit:
             data = b"".join(self._held)
-            self._held = []
+            self._held.clear()
             self._usage.read_piece(data)
-            client.begin(self._status, self._headers, self._length)
+            length = int(self._headers[b"content-length"]) if b"content-length" in self._headers else None
+            client.begin(self._status, _lines(self._headers, _WITHHELD) + self._own, length)
             client.send(data, False)
 
     def fail(self, refusal: Refusal) -> None:

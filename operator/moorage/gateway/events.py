@@ -31,7 +31,7 @@ class Usage:
     def read(self, text: bytes) -> bool:
         """Take the counts from `text`, which holds whole objects; False where there are none."""
         at = text.rfind(_USAGE)
-        while at >= 0 and not _USAGE_OBJECT.match(text, at):
+        while at >= 0 and text.find(b"{", at + 7, at + 12) < 0:  # null, or something else
             at = text.rfind(_USAGE, 0, at)
         if at < 0:
             return False

@@ -25,7 +25,7 @@ from moorage.gateway.rewrite import Kind, Unusable
 from moorage.gateway.routes import Route, Snapshot, Target
 from moorage.gateway.server import NEVER, ClientConnection
 from moorage.gateway.settings import Settings
-from moorage.gateway.stats import Outcome, RouteStats, Stats
+from moorage.gateway.stats import CANCELLED, ERROR, OK, Outcome, RouteStats, Stats
 from moorage.gateway.upstream import Call, Headers
 
 log = logging.getLogger(__name__)
@@ -58,8 +58,8 @@ class Exchange:
     _tried: tuple[Endpoint, ...] = ()
     _call: Call | None = None
     _answer: Answer | None = None
+    _headers: Headers
     _status = 0
-    _first = True  # no byte of the answer has come yet
     _hide = False  # the client did not ask for the usage chunk
     _asked = ""  # the Model whose waking was asked for
     _cold = False
@@ -124,7 +124,7 @@ class Exchange:
         """See server.Job: the engine must not go on generating for nobody."""
         if self._call is not None:
             self._call.abort()
-        self._end(Outcome.CANCELLED, time.monotonic())
+        self._end(CANCELLED, time.monotonic())
 
     def on_client_slow(self, slow: bool) -> None:
         """See server.Job: the engine waits with its client, and its silence is not its fault."""
@@ -147,26 +147,18 @@ class Exchange:
 
     def on_head(self, status: int, headers: Headers) -> None:
         """See upstream.Receiver."""
-        client, limit = self._client, self._plant.settings.answer_buffer_bytes
         self._status = status
-        events = headers.get(b"content-type", b"")[:17].lower() == EVENT_STREAM
-        if client.committed and not (events and status == 200):
-            self._answer = LateAnswer(client, limit)
-        elif events:
-            self._answer = EventAnswer(client, status, headers, self._own_headers(), self._usage, hide=self._hide)
-        else:
-            self._answer = WholeAnswer(client, status, headers, self._own_headers(), self._usage, limit=limit)
-        if client.blocked:
+        self._headers = headers
+        if self._client.blocked:
             self.on_client_slow(True)
 
     def on_data(self, data: bytes, last: bool) -> None:
         """See upstream.Receiver."""
         now = time.monotonic()
-        if self._first:
-            self._first = False
-            self._stats.first_byte.observe(now - self._started)
         answer = self._answer
-        assert answer is not None
+        if answer is None:
+            self._stats.first_byte.observe(now - self._started)
+            answer = self._answer = self._begin_answer()
         if not last:
             if not self._client.blocked:
                 self.deadline = now + self._plant.settings.silence_timeout
@@ -176,7 +168,7 @@ class Exchange:
         self._call = None
         self._give_back()
         answer.feed(data, True)
-        self._end(Outcome.OK if self._status < 500 else Outcome.ERROR, now)
+        self._end(OK if self._status < 500 else ERROR, now)
 
     def on_broken(self, why: str, answered: bool) -> None:
         """See upstream.Receiver."""
@@ -200,6 +192,16 @@ class Exchange:
         self._plant.fleet.grant(pool)
 
     # Inside
+
+    def _begin_answer(self) -> Answer:
+        client, status, headers = self._client, self._status, self._headers
+        events = headers.get(b"content-type", b"")[:17].lower() == EVENT_STREAM
+        if client.committed and not (events and status == 200):
+            return LateAnswer(client, self._plant.settings.answer_buffer_bytes)
+        if events:
+            return EventAnswer(client, status, headers, self._own_headers(), self._usage, hide=self._hide)
+        limit = self._plant.settings.answer_buffer_bytes
+        return WholeAnswer(client, status, headers, self._own_headers(), self._usage, limit)
 
     def _pick(self) -> Target:
         route = self._route
@@ -282,7 +284,7 @@ class Exchange:
             self._hide = target.rewrite.apply(body, self._kind)
             self._body = rewrite.dump(body)
         except Unusable as unusable:
-            self._fail(unusable.refusal, Outcome.OK)
+            self._fail(unusable.refusal, OK)
             return
         self._send(endpoint, now)
 
@@ -295,7 +297,7 @@ class Exchange:
             if name in request.headers:
                 head += b"%b: %b\r\n" % (name, request.headers[name])
         self.deadline = now + self._plant.settings.first_byte_timeout
-        self._call = endpoint.call(head + b"\r\n", body, self, fresh=fresh)
+        self._call = endpoint.call(head + b"\r\n", body, self, now, fresh=fresh)
 
     def _own_headers(self) -> bytes:
         """What the gateway adds to the answer's head."""
@@ -307,7 +309,7 @@ class Exchange:
                 lines += b"x-moorage-cold-start: true\r\n"
         return lines
 
-    def _fail(self, refusal: Refusal, outcome: Outcome = Outcome.ERROR) -> None:
+    def _fail(self, refusal: Refusal, outcome: Outcome = ERROR) -> None:
         self._end(outcome, time.monotonic())
         if self._answer is not None:
             self._answer.fail(refusal)
@@ -330,7 +332,8 @@ class Exchange:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-        self._give_back()
+        if self._pool is not None:
+            self._give_back()
         stats, usage = self._stats, self._usage
         stats.ended(outcome, self._started, now)
         stats.prompt_tokens += usage.prompt

@@ -23,8 +23,8 @@ class Endpoint(Protocol):
     def head(self, path: bytes) -> bytes:
         """How a request for `path` begins: request line, host and content type."""
 
-    def call(self, head: bytes, body: bytes, receiver: Receiver, *, fresh: bool = False) -> Call:
-        """Send a request, over a kept connection unless it is to be a `fresh` one. Nothing is called back at once."""
+    def call(self, head: bytes, body: bytes, receiver: Receiver, now: float, *, fresh: bool = False) -> Call:
+        """See upstream.EngineEndpoint. Nothing is called back at once."""
 
     def close_idle(self) -> None:
         """Close connections that have been idle for too long."""

@@ -174,7 +174,8 @@ class EngineConnection(asyncio.Protocol):
                 self._spoilt = True
                 self._transport.close()
             else:
-                self.resume()
+                if self._paused:
+                    self.resume()
                 self._expect_head()
                 self._endpoint.keep(self)
         if receiver is not None:
@@ -264,12 +265,11 @@ class EngineEndpoint:
             )  # fmt: skip
         return found
 
-    def call(self, head: bytes, body: bytes, receiver: Receiver, *, fresh: bool = False) -> Call:
-        """Send a request, over a kept connection unless it is to be a `fresh` one."""
-        oldest = time.monotonic() - self.settings.engine_idle_timeout
+    def call(self, head: bytes, body: bytes, receiver: Receiver, now: float, *, fresh: bool = False) -> Call:
+        """Send a request, over a kept connection unless it is to be a `fresh` one; `now` is in monotonic seconds."""
         while self._idle and not fresh:
             connection = self._idle.pop()
-            if connection.usable and connection.idle_since > oldest:
+            if connection.usable and now - connection.idle_since < self.settings.engine_idle_timeout:
                 connection.send(head, body, receiver)
                 return connection
             connection.abort()
