@@ -67,6 +67,11 @@ def test_nothing_is_written_at_rest():
     assert world.writes == before
 
 
+def test_other_request_parameters_restart_nothing():
+    plain, changed = World(model()).ready(), World(model(request={"defaults": {"temperature": 0.7}})).ready()
+    assert len({w.children[("Deployment", "tiny")]["inputsHash"] for w in (plain, changed)}) == 1
+
+
 def test_the_hub_is_not_asked_again_for_what_is_in_status():
     world = World(model()).ready()
     world.resolved = world.download_resolved = None

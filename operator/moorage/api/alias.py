@@ -4,8 +4,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from moorage.api.common import Count, Cut, Line, ObjectName, Resource, Rule, SpecPart, StatusPart, StatusWord
+from moorage.api.common import Count, Cut, Duration, Line, ObjectName, Resource, Rule, SpecPart, StatusPart, StatusWord
 from moorage.api.conditions import Conditions
+from moorage.api.request import AliasRequest
 
 
 class ModelRef(SpecPart):
@@ -27,6 +28,18 @@ class Fallback(SpecPart):
     """A Model that serves when no target can."""
 
     model_ref: ModelRef = Field(description="The Model.")
+
+
+class Hold(SpecPart):
+    """How requests wait while no Model can take them."""
+
+    max_pending: int = Field(
+        default=100,
+        ge=0,
+        le=10000,
+        description="Requests that wait at once in each gateway pod; further ones get 429, and 0 means 503 at once.",
+    )
+    timeout: Duration = Field(default="5m", description="How long a request waits before it gets 504, such as 5m.")
 
 
 class AliasSpec(SpecPart):
@@ -53,6 +66,20 @@ class AliasSpec(SpecPart):
     )
     fallbacks: Annotated[list[Fallback], Field(max_length=8)] = Field(
         default=[], description="Models that serve when the chosen target cannot, in this order."
+    )
+    request: AliasRequest | None = Field(default=None, description="What is done to requests on their way.")
+    hold: Hold = Field(default=Hold(), description="How requests wait while no Model can take them.")
+    sticky_header: (
+        Annotated[
+            str,
+            Field(min_length=1, max_length=128),
+            Rule("self.matches('^[A-Za-z0-9-]+$')", "write the name of an HTTP header such as X-User-Id"),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="Header by which targets are chosen: requests with the same value go to the same target. Absent: "
+        "each request on its own.",
     )
 
 

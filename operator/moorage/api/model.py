@@ -18,6 +18,7 @@ from moorage.api.corev1 import (
 )
 from moorage.api.managed_args import ARG_RULES
 from moorage.api.model_status import ModelStatus
+from moorage.api.request import ModelRequest
 from moorage.api.source import STORAGE_IS_IMMUTABLE, ModelSource, Storage
 
 
@@ -312,6 +313,9 @@ class ModelSpec(SpecPart):
         default=UpdatePolicy.ON_DEMAND,
         description="What a newer engine image of the chart does. OnDemand: nothing, until a person sets the "
         "annotation moorage.dev/restart-at. Rolling: it is rolled out.",
+    )
+    request: ModelRequest | None = Field(
+        default=None, description="Parameters of requests that come through the gateway."
     )
     description: Text | None = Field(default=None, description="A sentence for the people who choose a model.")
     purpose: Purpose | None = Field(default=None, description="What the model is meant for; a field to select by.")

@@ -21,6 +21,8 @@ and beside it:
 
     routes_document  routes.yaml to a routing table; pure
     routes_file      follows the file
+    cluster_table    Models, aliases and EndpointSlices to a routing table; pure
+    cluster          follows the cluster
     demand           who asked for a Model that sleeps
     stats, metrics   what happened, counted, and shown to Prometheus
     admin            /metrics, /healthz, /readyz on their own port

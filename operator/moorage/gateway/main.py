@@ -1,22 +1,26 @@
 """The `moorage gateway` command: options, signals, exit codes.
 
 Exit codes: 0 drained after SIGTERM or SIGINT, 1 a fault of this program, 2 wrong usage, 3 could not start (the address
-is taken, or the routes file cannot be used).
+is taken, the routes file cannot be used, or there is no way into a cluster).
 """
 
 import asyncio
 import contextlib
+import gc
 import logging
 import resource
 import signal
 import sys
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import uvloop
 
-from moorage.errors import InvalidSpec
+from moorage.errors import MoorageError
 from moorage.gateway.app import Address, Gateway
 from moorage.gateway.routes import Hold
 from moorage.gateway.routes_file import RoutesFile
@@ -54,8 +58,16 @@ class HostPort(click.ParamType[Address]):
 @click.option(
     "--routes",
     type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
-    help="Routing table; read again within 100 ms of a change.",
+    help="Routing table; read again within 100 ms of a change. Absent: the Models and aliases of a cluster.",
+)
+@click.option(
+    "--kubeconfig",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Cluster to follow; absent: KUBECONFIG, or the one this runs in.",
+)
+@click.option(
+    "--default-namespace",
+    help="Where a name without a namespace is looked up; absent: the pod's or the kubeconfig's own, else `default`.",
 )
 @click.option("--max-body-bytes", type=click.IntRange(1024), default=_DEFAULTS.max_body_bytes, show_default=True)
 @click.option("--max-connections", type=click.IntRange(1), default=_DEFAULTS.max_connections, show_default=True)
@@ -84,7 +96,9 @@ class HostPort(click.ParamType[Address]):
 def command(
     listen: Address,
     admin: Address,
-    routes: Path,
+    routes: Path | None,
+    kubeconfig: Path | None,
+    default_namespace: str | None,
     max_body_bytes: int,
     max_connections: int,
     hold_keepalive: float,
@@ -100,15 +114,17 @@ def command(
     \b
     Examples
       moorage gateway --routes routes.yaml
-      moorage gateway --listen 127.0.0.1:8000 --admin 127.0.0.1:8001 --routes routes.yaml
+      moorage gateway --kubeconfig ~/.kube/config --default-namespace team-a
 
     \b
     Exit codes
       0    drained after SIGTERM or SIGINT
       1    a fault of this program
       2    wrong usage
-      3    could not start: an address is taken, or the routes file cannot be used
+      3    could not start: an address is taken, the routes file cannot be used, or there is no way into a cluster
     """
+    if routes and (kubeconfig or default_namespace):
+        raise click.UsageError("--kubeconfig and --default-namespace are for a cluster, --routes is for none")
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     settings = replace(
@@ -120,34 +136,67 @@ def command(
         grace_period=grace_period,
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        sys.exit(runner.run(_serve(settings, listen, admin, routes)))
+        sys.exit(runner.run(_serve(settings, listen, admin, Source(routes, kubeconfig, default_namespace))))
 
 
-async def _serve(settings: Settings, listen: Address, admin: Address, routes: Path) -> int:
+@dataclass(frozen=True)
+class Source:
+    """Where routing tables come from: a file, or a cluster."""
+
+    routes: Path | None
+    kubeconfig: Path | None = None
+    default_namespace: str | None = None
+
+    @asynccontextmanager
+    async def open(self, gateway: Gateway) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
+        """What follows the source for ever, once called. Raises MoorageError or OSError where it cannot be used."""
+        settings = gateway.settings
+        hold = Hold(settings.hold_max_pending, settings.hold_timeout)
+        if self.routes:
+            file = RoutesFile(self.routes, hold, gateway.apply, settings.routes_poll)
+            file.load()
+            yield file.follow
+            return
+        # Only here: it takes half a second and 40 MiB that a gateway without a cluster need not pay.
+        from moorage.gateway.cluster import ClusterRoutes  # noqa: PLC0415
+        from moorage.kube.client import KubeClient  # noqa: PLC0415
+
+        async with await KubeClient.connect(self.kubeconfig, user_agent="moorage-gateway") as client:
+            namespace = self.default_namespace or client.namespace
+            log.info("names without a namespace are looked up in %s", namespace)
+            yield ClusterRoutes(client, namespace, hold, gateway.apply).follow
+
+
+async def _serve(settings: Settings, listen: Address, admin: Address, source: Source) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     _raise_file_limit()
     gateway = Gateway(settings)
-    file = RoutesFile(
-        routes, Hold(settings.hold_max_pending, settings.hold_timeout), gateway.apply, settings.routes_poll
-    )
     try:
-        file.load()
-        await gateway.start(listen, admin)
-    except (InvalidSpec, OSError) as error:
+        async with source.open(gateway) as follow:
+            await gateway.start(listen, admin)
+            _calm_collector()
+            log.info("serving on %s:%d, admin on %s:%d", *gateway.address, *gateway.admin_address)
+            following = asyncio.create_task(follow())
+            await stop.wait()
+            await gateway.drain()
+            following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await following
+    except (MoorageError, OSError) as error:
         log.error("could not start: %s", error)
         await gateway.stop()
         return COULD_NOT_START
-    log.info("serving on %s:%d, admin on %s:%d", *gateway.address, *gateway.admin_address)
-    following = asyncio.create_task(file.follow())
-    await stop.wait()
-    await gateway.drain()
-    following.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await following
     await gateway.stop()
     return 0
+
+
+def _calm_collector() -> None:
+    """Look for cycles rarely, and never at what was made before the first request: requests leave none behind."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def _raise_file_limit() -> None:

@@ -102,7 +102,7 @@ class Proxy:
         """What `/v1/models` says to `key`: the Models and aliases it may use."""
         found = self._listing.get(key)
         if found is None:
-            names = sorted(name for name in self.snapshot.routes if key is None or key.allows(name))
+            names = [name for name in self.snapshot.listed if key is None or key.allows(name)]
             data = [{"id": name, "object": "model", "created": 0, "owned_by": "moorage"} for name in names]
             found = self._listing[key] = orjson.dumps({"object": "list", "data": data})
         return found

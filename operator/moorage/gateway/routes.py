@@ -112,28 +112,47 @@ class Route:
 class Snapshot:
     """One generation of the routing table."""
 
-    __slots__ = ("_keys", "closed", "models", "routes")
+    __slots__ = ("_keys", "closed", "listed", "models", "routes")
 
-    def __init__(self, models: Mapping[str, Model], routes: Mapping[str, Route], keys: Iterable[Key]) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        routes: Mapping[str, Route],
+        keys: Iterable[Key],
+        synonyms: Mapping[str, str] | None = None,
+    ) -> None:
         self.models: Mapping[str, Model] = MappingProxyType(dict(models))
-        self.routes: Mapping[str, Route] = MappingProxyType(dict(routes))
+        self.listed = tuple(sorted(routes))  # each Model and alias once, whatever other names lead there
+        others = {other: routes[name] for other, name in (synonyms or {}).items() if name in routes}
+        self.routes: Mapping[str, Route] = MappingProxyType(others | dict(routes))
         self._keys = {key.sha256: key for key in keys}
         self.closed = bool(self._keys)  # whether a key is needed
 
     @classmethod
     def build(
-        cls, models: Iterable[Model], aliases: Iterable[Alias] = (), keys: Iterable[Key] = (), *, own: Hold = Hold()
+        cls,
+        models: Iterable[Model],
+        aliases: Iterable[Alias] = (),
+        keys: Iterable[Key] = (),
+        *,
+        own: Hold = Hold(),
+        synonyms: Mapping[str, str] | None = None,
+        hidden: Iterable[str] = (),
     ) -> Self:
         """The table of these facts; `own` holds requests for a Model's own name. An alias hides a Model of its name.
+
+        `synonyms` are further names of Models and aliases; `hidden` names lead nowhere, even where a Model has them.
 
         Raises InvalidSpec where two things of one kind share a name, or an alias points at a Model that is not there.
         """
         by_name = _unique(models, "model")
         routes = {name: _own_route(model, own) for name, model in by_name.items()}
         routes |= {name: _alias_route(alias, by_name) for name, alias in _unique(aliases, "alias").items()}
+        for name in hidden:
+            routes.pop(name, None)
         listed = list(keys)
         _unique(listed, "API key")
-        return cls(by_name, routes, listed)
+        return cls(by_name, routes, listed, synonyms)
 
     def find_key(self, secret: bytes) -> Key | None:
         """The key whose text is `secret`.

@@ -1,0 +1,213 @@
+"""A cluster's objects as a routing table: names, endpoints, parameters, and what points at nothing."""
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moorage.api.alias import ModelAlias
+from moorage.errors import InvalidSpec
+from moorage.gateway import cluster_table
+from moorage.gateway.cluster_table import AliasFacts, ModelFacts, SliceFacts, alias_facts, model_facts, slice_facts
+from moorage.gateway.rewrite import Kind
+from moorage.gateway.routes import Hold, Snapshot
+
+OWN = Hold(7, 8.0)
+
+
+def model(**spec: Any) -> ModelFacts:
+    return model_facts({"spec": {"source": {"downloadRef": {"name": "d"}}, **spec}})
+
+
+def alias(*targets: str, fallbacks: tuple[str, ...] = (), **spec: Any) -> AliasFacts:
+    return alias_facts(
+        {
+            "spec": {
+                "targets": [{"modelRef": {"name": name}} for name in targets],
+                "fallbacks": [{"modelRef": {"name": name}} for name in fallbacks],
+                **spec,
+            }
+        }
+    )
+
+
+def build(
+    models: dict, aliases: dict | None = None, slices: dict | None = None, namespace: str = "default"
+) -> Snapshot:
+    def full(objects: dict | None) -> dict:
+        return {key if isinstance(key, tuple) else ("default", key): facts for key, facts in (objects or {}).items()}
+
+    return cluster_table.build(full(models), full(aliases), full(slices), default_namespace=namespace, own_hold=OWN)
+
+
+def reached(table: Snapshot, name: str) -> list[str]:
+    return [target.model.name for target in table.routes[name].targets]
+
+
+def endpoint(address: str, ready: bool | None = True) -> dict[str, Any]:
+    return {"addresses": [address], "conditions": {} if ready is None else {"ready": ready}}
+
+
+SLICE = {
+    "metadata": {"labels": {"moorage.dev/model": "a", "kubernetes.io/service-name": "a"}},
+    "addressType": "IPv4",
+    "ports": [{"name": "metrics", "port": 9}, {"name": "http", "port": 8080}],
+    "endpoints": [endpoint("10.0.0.1"), endpoint("10.0.0.2", ready=False), endpoint("10.0.0.3", ready=None)],
+}
+
+
+def test_the_bare_name_is_the_default_namespaces_and_the_long_one_always_works():
+    table = build({"m": model(), ("team", "m"): model(), ("team", "n"): model()})
+    assert set(table.routes) == {"m", "default/m", "team/m", "team/n"}
+    assert reached(table, "default/m") == reached(table, "m") == ["m"]
+    assert reached(table, "team/m") == ["team/m"]
+    assert table.listed == ("m", "team/m", "team/n")
+    assert {name: m.served_name for name, m in table.models.items()} == {"m": "m", "team/m": "m", "team/n": "n"}
+
+
+def test_an_alias_hides_a_model_of_its_name_under_both_names():
+    table = build({"a": model(), "b": model()}, {"a": alias("b")})
+    assert reached(table, "a") == reached(table, "default/a") == ["b"]
+    assert table.listed == ("a", "b")
+
+
+def test_an_alias_points_at_the_models_of_its_own_namespace():
+    table = build({"m": model(), ("team", "m"): model()}, {("team", "chat"): alias("m")})
+    assert reached(table, "team/chat") == ["team/m"]
+    assert "chat" not in table.routes
+
+
+def test_missing_models_are_left_out():
+    facts = alias("gone", "m", fallbacks=("gone-too", "n"))
+    route = build({"m": model(), "n": model()}, {"chat": facts}).routes["chat"]
+    assert [t.model.name for t in route.targets] == ["m"]
+    assert [t.model.name for t in route.fallbacks] == ["n"]
+
+
+def test_with_no_target_left_the_first_fallback_is_one():
+    route = build({"m": model(), "n": model()}, {"chat": alias("gone", fallbacks=("n", "m"))}).routes["chat"]
+    assert [t.model.name for t in route.targets] == ["n"]
+    assert [t.model.name for t in route.fallbacks] == ["m"]
+
+
+def test_an_alias_that_points_at_nothing_leads_nowhere_and_still_hides_its_model():
+    table = build({"chat": model(), "m": model()}, {"chat": alias("gone"), "good": alias("m")})
+    assert set(table.routes) == {"m", "default/m", "good", "default/good"}
+
+
+def test_a_target_without_weight_gets_nothing_even_when_it_is_the_only_one_left():
+    targets = [{"modelRef": {"name": "gone"}}, {"modelRef": {"name": "m"}, "weight": 0}]
+    facts = alias_facts({"spec": {"targets": targets}})
+    assert "chat" not in build({"m": model()}, {"chat": facts}).routes
+    both = build({"m": model(), "gone": model()}, {"chat": facts})
+    assert reached(both, "chat") == ["gone"]
+
+
+def test_requests_are_rewritten_as_alias_and_model_say():
+    facts = alias(
+        "m",
+        request={
+            "defaults": {"max_tokens": 16, "extra": {"top_k": 5}},
+            "overrides": {"temperature": 0},
+            "drop": ["seed"],
+            "systemPrompt": "Be brief.",
+        },
+    )
+    table = build({"m": model(request={"defaults": {"max_tokens": 99, "top_p": 0.5}})}, {"chat": facts})
+    body = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], "seed": 1, "temperature": 1.5}
+    table.routes["chat"].targets[0].rewrite.apply(body, Kind.CHAT)
+    assert body.pop("messages")[0] == {"role": "system", "content": "Be brief."}
+    assert body == {"model": "m", "temperature": 0, "max_tokens": 16, "top_k": 5, "top_p": 0.5}
+
+
+def test_holding_and_stickiness_are_the_alias_own():
+    facts = alias("m", hold={"maxPending": 3, "timeout": "1m30s"}, stickyHeader="X-User-Id")
+    table = build({"m": model()}, {"chat": facts, "plain": alias("m")})
+    assert (table.routes["chat"].hold, table.routes["chat"].sticky_header) == (Hold(3, 90.0), b"x-user-id")
+    assert table.routes["plain"].hold == Hold(100, 300.0)
+    assert table.routes["m"].hold == OWN
+
+
+def test_slots_are_the_models_sequences():
+    table = build({"m": model(), "n": model(maxSequences=2)})
+    assert (table.models["m"].max_in_flight, table.models["n"].max_in_flight) == (4, 2)
+
+
+def test_ready_addresses_with_the_engines_port():
+    assert slice_facts(SLICE) == SliceFacts("a", "IPv4", ("10.0.0.1:8080", "10.0.0.3:8080"))
+    table = build(
+        {"a": model(), "b": model()}, slices={"a-1": slice_facts(SLICE), "a-2": SliceFacts("a", "IPv4", ("x:1",))}
+    )
+    assert table.models["a"].endpoints == ("10.0.0.1:8080", "10.0.0.3:8080", "x:1")
+    assert table.models["b"].endpoints == ()
+
+
+def test_slices_of_another_namespace_are_not_a_models():
+    table = build({"a": model(), ("team", "a"): model()}, slices={("team", "s"): slice_facts(SLICE)})
+    assert table.models["a"].endpoints == ()
+    assert table.models["team/a"].endpoints
+
+
+def test_a_model_whose_name_is_no_label_finds_its_slices():
+    named = copy.deepcopy(SLICE)
+    named["metadata"]["labels"]["moorage.dev/model"] = cluster_table.names.dns_label("llama3.2")
+    table = build({"llama3.2": model()}, slices={"s": slice_facts(named)})
+    assert table.models["llama3.2"].endpoints
+    assert table.models["llama3.2"].served_name == "llama3.2"
+
+
+def test_a_pod_with_two_families_counts_once():
+    six = slice_facts({**SLICE, "addressType": "IPv6", "endpoints": [endpoint("fd00::1")]})
+    assert six is not None
+    assert build({"a": model()}, slices={"6": six}).models["a"].endpoints == ("[fd00::1]:8080",)
+    both = build({"a": model()}, slices={"6": six, "4": slice_facts(SLICE)})
+    assert both.models["a"].endpoints == ("10.0.0.1:8080", "10.0.0.3:8080")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"addressType": "FQDN"},
+        {"ports": None},
+        {"ports": [{"name": "other", "port": 1}]},
+        {"metadata": {}},
+    ],
+)
+def test_slices_without_an_engine_are_nobodys(change: dict[str, Any]):
+    assert slice_facts({**SLICE, **change}) is None
+
+
+def test_a_slice_without_endpoints_means_asleep():
+    assert slice_facts({**SLICE, "endpoints": None}) == SliceFacts("a", "IPv4", ())
+    assert build({"a": model()}, slices={"s": slice_facts({**SLICE, "endpoints": None})}).models["a"].endpoints == ()
+
+
+@pytest.mark.parametrize("extra", [{"temperature": 1}, {"model": "other"}, {"stream": True}, {"x": "y" * 20000}])
+def test_extra_parameters_that_are_not_extra_are_refused_when_read(extra: dict[str, Any]):
+    spec = {"targets": [{"modelRef": {"name": "m"}}], "request": {"overrides": {"extra": extra}}}
+    with pytest.raises(ValueError, match="extra"):
+        alias_facts({"spec": spec})
+    with pytest.raises(InvalidSpec, match=r"request\.overrides\.extra"):
+        ModelAlias.read({"metadata": {"name": "chat"}, "spec": spec})
+
+
+NAMES = st.sampled_from("abcd")
+KEYS = st.tuples(st.sampled_from(["default", "team"]), NAMES)
+ALIASES = st.builds(
+    AliasFacts,
+    targets=st.lists(st.tuples(NAMES, st.integers(0, 3)), max_size=4).map(tuple),
+    fallbacks=st.lists(NAMES, max_size=3).map(tuple),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(KEYS, st.just(ModelFacts())), st.dictionaries(KEYS, ALIASES))
+def test_whatever_points_where_a_table_is_made_and_every_route_reaches_a_model(models, aliases):
+    table = build(models, aliases)
+    for name, route in table.routes.items():
+        assert {t.model.name for t in (*route.targets, *route.fallbacks)} <= set(table.models), name
+        assert route.pick(b"x") in route.targets
+    assert set(table.listed) <= set(table.routes)
+    assert len(table.models) == len(models)
