@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import time
 from dataclasses import replace
@@ -53,9 +52,6 @@ class Gateway:
             server = await loop.create_server(listener.connect, host, port, backlog=_BACKLOG)
             self._servers.append(server)
         self.address, self.admin_address = (server.sockets[0].getsockname()[:2] for server in self._servers)
-        # Everything made so far stays: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
         self._sweep()
 
     async def drain(self) -> None:

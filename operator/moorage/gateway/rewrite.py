@@ -30,6 +30,7 @@ class Kind(Enum):
 
     def __init__(self, path: str) -> None:
         self.generates = "completions" in path  # whether sampling parameters mean anything here
+        self.chats = "chat" in path
 
 
 class Unusable(Exception):
@@ -88,7 +89,7 @@ class Rewrite:
         """
         if kind.generates:
             self._inject(body)
-            if kind is Kind.CHAT and self.system_prompt:
+            if self.system_prompt and kind.chats:
                 _prepend(body, self.system_prompt)
         body["model"] = self.served_name
         return kind.generates and "stream" in body and _ask_for_usage(body)
