@@ -250,8 +250,8 @@ def heading() -> str:
         "# Downloads\n\n"
         f"Made by `benchmarks/download.py`, {time.strftime('%Y-%m-%d', time.gmtime())}: Python "
         f"{platform.python_version()}, {libraries}, {os.cpu_count()} CPU cores shared with the hub process and with "
-        f"other work (load {os.getloadavg()[1]:.1f}); medians (least..most), runs taking turns. `moorage` hashes every byte; "
-        "`hf download` (Xet off) compares sizes only.\n"
+        f"other work (load {os.getloadavg()[1]:.1f}); medians (least..most), runs taking turns. "
+        "`moorage` hashes every byte; `hf download` (Xet off) compares sizes only.\n"
     )
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorage.errors import SourceError
-from moorage.sources import CATALOG, Reason, classify, parse_commit, parse_tree_page, retry_after
+from moorage.sources import CATALOG, Access, Reason, classify, parse_commit, parse_tree_page, retry_after
 
 NOW = datetime(2025, 1, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -36,7 +36,7 @@ NOW = datetime(2025, 1, 1, 12, 0, 0, tzinfo=UTC)
     ],
 )
 def test_answers(status, headers, api, reason, retryable):
-    error = classify(status, headers, "acme/model", with_token=True, now=NOW, api=api)
+    error = classify(status, headers, "acme/model", access=Access(token="hf_x"), now=NOW, api=api)
     assert (error.reason, error.retryable) == (reason, retryable)
     assert "acme/model" in error.message
     assert f"HTTP {status}" in error.message
@@ -44,12 +44,19 @@ def test_answers(status, headers, api, reason, retryable):
 
 def test_messages_tell_a_missing_token_from_a_wrong_one():
     gated = {"X-Error-Code": "GatedRepo"}
-    assert "no token was given" in classify(401, gated, "x", with_token=False, now=NOW).message
-    assert "no permission" in classify(403, gated, "x", with_token=True, now=NOW).message
+    assert "no token was given" in classify(401, gated, "x", access=Access(), now=NOW).message
+    assert "no permission" in classify(403, gated, "x", access=Access(token="hf_x"), now=NOW).message
+
+
+def test_a_server_cannot_make_us_show_our_secrets():
+    access = Access(token="hf_secret", headers={"X-Key": "other"})
+    said = {"X-Error-Message": "you sent Bearer hf_secret and other"}
+    error = classify(400, said, "x", access=access, now=NOW)
+    assert "you sent Bearer *** and ***" in error.message
 
 
 def test_what_the_server_says_is_shown_but_bounded():
-    error = classify(400, {"X-Error-Message": "bad\x1b[31m" + "y" * 999}, "x", with_token=False, now=NOW)
+    error = classify(400, {"X-Error-Message": "bad\x1b[31m" + "y" * 999}, "x", access=Access(), now=NOW)
     assert "bad" in error.message
     assert "\x1b" not in error.message
     assert len(error.message) < 400

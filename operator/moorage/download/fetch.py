@@ -16,7 +16,7 @@ from moorage.download.retry import CdnRefusal
 from moorage.download.settings import Settings, Verify
 from moorage.download.source import MAX_REDIRECTS, REDIRECTS, Source
 from moorage.download.volume import Volume, storage
-from moorage.download.walk import mismatch
+from moorage.download.walk import feed, mismatch
 from moorage.download.wire import Response, Wire
 from moorage.errors import SourceError
 from moorage.sources import Reason, same_origin, source_error
@@ -24,7 +24,7 @@ from moorage.sources.urls import redirect
 
 _BUFFER = 256 << 10  # what stays in the L2 cache between socket, checksum and file
 _FLUSH_SECONDS = 0.2
-_CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+)$")
+_CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+|\*)$")
 _STALE_LINK = (400, 401, 403, 404, 410)
 
 
@@ -81,10 +81,8 @@ class Worker:
         if not all(piece.complete for piece in content.pieces.pieces):
             return
         if self._settings.verify is Verify.FULL:
-            sums, view = Checksums(content.identity), memoryview(bytearray(content.size))
-            with storage(content.name):
-                os.preadv(content.fd, [view], 0)
-            sums.update(view)
+            sums = Checksums(content.identity)
+            feed(sums, content, 0, content.size, self._buffer)
             if not sums.right:
                 if content.refetched:
                     raise mismatch(content)
@@ -101,9 +99,7 @@ class Worker:
         """Fetch what is missing of `piece`; a failure goes to the board, which knows how often that may happen."""
         started, self._moved = time.monotonic(), 0
         try:
-            if piece.claims:
-                believe(content.fd, piece, self._buffer)
-                content.note(piece)
+            self._settle(content, piece)
             if not piece.complete:
                 self._fetch(content, piece)
         except SourceError as error:
@@ -111,6 +107,13 @@ class Worker:
             self._board.attempt_failed(content, error, started)
         else:
             self._board.attempt_moved(content, self._moved, started, whole=True)
+
+    def _settle(self, content: Content, piece: Piece) -> None:
+        """Compare what an earlier run has left of a piece with the disk."""
+        if piece.claims:
+            with storage(content.name):
+                believe(content.fd, piece, self._buffer)
+            content.note(piece)
 
     def _fetch(self, content: Content, piece: Piece) -> None:
         start, end = piece.start + piece.done, piece.start + piece.size
@@ -127,8 +130,7 @@ class Worker:
             raise source_error(Reason.NETWORK, f"{content.name}: the server ignores ranges: one connection only")
         assert content.pieces is not None
         for piece in content.pieces.pieces:
-            if piece.claims:
-                believe(content.fd, piece, self._buffer)
+            self._settle(content, piece)
             skip = piece.done
             while skip:
                 skip -= self._read(answer, self._buffer[: min(skip, _BUFFER)], floor)
@@ -200,7 +202,7 @@ class Worker:
 
     def _refusal(self, content: Content, answer: Response, *, linked: bool) -> SourceError:
         what = self._source.describe(content.name)
-        error = self._wire.refused(answer, what, with_token=bool(self._source.access.token))
+        error = self._wire.refused(answer, what, access=self._source.access)
         if linked and answer.status in _STALE_LINK:
             return CdnRefusal(error.reason, f"{error.message}, by the server the hub links to", retryable=False)
         return error
@@ -222,9 +224,9 @@ class Worker:
         found = _CONTENT_RANGE.match(headers.get("Content-Range") or "")
         if not found:
             raise _unexpected(f"{name}: 206 without a usable Content-Range")
-        first, last, total = map(int, found.groups())
-        if total != content.size:
-            raise _wrong_size(content, total)
+        first, last = int(found[1]), int(found[2])
+        if found[3] not in (str(content.size), "*"):
+            raise _wrong_size(content, int(found[3]))
         if (first, last) != (start, end - 1) or answer.length not in (None, end - start):
             raise _unexpected(f"{name}: asked for bytes {start}-{end - 1}, got {first}-{last}")
 

@@ -75,6 +75,7 @@ def command(**options: Any) -> None:
     The last line on stdout is a JSON object; DEST/<commit>/ appears when everything in it is verified.
     """
     _check_usage(options)
+    os.umask(0o022)  # servers read the files under another user id
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     sys.exit(_Command(options).run())
 

@@ -141,10 +141,12 @@ class LiveMap:
 
     def __init__(self, path: Path, pieces: PieceMap) -> None:
         fresh = path.with_name(path.name + ".new")
-        fresh.write_bytes(pieces.encode(pieces.records()))
-        fresh.replace(path)
-        with path.open("r+b") as file:
+        fresh.unlink(missing_ok=True)
+        with fresh.open("x+b") as file:
+            file.write(pieces.encode(pieces.records()))
+            file.flush()
             self._map = mmap.mmap(file.fileno(), 0)
+        fresh.replace(path)
 
     def put(self, index: int, record: Record) -> None:
         """Follow the record of the piece with this index."""

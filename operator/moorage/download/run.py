@@ -66,6 +66,8 @@ class Run:
         except SourceError as error:
             self.progress.ended(error, self.file)
             raise
+        finally:
+            self.stopped.set()  # whatever still reads or waits is of no use any more
 
     def _go(self) -> dict[str, Any]:
         plan = self.plan()

@@ -169,15 +169,14 @@ def follow(
             return answer
         with answer:
             if answer.status not in REDIRECTS:
-                raise wire.refused(answer, what, with_token=bool(access.token), api=api)
+                raise wire.refused(answer, what, access=access, api=api)
             url = redirect(url, answer.headers.get("Location"))
     raise source_error(Reason.UNEXPECTED_CONTENT, f"too many redirects: {what}")
 
 
 def _json(wire: Wire, url: str, access: Access, what: str) -> tuple[Any, Headers]:
-    deadline = time.monotonic() + wire.timeout
     with follow(wire, url, access, {}, what, api=True) as answer:
-        body = answer.read(_MAX_JSON, deadline)
+        body = answer.read(_MAX_JSON)
     try:
         return json.loads(body), answer.headers
     except ValueError:

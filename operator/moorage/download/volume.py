@@ -25,7 +25,7 @@ from moorage.download.content import Content, Identity
 from moorage.download.pieces import Layout, LiveMap, PieceMap, layout
 from moorage.errors import SourceError
 from moorage.sources import Reason, source_error
-from moorage.sources.files import STAGE_FOLDER
+from moorage.sources.files import STAGE_FOLDER, check_name
 
 MANIFEST = "manifest.json"
 _OWN_MANIFEST = ".moorage-manifest.json"  # where the repository itself has a manifest.json
@@ -207,7 +207,9 @@ class Volume:
                 continue
             for file in read_manifest(manifest).get("files", []):
                 if (file.get("sha256"), file.get("sizeBytes")) == (identity.sha256, identity.size):
-                    yield manifest.parent / str(file.get("path"))
+                    with suppress(SourceError):
+                        check_name(str(file.get("path")))
+                        yield manifest.parent / str(file["path"])
 
     def place(self, content: Content) -> None:
         """Put verified bytes at every path that wants them."""
@@ -293,11 +295,16 @@ def is_plain_file(path: Path, size: int) -> bool:
 def write_durably(path: Path, data: bytes) -> None:
     """Replace a file as a whole: the old contents or the new, also after a power failure."""
     fresh = path.with_name(path.name + ".new")
-    with fresh.open("wb") as file:
+    with open(fresh, "wb", opener=no_follow) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
+
+
+def no_follow(path: str, flags: int) -> int:
+    """An opener that refuses symbolic links."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
 def _sync(path: Path) -> None:

@@ -39,6 +39,18 @@ def good_file(path: Path, content: Content, verify: Verify, stop: threading.Even
     return sums.right
 
 
+def feed(sums: Checksums, content: Content, start: int, size: int, buffer: memoryview) -> None:
+    """Go on with `size` bytes of the open part from `start`; raises SourceError(StorageError)."""
+    while size:
+        view = buffer[: min(len(buffer), size)]
+        with storage(content.name):
+            got = os.preadv(content.fd, [view], start)
+        if not got:
+            raise source_error(Reason.STORAGE_ERROR, f"the volume lost bytes of {content.name}")
+        sums.update(view[:got])
+        start, size = start + got, size - got
+
+
 class Walker:
     """Follows the pieces of one content to its end; `run` is a thread's target."""
 
@@ -72,7 +84,7 @@ class Walker:
             while piece.claims and not self._settle(piece):
                 self._board.wait_for(piece)
             if self._verify is Verify.FULL:
-                self._feed(sums, piece)
+                feed(sums, content, piece.start, piece.size, self._buffer)
         if self._verify is not Verify.FULL or sums.right:
             content.sha256 = sums.sha256 if self._verify is Verify.FULL else content.sha256
             return True
@@ -88,16 +100,6 @@ class Walker:
             return True
         self._board.reset(content, [piece], _spoiled(content))
         return False
-
-    def _feed(self, sums: Checksums, piece: Piece) -> None:
-        position, end = piece.start, piece.start + piece.size
-        while position < end:
-            view = self._buffer[: min(_BUFFER, end - position)]
-            got = os.preadv(self._content.fd, [view], position)
-            if not got:
-                raise source_error(Reason.STORAGE_ERROR, f"the volume lost bytes of {self._content.name}")
-            sums.update(view[:got])
-            position += got
 
     def _repair(self, pieces: list[Piece]) -> None:
         """The checksum is wrong: blame the disk where it returns other bytes than were written, else the network."""

@@ -21,7 +21,7 @@ from urllib.request import getproxies, proxy_bypass
 from moorage import __version__
 from moorage.download.pace import HostPauses, StopError
 from moorage.errors import SourceError
-from moorage.sources import HostPolicy, Reason, classify, origin, source_error
+from moorage.sources import Access, HostPolicy, Reason, classify, origin, source_error
 from moorage.sources.urls import without_query
 
 _SAFE = "%/:=&?~#+!$,;'@()*[]"  # quote(url) with these mends a sloppy Location and changes no good one
@@ -51,10 +51,14 @@ class Connection:
 
 
 class Response:
-    """An answer whose body is read with `readinto`; a context manager that gives the connection back or closes it."""
+    """An answer whose body is read with `readinto`; a context manager that gives the connection back or closes it.
+
+    `deadline` (monotonic) is when a short answer should be there as a whole.
+    """
 
     def __init__(self, wire: "Wire", connection: Connection, raw: http.client.HTTPResponse, url: str) -> None:
         self._wire, self.connection, self._raw = wire, connection, raw
+        self.deadline = connection.deadline
         self.url, self.status, self.headers = url, raw.status, raw.headers
         self.length: int | None = raw.length
         self.framed = raw.length is not None or bool(raw.chunked)
@@ -82,12 +86,12 @@ class Response:
         self._left -= size
         return size
 
-    def read(self, limit: int, deadline: float) -> bytes:
-        """The whole body of at most `limit` bytes before `deadline` (monotonic); raises SourceError."""
+    def read(self, limit: int) -> bytes:
+        """The whole body of at most `limit` bytes before the deadline; raises SourceError."""
         parts, size, buffer = [], 0, memoryview(bytearray(1 << 16))
         while True:
             try:
-                got = self.readinto(buffer, max(0.05, deadline - time.monotonic()))
+                got = self.readinto(buffer, max(0.05, self.deadline - time.monotonic()))
             except (OSError, http.client.HTTPException, ValueError) as error:
                 raise self._wire.failure(error, self.url, self.connection) from None
             if not got:
@@ -98,7 +102,7 @@ class Response:
                 raise source_error(
                     Reason.UNEXPECTED_CONTENT, f"unexpected answer: {without_query(self.url)} sent over {limit} bytes"
                 )
-            if time.monotonic() > deadline:
+            if time.monotonic() > self.deadline:
                 raise source_error(Reason.TIMEOUT, f"timed out: {without_query(self.url)}")
         if self._left:
             raise source_error(Reason.NETWORK, f"connection broken: {without_query(self.url)} ended early")
@@ -179,13 +183,14 @@ class Wire:
         raw = connection.http.getresponse()
         if connection.late:  # http.client takes the end of a connection for the end of the headers
             raise TimeoutError
+        response = Response(self, connection, raw, url)
         connection.used, connection.deadline = True, float("inf")
-        return Response(self, connection, raw, url)
+        return response
 
-    def refused(self, response: Response, what: str, *, with_token: bool, api: bool = False) -> SourceError:
+    def refused(self, response: Response, what: str, *, access: Access, api: bool = False) -> SourceError:
         """What an answer other than success means; a Retry-After pauses its host."""
         now = datetime.now(tz=UTC)
-        error = classify(response.status, response.headers, what, with_token=with_token, now=now, api=api)
+        error = classify(response.status, response.headers, what, access=access, now=now, api=api)
         if error.retry_after and response.status in (429, 503):
             self.pauses.pause(origin(response.url)[1], error.retry_after)
         return error

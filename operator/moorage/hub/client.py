@@ -165,7 +165,7 @@ class HubClient:
             answer.release()
             if answer.status not in _REDIRECTS:
                 now, api = datetime.now(tz=UTC), "Range" not in headers
-                raise classify(answer.status, answer.headers, what, with_token=bool(access.token), now=now, api=api)
+                raise classify(answer.status, answer.headers, what, access=access, now=now, api=api)
             url = redirect(url, answer.headers.get("Location"))
         raise source_error(Reason.UNEXPECTED_CONTENT, f"too many redirects: {what}")
 

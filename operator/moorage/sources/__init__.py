@@ -3,13 +3,14 @@
 `moorage.hub` (operator) and `moorage.download` (the Job) share it, so that both read an answer of a hub alike.
 """
 
+from moorage.sources.access import Access
 from moorage.sources.errors import Headers, classify, rate_limit, retry_after, source_error
 from moorage.sources.files import RepoFile, check_name, check_names, formats
 from moorage.sources.hosts import HostPolicy
 from moorage.sources.reasons import CATALOG, Reason, ReasonFacts
 from moorage.sources.selection import Selection, select
 from moorage.sources.tree import parse_commit, parse_tree_page
-from moorage.sources.urls import DEFAULT_ENDPOINT, Access, Repository, next_page, origin, same_origin
+from moorage.sources.urls import DEFAULT_ENDPOINT, Repository, next_page, origin, same_origin
 
 __all__ = [
     "CATALOG",

@@ -10,6 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import Protocol
 
 from moorage.errors import SourceError
+from moorage.sources.access import Access
 from moorage.sources.reasons import CATALOG, Reason
 
 _CODES = {
@@ -34,22 +35,22 @@ def source_error(reason: Reason, message: str, *, after: float | None = None) ->
 
 
 def classify(
-    status: int, headers: Headers, what: str, *, with_token: bool, now: datetime, api: bool = False
+    status: int, headers: Headers, what: str, *, access: Access, now: datetime, api: bool = False
 ) -> SourceError:
     """What an answer other than success means; `api` says that metadata was asked for, not a file.
 
     `what` names the thing asked for in the message ("repository
-    acme/model on https://hub"); `with_token` tells "no token" from "the token may not"; `now` is needed for dates in
+    acme/model on https://hub"); `access` tells "no token" from "the token may not"; `now` is needed for dates in
     Retry-After.
     """
     code = headers.get("X-Error-Code") or ""
-    said = _printable(headers.get("X-Error-Message") or "")
+    said = _printable(access.hide(headers.get("X-Error-Message") or ""))
     reason = _CODES.get(code) or _by_status(status)
     if api and reason is Reason.FILE_NOT_FOUND and not code:
         # Mirrors leave the code out; a hub at least answers in JSON, any other web server with a page.
         reason = Reason.REPO_NOT_FOUND if "json" in (headers.get("Content-Type") or "") else Reason.NOT_A_HUB
     after = retry_after(headers, now)
-    return source_error(reason, _sentence(reason, status, what, with_token=with_token, said=said), after=after)
+    return source_error(reason, _sentence(reason, status, what, with_token=bool(access.token), said=said), after=after)
 
 
 def _by_status(status: int) -> Reason:

@@ -1,8 +1,7 @@
 """Addresses of a Hugging Face-compatible hub, and questions about origins."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import quote, urljoin, urlsplit
 
 from moorage.sources.errors import source_error
@@ -46,22 +45,6 @@ class Repository:
         return self.endpoint.rstrip("/")
 
 
-@dataclass(frozen=True)
-class Access:
-    """What a source wants to see: a bearer `token`, `headers`, and `ca`, a PEM bundle trusted beside the system's.
-
-    Token and headers go to the origin of the source only, never along a redirect to another.
-    """
-
-    token: str | None = field(default=None, repr=False)
-    ca: str | None = field(default=None, repr=False)
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-    def sent(self) -> dict[str, str]:
-        """The request headers for the source's own origin."""
-        return {**self.headers, **({"Authorization": f"Bearer {self.token}"} if self.token else {})}
-
-
 def origin(url: str) -> tuple[str, str, int]:
     """Scheme, host and port; raises SourceError(RequestRefused) for what is not an http(s) address."""
     try:
@@ -87,18 +70,15 @@ def redirect(url: str, location: str | None) -> str:
 
 
 def next_page(url: str, link: str | None) -> str | None:
-    """The `rel="next"` target of a Link header, None on the last page.
+    """The page after `url` by a Link header with rel="next"; None on the last one.
 
-    Raises SourceError(NotAHub) where it leaves the origin: a list of files must come from one place, and the token
-    goes along.
+    Only the query is taken from the link: mirrors pass on links to the hub they mirror, and the list must come from
+    where it began, because the token goes along.
     """
     for part in (link or "").split(","):
         found = re.match(r'\s*<([^>]+)>\s*;.*\brel="?next"?', part)
         if found:
-            target: str = urljoin(url, found[1])
-            if not same_origin(url, target):
-                raise source_error(Reason.NOT_A_HUB, f"the file list goes on at another host: {without_query(target)}")
-            return target
+            return urlsplit(url)._replace(query=urlsplit(found[1]).query).geturl()
     return None
 
 

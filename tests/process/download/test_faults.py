@@ -42,7 +42,7 @@ MENDED = {
     "close at 5 MB, every time": ([cdn("cut", after=5 * MB, count=None)], ONE),
     "close at 1 MB, every time, many connections": ([cdn("cut", after=1 * MB, count=None)], ()),
     "reset at 25 MB, once": ([cdn("rst", at=25 * MB)], ()),
-    "reset at 3 MB, every time": ([cdn("rst", after=3 * MB, count=None)], ()),
+    "reset at 4 MB, four times": ([cdn("rst", after=4 * MB, count=4)], ()),
     "reset before the headers": ([cdn("rst")], ()),
     "closed before the headers": ([cdn("cut")], ()),
     "stall at 25 MB": ([cdn("stall", at=25 * MB)], STALL),

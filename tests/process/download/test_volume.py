@@ -110,8 +110,9 @@ def test_the_killed_writer_leaves_no_lock(hub, download):
     assert time.monotonic() - started < 5
 
 
-def test_ten_thousand_small_files(tmp_path):
-    files = {f"{i % 100}/{i}.txt": b"%d" % i for i in range(10_000)}
+def test_thousands_of_small_files(tmp_path):
+    """benchmarks/download.py takes ten thousand."""
+    files = {f"{i % 100}/{i}.txt": b"%d" % i for i in range(3_000)}
     make_repo(tmp_path / "root", "acme/m", files)
     with HubProcess(tmp_path / "root") as hub:
         download = Downloader(hub, tmp_path / "models")
@@ -119,7 +120,7 @@ def test_ten_thousand_small_files(tmp_path):
         assert done.code == 0, done.result["message"]
         download.check(files)
         fetched = [r for r in hub.requests() if "/resolve/" in r["path"]]
-        assert len(fetched) == 10_000
+        assert len(fetched) == 3_000
         assert len({r["connection"] for r in fetched}) == 4
 
 
