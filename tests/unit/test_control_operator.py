@@ -19,7 +19,7 @@ class Cluster:
         meta = {"name": "m", "namespace": "n", "uid": "u", "resourceVersion": str(self.version)}
         return {"apiVersion": names.API_VERSION, "kind": MODEL, "metadata": meta, "spec": {}}
 
-    async def pages(self, resource: Any) -> AsyncIterator[tuple[list[dict[str, Any]], str]]:
+    async def pages(self, resource: Any, limit: int = 500) -> AsyncIterator[tuple[list[dict[str, Any]], str]]:
         yield ([self.model()] if resource.kind == MODEL else []), str(self.version)
 
 

@@ -306,7 +306,7 @@ def set_condition(conditions: Sequence[Condition], new: Condition, now: datetime
     """
     old = get_condition(conditions, new.type)
     since = old.last_transition_time if old and old.status == new.status and old.last_transition_time else now
-    stamped = Condition.model_validate({**dict(new), "last_transition_time": since})
+    stamped = new.model_copy(update={"last_transition_time": since.replace(microsecond=0)})
     if old is None:
         return [*conditions, stamped]
     return [stamped if condition.type == new.type else condition for condition in conditions]

@@ -5,14 +5,14 @@ import logging
 from collections.abc import Iterator
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import kopf
 from aiohttp import web
 
 from moorage import names
 from moorage.control.endpoints import serve
-from moorage.control.operator import Operator
+from moorage.control.operator import PAGE, Operator
 from moorage.control.store import ALIAS, DOWNLOAD, MODEL
 from moorage.errors import MoorageError
 from moorage.kube.login import log_in
@@ -33,17 +33,33 @@ class Patience:
         return chain((1.0, 2.0, 4.0, 8.0, 16.0), repeat(30.0))
 
 
+class NoDiff(kopf.DiffBaseStorage):
+    """No last-handled state: nothing here handles differences, and kopf copies every object twice to find them."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Of every object the same: nothing."""
+        return cast(kopf.BodyEssence, {})
+
+    def fetch(self, **_: Any) -> None:
+        """Nothing is stored."""
+
+    def store(self, **_: Any) -> None:
+        """Nothing is written."""
+
+
 def configure(settings: kopf.OperatorSettings) -> None:
     """kopf's settings: no peering, no scanning, no Events of its own, watches that notice a dead connection."""
     settings.peering.standalone = True
     settings.scanning.disabled = True
     settings.posting.enabled = False
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = PAGE
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 360
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
     settings.networking.error_backoffs = Patience()
+    settings.queueing.idle_timeout = 0.5  # a task per object stays that long; thousands of them after each list
+    settings.persistence.diffbase_storage = NoDiff()
     settings.persistence.finalizer = f"{names.GROUP}/finalizer"  # never set: no handler of ours needs one
 
 

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 SYNC_SECONDS = 120.0
 API_PAUSE_SECONDS = 30.0
+PAGE = 100  # objects of our kinds, parsed at once: 50 KiB each until they are stored
 CROWD_PER_WORKER = 2
 WARM_UP_FIRST_PAUSE = 0.1  # a Service takes a moment to know a pod that just became ready
 
@@ -181,7 +182,7 @@ class Operator:
         """List the three kinds: put what is there, drop what is gone (a watch can miss a deletion, a list cannot)."""
         for kind, resource in RESOURCES.items():
             seen, taken_at, newest = set[Key](), 0, 0
-            async for items, version in self.kube.pages(resource):
+            async for items, version in self.kube.pages(resource, limit=PAGE):
                 taken_at = int(version)
                 for item in items:
                     self.store.put(_key(kind, item), item)
