@@ -203,7 +203,9 @@ class RequestReader:
         request.complete_head(parser.get_method(), parser.get_http_version(), self._settings)
         # Answers in pieces end by closing in HTTP/1.0, and who sends an odd head is not trusted with a second one.
         request.keep_alive = parser.should_keep_alive() and not request.http10 and request.refusal is None
-        self._upgrade = parser.should_upgrade()
+        self._upgrade = b"upgrade" in request.headers or request.method == b"CONNECT"
+        if self._upgrade:
+            self._upgrade = parser.should_upgrade()
         self.in_body = True
         if request.refusal is None:
             request.refusal = self._check(request)

@@ -290,9 +290,10 @@ class ClientConnection(asyncio.Protocol):
         if self._advancing:
             return
         self._advancing = True
+        complete = self._reader.complete
         while self.state is _READ:
-            if self._reader.complete:
-                self._start(self._reader.complete.popleft())
+            if complete:
+                self._start(complete.popleft())
             elif self._backlog:
                 data = bytes(self._backlog)
                 self._backlog.clear()
@@ -313,6 +314,9 @@ class ClientConnection(asyncio.Protocol):
             self._listener.handler.start(request, self)
         except Exception:
             log.exception("a request failed in the gateway")
+            job, self.job = self.job, None
+            if job is not None:
+                job.on_client_gone()  # so that it gives back what it has taken
             if self.committed:
                 self.cut()
             else:

@@ -341,3 +341,13 @@ async def test_a_flood_of_pipelined_requests_is_answered_one_after_the_other():
         lists = [(await client.reply()).json["object"] == "list" for _ in requests]
         assert lists == [n % 10 != 0 for n in range(2000)]
         await sending
+
+
+async def test_a_fault_of_the_gateway_itself_is_500_and_keeps_nothing(monkeypatch, caplog):
+    async with mock() as engine, serving([model("m", engine, max_in_flight=1)]) as bed, bed.client() as client:
+        with monkeypatch.context() as patch:
+            patch.setattr("moorage.gateway.rewrite.dump", lambda _: 1 / 0)
+            reply = await client.ask(chat())
+            assert (reply.status, reply.error["code"]) == (500, "internal_error")
+        assert "ZeroDivisionError" in caplog.text
+        assert (await client.ask(chat())).status == 200, "the only slot was given back"
