@@ -14,7 +14,12 @@ from moorage import __version__, rbac
 from moorage.api.crd import crd_files
 
 CHART = Path(__file__).resolve().parent / "moorage"
-ROLES = {"operator": rbac.OPERATOR, "viewer": rbac.VIEWER, "editor": (*rbac.VIEWER, *rbac.EDITOR)}
+ROLES = {
+    "operator": rbac.OPERATOR,
+    "gateway": rbac.GATEWAY,
+    "viewer": rbac.VIEWER,
+    "editor": (*rbac.VIEWER, *rbac.EDITOR),
+}
 HEADER = "# Made by `make chart` from operator/moorage/rbac.py.\n"
 
 

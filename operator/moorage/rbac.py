@@ -60,6 +60,12 @@ OPERATOR: tuple[Right, ...] = (
 )
 """Rights of the operator's ServiceAccount, in all namespaces."""
 
+GATEWAY: tuple[Right, ...] = (
+    Right(GROUP, ("models", "modelaliases"), MIRROR, "which names there are and where requests for them go"),
+    Right("discovery.k8s.io", ("endpointslices",), MIRROR, "the addresses of ready servers"),
+)
+"""Rights of the gateway's ServiceAccount, in all namespaces. It writes nothing."""
+
 KINDS = ("models", "modelaliases", "modeldownloads")
 
 VIEWER: tuple[Right, ...] = (

@@ -46,8 +46,10 @@ def server() -> dict[str, Any]:
 
 
 PODS = {
-    "operator": lambda: template(helm.only(helm.objects(), "Deployment")),
-    "operator, every value set": lambda: template(helm.only(helm.objects(FULL), "Deployment")),
+    "operator": lambda: template(helm.only(helm.objects(), "Deployment", "-operator")),
+    "operator, every value set": lambda: template(helm.only(helm.objects(FULL), "Deployment", "-operator")),
+    "gateway": lambda: template(helm.only(helm.objects(), "Deployment", "-gateway")),
+    "gateway, every value set": lambda: template(helm.only(helm.objects(FULL), "Deployment", "-gateway")),
     "server": lambda: template(server()),
     "download": lambda: template(
         download.job(OWNER, "d", download.DownloadJob(image="i:1", args=(), claim="c", inputs="h"))

@@ -21,6 +21,9 @@ import yaml
 from e2e.hub import HubServer
 from e2e.tinymodels.gguf_file import write_gguf
 from moorage import names, rbac
+from moorage.gateway.cluster import ClusterRoutes
+from moorage.gateway.routes import Hold, Snapshot
+from moorage.kube.client import KubeClient
 from moorage.kube.resources import (
     CLAIMS,
     DEPLOYMENTS,
@@ -70,11 +73,12 @@ def used(seen: Seen) -> set[Use]:
 
 @dataclass
 class Release:
-    """An installed chart: its namespace, and a token of the operator's ServiceAccount."""
+    """An installed chart: its namespace, tokens of the two ServiceAccounts, and the operator's settings."""
 
     name: str
     token: str
     config: str
+    gateway_token: str
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +91,9 @@ def release(api_cluster: TestCluster) -> Iterator[Release]:
     command = ("install", name, str(helm.CHART), "--namespace", name)
     helm.helm(*command, values=values, kubeconfig=api_cluster.kubeconfig)
     token = api_cluster.kubectl("-n", name, "create", "token", name).stdout.strip()
+    gateway_token = api_cluster.kubectl("-n", name, "create", "token", f"{name}-gateway").stdout.strip()
     settings = api_cluster.kubectl("-n", name, "get", "configmap", f"{name}-operator", "-o", "yaml").stdout
-    yield Release(name, token, yaml.safe_load(settings)["data"]["config.yaml"])
+    yield Release(name, token, yaml.safe_load(settings)["data"]["config.yaml"], gateway_token)
     helm.helm("uninstall", name, "--namespace", name, kubeconfig=api_cluster.kubeconfig)
     api_cluster.kubectl("delete", "namespace", name, "--wait=false")
 
@@ -174,6 +179,24 @@ async def test_the_operators_rights_are_enough_and_not_one_too_many(
     assert granted(rbac.OPERATOR) - uses == set(), "granted and never used"
     events, _ = await bed.kube.list(EVENTS, bed.namespace)
     assert [e["message"] for e in events if e["reason"] == "FailedCreate"] == [], "pods that `restricted` refuses"
+
+
+async def test_the_gateways_rights_are_enough_and_not_one_too_many(
+    api_cluster: TestCluster, release: Release, tmp_path: Path
+):
+    tables: list[Snapshot] = []
+    async with ApiProxy(api_cluster.kubeconfig, tmp_path) as proxy:
+        kubeconfig = proxy.kubeconfig_for(release.gateway_token, f"{release.name}-gateway")
+        async with await KubeClient.connect(kubeconfig, user_agent="gateway") as client:
+            following = asyncio.create_task(ClusterRoutes(client, "default", Hold(), tables.append).follow())
+            try:
+                await eventually(lambda: tables, 20, "a routing table")
+                await eventually(lambda: sum(s.is_watch for s in proxy.requests) >= 3, 20, "three watches")
+            finally:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+        assert [(s.method, s.path) for s in proxy.requests if s.status == 403] == []
+        assert set().union(*map(used, proxy.requests)) == granted(rbac.GATEWAY)
 
 
 async def a_download_is_paused_and_cancelled(bed: Bed, hub: HubServer, storage: str) -> None:

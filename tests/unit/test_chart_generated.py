@@ -58,17 +58,21 @@ def test_crds_can_be_left_to_uninstall_and_left_out():
 def test_every_right_names_resources_that_the_client_knows():
     """A misspelt resource would be a right that never works, and no API server complains about it."""
     known = {(resource.group, resource.plural) for resource in resources.RESOURCES}
-    rights = chain(rbac.OPERATOR, rbac.EDITOR, rbac.VIEWER)
+    rights = chain(rbac.OPERATOR, rbac.GATEWAY, rbac.EDITOR, rbac.VIEWER)
     named = {(right.group, name.partition("/")[0]) for right in rights for name in right.resources}
     assert named <= known
     assert {kind.plural for kind in KINDS} == set(rbac.KINDS)
 
 
 def test_no_right_is_unbounded():
-    for right in chain(rbac.OPERATOR, rbac.EDITOR, rbac.VIEWER):
+    for right in chain(rbac.OPERATOR, rbac.GATEWAY, rbac.EDITOR, rbac.VIEWER):
         assert "*" not in (right.group, *right.resources, *right.verbs), right
         assert not {"bind", "escalate", "impersonate"} & set(right.verbs), right
         assert len(right.why) > 10, right
+
+
+def test_the_gateway_only_reads():
+    assert {verb for right in rbac.GATEWAY for verb in right.verbs} == {"list", "watch"}
 
 
 def test_secrets_are_only_read_by_name():

@@ -38,12 +38,14 @@ def test_servers_are_selected_and_the_services_port_is_the_open_one(policies):
 
 
 def test_servers_let_benchmark_pods_in_and_nobody_unnamed(policies):
-    operator, bench = policies["servers"]["ingress"][0]["from"]
+    operator, gateway, bench = policies["servers"]["ingress"][0]["from"]
     assert "namespaceSelector" in operator, "the operator"
+    assert "namespaceSelector" in gateway
+    assert gateway["podSelector"] == policies["gateway"]["podSelector"]
     assert bench["podSelector"]["matchLabels"].items() <= BENCHMARK["spec"]["template"]["metadata"]["labels"].items()
     assert "namespaceSelector" not in bench, "benchmark pods of the Model's own namespace only"
 
 
 def test_no_policy_selects_every_pod(policies):
-    assert set(policies) == {"operator", "downloads", "servers"}
+    assert set(policies) == {"operator", "gateway", "downloads", "servers"}
     assert all(policy["podSelector"]["matchLabels"] for policy in policies.values())

@@ -5,6 +5,7 @@ After a change that is meant: `UPDATE_GOLDEN=1 pytest tests/unit/test_chart_rend
 
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from moorage import names
 from moorage.api.crd import crd_files
 from moorage.control.settings import Settings
+from moorage.gateway.main import command
 from tests.support import helm
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden/chart"
@@ -70,7 +72,7 @@ def test_the_chart_writes_every_setting_with_the_operators_own_default():
 
 def test_a_changed_setting_restarts_the_operator_and_nothing_else_does():
     def checksum(values: dict[str, Any]) -> str:
-        deployment = helm.only(helm.objects(values), "Deployment")
+        deployment = helm.only(helm.objects(values), "Deployment", "-operator")
         return str(deployment["spec"]["template"]["metadata"]["annotations"]["checksum/config"])
 
     assert checksum({"operator": {"workers": 5}}) != checksum({})
@@ -89,8 +91,8 @@ def test_a_changed_setting_restarts_the_operator_and_nothing_else_does():
 )
 def test_names_follow_the_release(release, values, name):
     found = helm.objects(values, release=release)
-    assert helm.only(found, "Deployment")["metadata"]["name"] == name
-    assert helm.only(found, "ClusterRoleBinding")["roleRef"]["name"] == name
+    assert helm.only(found, "Deployment", "-operator")["metadata"]["name"] == name
+    assert helm.only(found, "ClusterRoleBinding", "-operator")["roleRef"]["name"] == name
     assert all(len(obj["metadata"]["name"]) <= 63 for obj in found)
 
 
@@ -104,17 +106,62 @@ def test_two_releases_do_not_share_a_name():
 
 def test_selectors_find_the_operators_pod():
     found = helm.objects(FULL)
-    labels = helm.only(found, "Deployment")["spec"]["template"]["metadata"]["labels"].items()
-    assert helm.only(found, "Deployment")["spec"]["selector"]["matchLabels"].items() <= labels
-    assert helm.only(found, "Service")["spec"]["selector"].items() <= labels
+    labels = helm.only(found, "Deployment", "-operator")["spec"]["template"]["metadata"]["labels"].items()
+    assert helm.only(found, "Deployment", "-operator")["spec"]["selector"]["matchLabels"].items() <= labels
+    assert helm.only(found, "Service", "-operator")["spec"]["selector"].items() <= labels
     assert helm.only(found, "NetworkPolicy", "-operator")["spec"]["podSelector"]["matchLabels"].items() <= labels
     for policy in ("-downloads", "-servers"):
         for found_policy in (obj for obj in found if obj["metadata"]["name"].endswith(policy)):
             first = found_policy["spec"]["ingress"][0]["from"][0]
             assert first["podSelector"]["matchLabels"].items() <= labels
             assert first["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": helm.NAMESPACE}
-    monitored = helm.only(found, "ServiceMonitor")["spec"]["selector"]["matchLabels"].items()
-    assert monitored <= helm.only(found, "Service")["metadata"]["labels"].items()
+    monitored = helm.only(found, "ServiceMonitor", "-operator")["spec"]["selector"]["matchLabels"].items()
+    assert monitored <= helm.only(found, "Service", "-operator")["metadata"]["labels"].items()
+
+
+def test_selectors_find_the_gateways_pods_and_only_those():
+    found = helm.objects(FULL)
+    pod = helm.only(found, "Deployment", "-gateway")["spec"]["template"]
+    labels = pod["metadata"]["labels"].items()
+    selectors = [
+        helm.only(found, "Deployment", "-gateway")["spec"]["selector"]["matchLabels"],
+        helm.only(found, "Service", "-gateway")["spec"]["selector"],
+        helm.only(found, "Service", "-gateway-metrics")["spec"]["selector"],
+        helm.only(found, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        helm.only(found, "NetworkPolicy", "-gateway")["spec"]["podSelector"]["matchLabels"],
+    ]
+    operator = helm.only(found, "Deployment", "-operator")["spec"]["template"]["metadata"]["labels"].items()
+    assert all(selector.items() <= labels and not selector.items() <= operator for selector in selectors)
+    monitored = helm.only(found, "ServiceMonitor", "-gateway")["spec"]["selector"]["matchLabels"].items()
+    services = [s["metadata"]["name"] for s in found if s["kind"] == "Service"]
+    seen = [name for name in services if monitored <= helm.only(found, "Service", name)["metadata"]["labels"].items()]
+    assert seen == ["models-gateway-metrics"], "and never the clients' Service"
+
+
+def test_the_gateway_knows_its_own_grace_period_and_its_ports():
+    found = helm.objects(FULL)
+    pod = helm.only(found, "Deployment", "-gateway")["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    given = dict(pairwise(container["args"]))
+    assert given["--grace-period"] == str(pod["terminationGracePeriodSeconds"]) == "600"
+    assert given["--default-namespace"] == "team-a"
+    ports = {port["name"]: str(port["containerPort"]) for port in container["ports"]}
+    assert {given["--listen"].split(":")[1], given["--admin"].split(":")[1]} == {ports["http"], ports["metrics"]}
+    assert given["--listen"].endswith(ports["http"]), "clients never get the admin port"
+    assert {container[f"{probe}Probe"]["httpGet"]["port"] for probe in ("startup", "liveness", "readiness")} == {
+        "metrics"
+    }
+    command.make_context("gateway", container["args"][1:])  # every option exists and takes its value
+
+
+def test_a_single_gateway_does_not_keep_its_node_from_draining():
+    kinds = [obj["kind"] for obj in helm.objects({"gateway": {"replicas": 1}})]
+    assert "PodDisruptionBudget" not in kinds
+    assert "PodDisruptionBudget" in [obj["kind"] for obj in helm.objects()]
+
+
+def test_without_a_gateway_nothing_of_it_is_left():
+    assert "gateway" not in without_crds(helm.template({"gateway": {"enabled": False}}))
 
 
 def test_network_policies_are_made_for_each_named_namespace():
@@ -122,13 +169,18 @@ def test_network_policies_are_made_for_each_named_namespace():
         (o["metadata"]["namespace"], o["metadata"]["name"]) for o in helm.objects(FULL) if o["kind"] == "NetworkPolicy"
     ]
     teams = [(team, f"models-{what}") for team in ("team-a", "team-b") for what in ("downloads", "servers")]
-    assert sorted(made) == sorted([(helm.NAMESPACE, "models-operator"), *teams])
+    ours = [(helm.NAMESPACE, f"models-{what}") for what in ("operator", "gateway")]
+    assert sorted(made) == sorted([*ours, *teams])
 
 
 def test_without_scrapers_the_metrics_port_is_closed_to_all():
-    policy = helm.only(helm.objects({"networkPolicy": {"enabled": True}}), "NetworkPolicy")
+    found = helm.objects({"networkPolicy": {"enabled": True}})
+    policy = helm.only(found, "NetworkPolicy", "-operator")
     assert policy["spec"]["policyTypes"] == ["Ingress"]
     assert policy["spec"]["ingress"] == []
+    clients = helm.only(found, "NetworkPolicy", "-gateway")["spec"]
+    assert clients["policyTypes"] == ["Ingress"]
+    assert clients["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}]}]
 
 
 def test_the_notes_show_a_model_that_the_api_has():
@@ -136,7 +188,8 @@ def test_the_notes_show_a_model_that_the_api_has():
     text = re.search(r"<<'MODEL'\n(.*?)\n +MODEL", notes, re.S)
     assert text
     model = yaml.safe_load(text[1])
-    assert f"deployment/{helm.only(helm.objects(), 'Deployment')['metadata']['name']}" in notes
+    assert "THERE IS NO AUTHENTICATION YET" in notes
+    assert f"deployment/{helm.only(helm.objects(), 'Deployment', '-operator')['metadata']['name']}" in notes
     assert model["apiVersion"] == names.API_VERSION
     spec = yaml.safe_load(crd_files()["moorage.dev_models.yaml"])["spec"]["versions"][0]["schema"]
     assert set(model["spec"]) <= set(spec["openAPIV3Schema"]["properties"]["spec"]["properties"])
@@ -147,6 +200,7 @@ def test_the_notes_show_a_model_that_the_api_has():
     [
         ({"crds": {"keep": False}}, "will delete every Model"),
         ({"networkPolicy": {"enabled": True}}, "networkPolicy.namespaces is empty"),
+        ({"gateway": {"enabled": False}}, "port-forward service/qwen3-0-6b"),
     ],
 )
 def test_the_notes_warn(values, words):

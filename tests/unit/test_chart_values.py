@@ -28,11 +28,9 @@ def properties(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, di
 
 
 PROPERTIES = dict(properties(SCHEMA))
-FIELDS_OF_KUBERNETES = ("operator.resources.", "operator.affinity.")
-SECTIONS = {path for path, schema in PROPERTIES.items() if "properties" in schema} - {
-    "operator.resources",
-    "operator.affinity",
-}
+KUBERNETES = {f"{pod}.{field}" for pod in ("operator", "gateway") for field in ("resources", "affinity")}
+FIELDS_OF_KUBERNETES = tuple(f"{path}." for path in KUBERNETES)
+SECTIONS = {path for path, schema in PROPERTIES.items() if "properties" in schema} - KUBERNETES
 LEAVES = [p for p in PROPERTIES if p not in SECTIONS and p != "global" and not p.startswith(FIELDS_OF_KUBERNETES)]
 
 
@@ -92,9 +90,11 @@ def test_every_object_of_the_schema_is_closed():
 def test_every_value_has_an_effect(path):
     """From the rendering with all values set, each one put back to its default makes a difference."""
     default, full = at(VALUES, path), at(FULL, path)
-    if path in ("images.registry", "images.llamaCpp", "crds.enabled", "fullnameOverride"):
+    if path in ("images.registry", "images.llamaCpp", "crds.enabled", "gateway.enabled", "fullnameOverride"):
         # these show only where others are at their defaults
-        other = {"crds.enabled": False, "images.llamaCpp": "example.com/llama:1"}.get(path, full)
+        other = {"crds.enabled": False, "gateway.enabled": False, "images.llamaCpp": "example.com/llama:1"}.get(
+            path, full
+        )
         assert helm.template(VALUES) != helm.template(changed(VALUES, path, other))
         return
     assert default != full, "full.values.yaml leaves it at its default"
@@ -125,6 +125,10 @@ def test_every_value_has_an_effect(path):
         ({"operator": {"podAnnotations": {"a": True}}}, "at '/operator/podAnnotations/a': got boolean, want string"),
         ({"operator": {"tolerations": [{"effect": "Never"}]}}, "at '/operator/tolerations/0/effect'"),
         ({"operator": {"resources": {"request": {}}}}, "additional properties 'request' not allowed"),
+        ({"gateway": {"replicas": 0}}, "at '/gateway/replicas': minimum: got 0, want 1"),
+        ({"gateway": {"gracePeriodSeconds": 5}}, "at '/gateway/gracePeriodSeconds': minimum: got 5, want 15"),
+        ({"gateway": {"defaultNamespace": "Team A"}}, "at '/gateway/defaultNamespace'"),
+        ({"gateway": {"service": {"type": "LoadBalancer"}}}, "additional properties 'service' not allowed"),
         ({"metrics": {"serviceMonitor": {"interval": "30"}}}, "at '/metrics/serviceMonitor/interval'"),
         ({"networkPolicy": {"namespaces": "default"}}, "at '/networkPolicy/namespaces': got string, want array"),
         ({"networkPolicy": {"clientsFrom": [{}]}}, "at '/networkPolicy/clientsFrom/0': minProperties"),
@@ -149,7 +153,9 @@ def test_wrong_values_are_refused_by_name(values, words):
     ],
 )
 def test_ordinary_image_names_are_taken(image):
-    container = helm.only(helm.objects({"images": {"moorage": image}}), "Deployment")["spec"]["template"]["spec"]
+    container = helm.only(helm.objects({"images": {"moorage": image}}), "Deployment", "-operator")["spec"]["template"][
+        "spec"
+    ]
     assert container["containers"][0]["image"] == image
 
 

@@ -35,6 +35,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end }}
 
+{{/* The same for the gateway's. */}}
+{{- define "moorage.gatewaySelector" -}}
+app.kubernetes.io/name: {{ include "moorage.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: gateway
+{{- end }}
+
 {{- define "moorage.image" -}}
 {{- default (printf "%s/moorage:%s" .Values.images.registry .Chart.AppVersion) .Values.images.moorage }}
 {{- end }}

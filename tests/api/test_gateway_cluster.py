@@ -1,0 +1,186 @@
+"""The gateway's routing table on a real API server: from `kubectl patch` to the table in force."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moorage.control.operator import Operator
+from moorage.gateway.app import Gateway
+from moorage.gateway.cluster import SERVERS, ClusterRoutes
+from moorage.gateway.routes import Hold, Snapshot
+from moorage.kube.client import KubeClient
+from moorage.kube.resources import ENDPOINT_SLICES, MODEL_ALIASES, MODELS
+from tests.conftest import TestCluster
+from tests.process.gateway.support import QUICK, Client, Reply, get, post
+from tests.support.apiproxy import FOREVER, ApiProxy
+from tests.support.bed import Bed, running_operator
+from tests.support.eventually import eventually
+
+pytestmark = pytest.mark.api
+
+
+class Followed:
+    """A gateway that follows a cluster: `table` is the one in force, `times` is when each came (monotonic)."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.times: list[float] = []
+
+    def apply(self, snapshot: Snapshot) -> None:
+        self.gateway.apply(snapshot)
+        self.times.append(time.monotonic())
+
+    @property
+    def table(self) -> Snapshot:
+        return self.gateway.proxy.snapshot
+
+    def endpoints(self, name: str) -> tuple[str, ...]:
+        return self.table.models[name].endpoints if name in self.table.models else ()
+
+    def reached(self, name: str) -> list[str]:
+        route = self.table.routes.get(name)
+        return [target.model.name for target in route.targets] if route else []
+
+    async def ask(self, request: bytes, admin: bool = False) -> Reply:
+        async with Client.connected(self.gateway.admin_address if admin else self.gateway.address) as client:
+            await client.send(request)
+            return await client.reply()
+
+
+@asynccontextmanager
+async def followed(kubeconfig: Path, namespace: str) -> AsyncIterator[Followed]:
+    gateway = Gateway(QUICK)
+    made = Followed(gateway)
+    await gateway.start(("127.0.0.1", 0), ("127.0.0.1", 0))
+    async with await KubeClient.connect(kubeconfig, user_agent="gateway-test") as client:
+        following = asyncio.create_task(ClusterRoutes(client, namespace, Hold(), made.apply).follow())
+        try:
+            yield made
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            await gateway.stop()
+
+
+@pytest.fixture
+async def bed(kwok_cluster: TestCluster) -> AsyncIterator[Bed]:
+    async with Bed.made(kwok_cluster.kubeconfig) as made:
+        await made.ready_download()
+        yield made
+        for alias in (await made.kube.list(MODEL_ALIASES, made.namespace))[0]:
+            await made.kube.delete(MODEL_ALIASES, made.namespace, alias["metadata"]["name"])
+
+
+@pytest.fixture
+def operator(kwok_cluster: TestCluster) -> Iterator[Operator]:
+    with running_operator(kwok_cluster.kubeconfig) as made:
+        yield made
+
+
+def pointing_at(*models: str, **more: Any) -> dict[str, Any]:
+    return {"targets": [{"modelRef": {"name": model}} for model in models], **more}
+
+
+async def test_ready_pods_of_a_model_are_its_endpoints(bed: Bed, operator: Operator, kwok_cluster: TestCluster):
+    async with followed(kwok_cluster.kubeconfig, bed.namespace) as gateway:
+        await bed.model("m", replicas=2, maxSequences=3)
+        await eventually(lambda: len(gateway.endpoints("m")) == 2, 30, "two endpoints")
+        slices, _ = await bed.kube.list(ENDPOINT_SLICES, bed.namespace, label_selector=SERVERS)
+        assert {s["metadata"]["labels"]["moorage.dev/model"] for s in slices} == {"m"}, "labels copied from the Service"
+        assert all(address.endswith(":8080") for address in gateway.endpoints("m"))
+        assert gateway.table.models["m"].max_in_flight == 3
+        kwok_cluster.kubectl("-n", bed.namespace, "scale", "model", "m", "--replicas=0")
+        await eventually(lambda: gateway.endpoints("m") == (), 30, "an endpoint less")
+        assert "m" in gateway.table.routes, "asleep, and still a name"
+        await bed.kube.delete(MODELS, bed.namespace, "m")
+        await eventually(lambda: "m" not in gateway.table.routes, 10, "the name gone")
+
+
+async def test_a_retarget_is_in_force_in_milliseconds(bed: Bed, kwok_cluster: TestCluster):
+    await bed.model("a", replicas=0)
+    await bed.model("b", replicas=0)
+    await bed.create("ModelAlias", "chat", pointing_at("a"))
+    took = []
+    async with followed(kwok_cluster.kubeconfig, bed.namespace) as gateway:
+        await eventually(lambda: gateway.reached("chat") == ["a"], 20, "the alias")
+        for turn in range(40):
+            model = "ba"[turn % 2]
+            await asyncio.sleep(0.03)  # changes by a person, not a storm, which shares tables
+            before = time.monotonic()
+            await bed.kube.merge_patch(MODEL_ALIASES, bed.namespace, "chat", {"spec": pointing_at(model)})
+            answered = time.monotonic()
+            await eventually(lambda model=model: gateway.reached("chat") == [model], 5, "the new target", every=0.001)
+            took.append(max(gateway.times[-1], before) - before)
+            assert gateway.times[-1] - answered < 1
+    p50, p95 = statistics.median(took), sorted(took)[int(len(took) * 0.95)]
+    print(f"\nretarget, from the patch sent to the table in force: p50 {p50 * 1e3:.1f} ms, p95 {p95 * 1e3:.1f} ms")
+    assert p50 < 0.1
+    assert p95 < 1
+
+
+async def test_parameters_and_holding_follow_the_spec(bed: Bed, kwok_cluster: TestCluster):
+    await bed.model("m", replicas=0, request={"defaults": {"top_p": 0.5}})
+    await bed.create("ModelAlias", "chat", pointing_at("m", request={"defaults": {"max_tokens": 16}}))
+    async with followed(kwok_cluster.kubeconfig, bed.namespace) as gateway:
+        await eventually(lambda: "chat" in gateway.table.routes, 20, "the alias")
+        assert gateway.table.routes["chat"].targets[0].rewrite.length == ("max_tokens", 16)
+        change = {"spec": {"hold": {"maxPending": 0}, "request": {"systemPrompt": "Be brief."}}}
+        await bed.kube.merge_patch(MODEL_ALIASES, bed.namespace, "chat", change)
+        await eventually(lambda: gateway.table.routes["chat"].hold == Hold(0, 300.0), 5, "the other limit")
+        assert gateway.table.routes["chat"].targets[0].rewrite.system_prompt == "Be brief."
+        await bed.kube.merge_patch(MODELS, bed.namespace, "m", {"spec": {"request": {"defaults": {"top_p": 0.9}}}})
+        mine = lambda: dict(gateway.table.routes["m"].targets[0].rewrite.defaults)  # noqa: E731
+        await eventually(lambda: mine() == {"top_p": 0.9}, 5, "the other default")
+
+
+async def test_it_is_not_ready_before_it_knows_the_cluster_and_goes_on_without_it(
+    bed: Bed, kwok_cluster: TestCluster, tmp_path: Path
+):
+    await bed.model("a", replicas=0)
+    await bed.model("b", replicas=0)
+    await bed.create("ModelAlias", "chat", pointing_at("a"))
+    async with ApiProxy(kwok_cluster.kubeconfig, tmp_path) as proxy:
+        slices = proxy.fail(503, path="/endpointslices", times=FOREVER)
+        async with followed(proxy.kubeconfig, bed.namespace) as gateway:
+            await eventually(lambda: proxy.count(path="/modelaliases.*watch=") == 1, 20, "the aliases, read")
+            assert (await gateway.ask(get("/readyz"), admin=True)).status == 503
+            assert (await gateway.ask(get("/healthz"), admin=True)).status == 200
+            assert gateway.times == [], "no table of half a cluster"
+            proxy.remove(slices)
+            await eventually(lambda: gateway.reached("chat") == ["a"], 20, "the alias")
+            assert (await gateway.ask(get("/readyz"), admin=True)).status == 200
+
+            await proxy.go_down()
+            await bed.kube.merge_patch(MODEL_ALIASES, bed.namespace, "chat", {"spec": pointing_at("b")})
+            unknown = await gateway.ask(post({"model": "nope", "messages": []}))
+            assert (unknown.status, unknown.error["code"]) == (404, "model_not_found")
+            assert gateway.reached("chat") == ["a"]
+            assert (await gateway.ask(get("/readyz"), admin=True)).status == 200
+            await proxy.come_up()
+            await eventually(lambda: gateway.reached("chat") == ["b"], 30, "what was missed meanwhile")
+
+
+async def test_names_of_other_namespaces_and_what_is_listed(bed: Bed, kwok_cluster: TestCluster):
+    await bed.model("m", replicas=0)
+    await bed.create("ModelAlias", "chat", pointing_at("m"))
+    await bed.create("ModelAlias", "lost", pointing_at("nowhere"))
+    async with followed(kwok_cluster.kubeconfig, "elsewhere") as gateway:
+        await eventually(lambda: f"{bed.namespace}/chat" in gateway.table.routes, 20, "the alias")
+        listed = [entry["id"] for entry in (await gateway.ask(get("/v1/models"))).json["data"]]
+        assert [name for name in listed if name.startswith(bed.namespace)] == [
+            f"{bed.namespace}/chat",
+            f"{bed.namespace}/m",
+        ]
+        for name in ("chat", f"{bed.namespace}/lost"):
+            assert (await gateway.ask(post({"model": name, "messages": []}))).error["code"] == "model_not_found"
+    async with followed(kwok_cluster.kubeconfig, bed.namespace) as gateway:
+        await eventually(lambda: "chat" in gateway.table.routes, 20, "the alias")
+        listed = [entry["id"] for entry in (await gateway.ask(get("/v1/models"))).json["data"]]
+        assert [name for name in listed if "/" not in name] == ["chat", "m"]
+        assert gateway.reached(f"{bed.namespace}/chat") == ["m"]
