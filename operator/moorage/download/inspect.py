@@ -10,7 +10,7 @@ from typing import Any
 from moorage.download.content import Identity
 from moorage.download.facts import model_facts
 from moorage.download.settings import Verify
-from moorage.download.volume import MANIFEST, read_manifest, storage
+from moorage.download.volume import MANIFEST, OWN_MANIFEST, read_manifest, storage
 from moorage.download.walk import hash_file
 from moorage.sources import Reason, formats, source_error
 from moorage.sources.choice import PARTS, same_split
@@ -37,7 +37,7 @@ def inspect(path: Path, revision: str, verify: Verify, stop: threading.Event) ->
         ]
     if not files:
         raise source_error(Reason.NO_FILES_MATCHED, f"no files in {folder}")
-    manifest = read_manifest(folder / MANIFEST)
+    manifest = read_manifest(folder / OWN_MANIFEST) or read_manifest(folder / MANIFEST)
     if manifest:
         files = [_compared(folder, entry, verify, stop) for entry in manifest["files"]]
     return {

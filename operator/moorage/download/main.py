@@ -50,10 +50,30 @@ Exit codes:
 @click.option("--file-name", help="Its name on disk (default: the last part of the URL).")
 @click.option("--header-file", type=click.Path(path_type=Path), help="'Name: value' lines sent to the source's origin.")
 @click.option("--dest", metavar="DIR", type=click.Path(path_type=Path), help="Folder on the volume.")
-@click.option("--connections", type=click.IntRange(1, 64), default=8, show_default=True)
-@click.option("--verify", type=click.Choice([v.value for v in Verify]), default="full", show_default=True)
-@click.option("--stall-timeout", type=click.FloatRange(0.1), default=30.0, show_default=True, metavar="SECONDS")
-@click.option("--request-timeout", type=click.FloatRange(0.1), default=10.0, show_default=True, metavar="SECONDS")
+@click.option("--connections", type=click.IntRange(1, 64), default=8, show_default=True, help="At once, all files.")
+@click.option(
+    "--verify",
+    type=click.Choice([v.value for v in Verify]),
+    default="full",
+    show_default=True,
+    help="full: every byte is hashed; size, none: sizes only.",
+)
+@click.option(
+    "--stall-timeout",
+    type=click.FloatRange(0.1),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A body under 100 KB/s for so long is given up and asked for again.",
+)
+@click.option(
+    "--request-timeout",
+    type=click.FloatRange(0.1),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For connecting, headers and metadata.",
+)
 @click.option("--retries", type=click.IntRange(1), default=6, show_default=True, help="In a row without progress.")
 @click.option("--bandwidth-limit", type=click.IntRange(1024), metavar="BYTES", help="Per second, all connections.")
 @click.option("--ca-file", metavar="PEM", help="Certificate authorities to trust beside the system's.")
@@ -64,7 +84,12 @@ Exit codes:
     "--status-port", type=click.IntRange(0, 65535), default=0, show_default=True, help="GET /progress; 0: none."
 )
 @click.option("--lock-wait", type=float, default=20.0, show_default=True, help="Seconds to wait for another writer.")
-@click.option("--termination-log", type=click.Path(path_type=Path), envvar="MOORAGE_TERMINATION_LOG")
+@click.option(
+    "--termination-log",
+    type=click.Path(path_type=Path),
+    envvar="MOORAGE_TERMINATION_LOG",
+    help="Where Kubernetes reads the last words (default: /dev/termination-log if it exists).",
+)
 @click.option("--manifest-only", is_flag=True, help="Print what would be downloaded.")
 @click.option(
     "--inspect", "inspected", metavar="PATH", type=click.Path(path_type=Path), help="Print what a folder holds."

@@ -75,7 +75,16 @@ class Run:
         self.progress.plan(contents)
         self.progress.phase = Phase.CHECKING
         volume = Volume(self._settings.dest, plan.commit)
-        volume.open(self._settings.lock_wait, self.stopped)
+        try:
+            volume.open(self._settings.lock_wait, self.stopped)
+            files = self._fill(volume, plan, contents)
+        finally:
+            volume.close()
+        self.progress.phase = Phase.DONE
+        return {**self.facts, "bytes": plan.size, "files": files, "retries": self.progress.retries}
+
+    def _fill(self, volume: Volume, plan: Plan, contents: list[Content]) -> list[dict[str, Any]]:
+        """Everything that happens on the volume; the files of the manifest."""
         volume.sweep({content.identity.key for content in contents})
         missing = self._check(volume, contents)
         volume.check_room(missing)
@@ -91,8 +100,7 @@ class Run:
                 volume.place(content)
             volume.publish(manifest)
         volume.tidy()
-        self.progress.phase = Phase.DONE
-        return {**self.facts, "bytes": plan.size, "files": manifest["files"], "retries": self.progress.retries}
+        return list(manifest["files"])
 
     # -- checking -----------------------------------------------------------------------------------------------------
 

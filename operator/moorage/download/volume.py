@@ -28,7 +28,7 @@ from moorage.sources import Reason, source_error
 from moorage.sources.files import STAGE_FOLDER, check_name
 
 MANIFEST = "manifest.json"
-_OWN_MANIFEST = ".moorage-manifest.json"  # where the repository itself has a manifest.json
+OWN_MANIFEST = ".moorage-manifest.json"  # where the repository itself has a manifest.json
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _RESERVE = 4 << 20
@@ -78,6 +78,12 @@ class Volume:
                 raise source_error(Reason.VOLUME_BUSY, f"another download is writing to {self.dest}")
         with storage(self.home):  # only now: the run before us may have been tidying up
             self._make_folders(self.parts, self.files)
+
+    def close(self) -> None:
+        """Let another run write."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
 
     def _make_folders(self, *folders: Path) -> None:
         for folder in folders:
@@ -203,7 +209,7 @@ class Volume:
         """Files of an earlier run that may hold these bytes: waiting ones, and those of other published commits."""
         yield self.files / identity.key
         for manifest in sorted(self.dest.glob("*/*manifest.json")):
-            if manifest.parent == self.published or manifest.name not in (MANIFEST, _OWN_MANIFEST):
+            if manifest.parent == self.published or manifest.name not in (MANIFEST, OWN_MANIFEST):
                 continue
             for file in read_manifest(manifest).get("files", []):
                 if (file.get("sha256"), file.get("sizeBytes")) == (identity.sha256, identity.size):
@@ -271,7 +277,7 @@ class Volume:
 
 def manifest_name(paths: Any) -> str:
     """The name of our manifest beside files at `paths`."""
-    return _OWN_MANIFEST if MANIFEST in set(paths) else MANIFEST
+    return OWN_MANIFEST if MANIFEST in set(paths) else MANIFEST
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +82,17 @@ def test_sigterm_ends_within_a_second_and_the_next_run_goes_on(download, slow, m
     assert download.run("acme/one").code == 0
     download.check({"model.gguf": model_bytes})
     assert slow.sent("model.gguf") < 1.1 * 40_000_000
+
+
+def test_sigterm_as_process_one(download, slow):
+    """A container's first process ignores signals it has no handler for."""
+    process = download.start("", command=["unshare", "--pid", "--fork", *download.command("acme/one")])
+    eventually(lambda: slow.sent("model.gguf") > 5_000_000)
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGTERM)
+    stopped = download.wait(process)
+    assert (stopped.code, stopped.reason) == (143, "Interrupted"), stopped
+    assert stopped.seconds < 1.0
 
 
 @pytest.mark.parametrize("path", ["/revision/", "/tree/", "/resolve/", "/cdn/"])
@@ -239,3 +251,6 @@ def test_equal_files_are_fetched_once(tmp_path):
         assert (folder / ".moorage-manifest.json").exists()
         assert hub.sent(".gguf") == len(data)
         assert download.run("acme/m").code == 0
+        (folder / "empty.txt").write_bytes(b"x")
+        command = [*download.command("x")[:4], "--inspect", str(folder)]
+        assert download.run("", command=command).reason == "SizeMismatch"
