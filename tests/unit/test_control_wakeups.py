@@ -16,7 +16,7 @@ from moorage.control.progress import ProgressPoller
 from moorage.control.runner import Runner
 from moorage.control.sidetasks import SideTasks
 from moorage.control.store import DOWNLOAD, MODEL, Key, Store
-from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS
+from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS, PODS
 from moorage.manifests.common import stamped
 from moorage.planning.types import Plan, Progress
 from tests.support.eventually import eventually
@@ -162,3 +162,43 @@ async def test_progress_is_followed_through_a_silence(monkeypatch: pytest.Monkey
     finally:
         await poller.close()
         await runner.cleanup()
+
+
+def test_children_listed_before_their_owners_are_found_whatever_the_name():
+    """Mirrors are filled first at a start; a name with a dot is not its own label."""
+    desk = Desk()
+    name = "llama3.2-1b"
+    labels = {names.MANAGED_BY: "moorage", names.MODEL_LABEL: names.dns_label(name), names.COMPONENT: "server"}
+    meta = {"name": "p", "namespace": "n", "uid": "p", "labels": labels}
+    desk.children.mirrors[PODS]._put(("n", "p"), {"metadata": meta, "spec": {}, "status": {"phase": "Running"}})
+    key = desk.put(MODEL, name, {"source": {}})
+    assert [p["uid"] for p in desk.children.of(PODS, key)] == ["p"]
+    desk.woken.clear()
+    desk.children.mirrors[PODS]._drop(("n", "p"))
+    assert desk.woken == [key]
+    assert list(desk.children.of(PODS, key)) == []
+
+
+def served(claim: str) -> dict[str, Any]:
+    """A Deployment of Model m that mounts `claim`."""
+    labels = {names.MANAGED_BY: "moorage", names.MODEL_LABEL: "m"}
+    volume = {"name": "models", "persistentVolumeClaim": {"claimName": claim}}
+    pod = {"containers": [{"name": "engine", "image": "i"}], "volumes": [volume]}
+    return {
+        "metadata": {"name": "m", "namespace": "n", "uid": "d", "labels": labels},
+        "spec": {"template": {"spec": pod}},
+    }
+
+
+def test_a_model_uses_the_files_it_serves_until_the_new_version_is_out():
+    desk = Desk()
+    desk.put(MODEL, "m", {"source": {}})
+    old, new = desk.put(DOWNLOAD, "old", {"source": {}}), desk.put(DOWNLOAD, "new", {"source": {}})
+    mirror = desk.children.mirrors[DEPLOYMENTS]
+    mirror._put(("n", "m"), served("old"))
+    assert list(desk.children.serving(("n", "old"))) == ["m"]
+    desk.woken.clear()
+    mirror._put(("n", "m"), served("new"))
+    assert {old, new} <= set(desk.woken)
+    assert list(desk.children.serving(("n", "old"))) == []
+    assert list(desk.children.serving(("n", "new"))) == ["m"]

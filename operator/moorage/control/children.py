@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from moorage import names
 from moorage.control import projections
@@ -16,6 +16,7 @@ from moorage.placement.inventory import Inventory, build
 
 Manifest = dict[str, Any]
 Where = tuple[str, str]
+K = TypeVar("K")
 
 _KINDS: dict[Resource, Callable[[Manifest], Manifest | None]] = {
     DEPLOYMENTS: projections.deployment,
@@ -33,6 +34,14 @@ _NAMED_AFTER = {DEPLOYMENTS: MODEL, SERVICES: MODEL, JOBS: DOWNLOAD, CLAIMS: DOW
 REMEMBER_SECONDS = 30.0
 
 
+class Tag(NamedTuple):
+    """Whose child an object says it is: by label, because the mirrors fill before the owners' names are known."""
+
+    kind: str
+    namespace: str
+    label: str
+
+
 class Children:
     """Mirrors of what Moorage makes and of what it looks at, with the reverse way from a child to its owner's key.
 
@@ -43,7 +52,8 @@ class Children:
         self, kube: KubeClient, store: Store, wake: Callable[[Key], None], surroundings: Callable[[], None]
     ) -> None:
         self._store, self._wake, self._surroundings = store, wake, surroundings
-        self._mine: dict[tuple[Resource, Key], set[Where]] = defaultdict(set)
+        self._mine: dict[tuple[Resource, Tag], set[Where]] = defaultdict(set)
+        self._mounts: dict[Where, set[Where]] = defaultdict(set)  # claim -> the Deployments that serve from it
         self._applied: dict[tuple[Resource, Where], tuple[str, str, float]] = {}
         self._nodes: Inventory | None = None
         self._inventory: Inventory | None = None
@@ -69,7 +79,8 @@ class Children:
     def of(self, resource: Resource, key: Key) -> Iterator[Manifest]:
         """Projections of `key`'s children of one resource."""
         items = self.mirrors[resource].items
-        for where in self._mine.get((resource, key), ()):
+        tag = Tag(key.kind, key.namespace, names.dns_label(key.name))
+        for where in self._mine.get((resource, tag), ()):
             if (item := items.get(where)) is not None:
                 yield item
 
@@ -143,32 +154,55 @@ class Children:
         known = self._applied.get((resource, where))
         if known and (new is None or new.get("manifestHash") == known[0] or new.get("uid") != known[1]):
             self.forget(resource, where)  # the mirror has caught up, or the object is gone
-        before, after = self._owner(where, old), self._owner(where, new)
-        if before != after and before is not None:
-            self._mine[(resource, before)].discard(where)
-            if not self._mine[(resource, before)]:
-                del self._mine[(resource, before)]
-        if after is not None:
-            self._mine[(resource, after)].add(where)
-        for key in {before, after, *self._concerned(resource, where)} - {None}:
-            assert key is not None
+        before, after = _tag(where, old), _tag(where, new)
+        _move(self._mine, (resource, before) if before else None, (resource, after) if after else None, where)
+        keys = {self._key(tag) for tag in (before, after) if tag}
+        if resource is DEPLOYMENTS:
+            keys |= self._remounted(where, old, new)
+        for key in keys | set(self._concerned(resource, where)):
             self._wake(key)
 
-    def _concerned(self, resource: Resource, where: Where) -> Iterator[Key | None]:
+    def _key(self, tag: Tag) -> Key:
+        return self._store.by_label(*tag) or Key(*tag)
+
+    def _remounted(self, where: Where, old: Manifest | None, new: Manifest | None) -> set[Key]:
+        """Note which claim a Deployment serves from; the downloads whose files it took up or let go."""
+        before, after = ((where[0], item["claim"]) if item and item.get("claim") else None for item in (old, new))
+        if before == after:
+            return set()
+        _move(self._mounts, before, after, where)
+        return {key for claim in (before, after) if claim and (key := self._store.by_label(DOWNLOAD, *claim))}
+
+    def serving(self, claim: Where) -> Iterator[str]:
+        """Names of the Models whose Deployments serve from `claim` (namespace, name)."""
+        for where in self._mounts.get(claim, ()):
+            if tag := _tag(where, self.mirrors[DEPLOYMENTS].items.get(where)):
+                yield self._key(tag).name
+
+    def _concerned(self, resource: Resource, where: Where) -> Iterator[Key]:
         """Who looks at an object for its name: the one whose child would be called so, downloads into that claim."""
-        if resource in _NAMED_AFTER:
-            yield self._store.by_label(_NAMED_AFTER[resource], *where)
+        if resource in _NAMED_AFTER and (key := self._store.by_label(_NAMED_AFTER[resource], *where)):
+            yield key
         if resource is CLAIMS:
             yield from self._store.dependents(Key(CLAIM, *where))
 
-    def _owner(self, where: Where, item: Manifest | None) -> Key | None:
-        if item is None:
-            return None
-        labels = item.get("labels") or {}
-        for label, kind in ((names.MODEL_LABEL, MODEL), (names.DOWNLOAD_LABEL, DOWNLOAD)):
-            if label in labels:
-                return self._store.by_label(kind, where[0], labels[label]) or Key(kind, where[0], labels[label])
-        return None
+
+def _tag(where: Where, item: Manifest | None) -> Tag | None:
+    labels = (item or {}).get("labels") or {}
+    for label, kind in ((names.MODEL_LABEL, MODEL), (names.DOWNLOAD_LABEL, DOWNLOAD)):
+        if label in labels:
+            return Tag(kind, where[0], labels[label])
+    return None
+
+
+def _move(index: dict[K, set[Where]], before: K | None, after: K | None, where: Where) -> None:
+    """Have `index` list `where` under `after` and no longer under `before`; empty sets go."""
+    if before is not None and before != after:
+        index[before].discard(where)
+        if not index[before]:
+            del index[before]
+    if after is not None:
+        index[after].add(where)
 
 
 def _held(pod: Manifest | None) -> tuple[object, ...]:

@@ -69,7 +69,8 @@ class Observer:
         storage = spec.get("storage") or {}
         claim = claim_name(spec) or child
         window = window_of(spec.get("window"), now())
-        users = tuple(k.name for k in self._store.dependents(key) if k.kind == MODEL)
+        users = {k.name for k in self._store.dependents(key) if k.kind == MODEL}
+        users.update(children.serving((key.namespace, child)))  # an old version may serve while a new one is on its way
         return ObservedDownload(
             download=obj,
             now=now(),
@@ -77,7 +78,7 @@ class Observer:
             claim=children.get(CLAIMS, (key.namespace, claim)),
             job=children.get(JOBS, (key.namespace, child)),
             pods=tuple(children.of(PODS, key)),
-            users=users,
+            users=tuple(users),
             progress=self._progress.latest(key),
             resolved=self._resolving.answer(key),
             storage_class_missing=children.storage_class_trouble(storage.get("storageClassName")),

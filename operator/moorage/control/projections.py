@@ -53,6 +53,7 @@ def deployment(obj: Manifest) -> Manifest | None:
         "ready": status.get("readyReplicas", 0),
         "available": status.get("availableReplicas", 0),
         "image": spec["template"]["spec"]["containers"][0]["image"],
+        "claim": _claim(spec["template"]["spec"]),
         "restartAt": (obj["metadata"].get("annotations") or {}).get(names.RESTART_AT, ""),
         "imageFrom": (obj["metadata"].get("annotations") or {}).get(names.IMAGE_FROM, ""),
         "conditions": {
@@ -60,6 +61,12 @@ def deployment(obj: Manifest) -> Manifest | None:
             for c in status.get("conditions", ())
         },
     }
+
+
+def _claim(pod: Manifest) -> str | None:
+    """The claim that a server's models lie in."""
+    claims = (v["persistentVolumeClaim"]["claimName"] for v in pod.get("volumes", ()) if "persistentVolumeClaim" in v)
+    return next(claims, None)
 
 
 def service(obj: Manifest) -> Manifest | None:
