@@ -64,7 +64,7 @@ test-e2e: cluster images ## scenarios on the whole machine: real kubelet, real l
 	@$(PY) -m pytest -q tests/e2e $(PYTEST)
 
 bench: venv ## measure, beside the peers; writes benchmarks/results
-	@for b in benchmarks/*.py; do echo "bench: $$b"; $(PY) $$b || exit 1; done
+	@for b in benchmarks/*.py; do name=$$(basename $$b .py); echo "bench: $$name"; $(PY) -m benchmarks.$$name || exit 1; done
 
 clean: ## remove what was made here; the cache of builds stays
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
