@@ -186,7 +186,8 @@ def downloads_page() -> str:
     return (
         HEADER + "# How a download ends\n\n`moorage download` prints its result as one line of JSON, writes it as the "
         "pod's termination message, and ends with one of these codes. Codes 10 to 29 wait for a person; from 30 on "
-        "time may mend it, and the operator tries again.\n\n"
+        "time may mend it, and the operator tries again. [How downloads work](../concepts/downloads.md) says what is "
+        "tried before.\n\n"
         f"| Code | Reason | Meaning | Remedy |\n|---|---|---|---|\n{rows}"
     )
 
