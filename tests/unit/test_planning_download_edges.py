@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from moorage import names
-from moorage.planning.types import Progress
+from moorage.planning.types import Answer, Progress
 from tests.support.world import GGUF, World, model
 
 
@@ -200,3 +200,21 @@ def test_the_query_of_a_url_is_in_no_name():
     world = World(model(source={"http": {"url": url, "sha256": "a" * 64}})).answer_resolve(GGUF)
     assert "hush" not in world.download["metadata"]["name"]
     assert world.download["metadata"]["name"].startswith("tiny-gguf-")
+
+
+def test_conditions_of_a_ready_download_are_said_about_its_generation():
+    world = fetching().download_done()
+    world.download["spec"]["connections"] = 2
+    world.download["metadata"]["generation"] = 2
+    world.settle()
+    said = {c["type"]: c["observedGeneration"] for c in world.download["status"]["conditions"]}
+    assert set(said.values()) == {2}, said
+
+
+def test_a_model_in_more_parts_than_a_status_holds_is_refused_and_not_fetched_in_part():
+    parts = [{"path": f"big-{i:05}-of-00070.gguf", "sizeBytes": 10} for i in range(1, 71)]
+    world = World(model()).settle()
+    world.resolved = Answer(world.asked[0].inputs, {**GGUF, "files": parts})
+    world.settle()
+    assert world.condition("Accepted")[:2] == ("False", "UnsupportedFormat")
+    assert "70 files" in world.condition("Accepted")[2]

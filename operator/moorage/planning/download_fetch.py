@@ -227,6 +227,8 @@ def _no_pod(step: DownloadPass, job: Manifest) -> str:
 def ready(step: DownloadPass) -> str:
     """Everything is there and verified."""
     step.status.phase = Phase.READY
+    for kind in (C.RESOLVED, C.SPACE_AVAILABLE, C.DOWNLOADED, C.VERIFIED):
+        step.draft.confirm(kind)
     job = step.seen.job
     if job is not None and not job.get("stranger") and job.get("complete"):
         step.drop_job()  # its result is kept; a finished pod only holds on to the volume

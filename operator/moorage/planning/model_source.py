@@ -14,6 +14,7 @@ from moorage.planning.types import Manifest, Resolve
 from moorage.sources.urls import without_query
 
 _BILLION = 10**9
+MAX_FILES = 64  # as many as status.source.files holds
 
 # Reasons of a download that is not Ready which its Models repeat; all others are Downloading to them.
 _PASSED_ON = PERSON | {
@@ -71,6 +72,9 @@ def _accept_facts(step: ModelPass, inputs: str, value: Manifest) -> str | None:
     if facts.get("format") != "GGUF":
         found = facts.get("format") or "neither GGUF nor safetensors"
         text_ = f"the source holds {found} files; this version serves GGUF files with llama.cpp"
+        return step.stop(C.ACCEPTED, Reason.UNSUPPORTED_FORMAT, text_)
+    if value.get("selected") and len(value["files"]) > MAX_FILES:
+        text_ = f"the model lies in {len(value['files'])} files; {MAX_FILES} are the most that can be named and served"
         return step.stop(C.ACCEPTED, Reason.UNSUPPORTED_FORMAT, text_)
     _take(step, inputs, value)
     step.done(C.ACCEPTED, Reason.ACCEPTED, accepted_text(step.source))
