@@ -18,6 +18,7 @@ from e2e.cluster import Cluster, ClusterError
 ROOT = Path(__file__).resolve().parents[1]
 SCENARIO = ROOT / "e2e/scenarios/demo"
 SYSTEM = "moorage-system"
+GATEWAY = f"/api/v1/namespaces/{SYSTEM}/services/moorage-gateway:http/proxy/v1/chat/completions"
 IMAGES = ("moorage", "llamacpp-cpu", "localhub")
 NEWEST = {"moorage": "images.moorage", "llamacpp-cpu": "images.llamaCpp"}
 
@@ -101,7 +102,7 @@ class Demo:
             *("upgrade", "--install", "moorage", "charts/moorage", "--namespace", SYSTEM, "--create-namespace"),
             *(*sets, "--wait", "--timeout", "3m"),
         )
-        print(f"    the operator runs in namespace {SYSTEM}", flush=True)
+        print(f"    the operator and the gateway run in namespace {SYSTEM}", flush=True)
 
     def hub(self) -> None:
         say("a local Hugging Face-compatible hub with tiny random-weight models")
@@ -143,10 +144,9 @@ class Demo:
         print(self.kubectl("get", "modelaliases"))
 
     def chat(self) -> None:
-        question = {"model": "tiny-llama", "max_tokens": 16, "messages": [{"role": "user", "content": "Hello!"}]}
-        say("one chat through the Model's Service")
-        path = "/api/v1/namespaces/default/services/tiny-llama:http/proxy/v1/chat/completions"
-        answer = json.loads(self.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(question)))
+        say("one chat through the gateway, with the alias chat: it adds a system prompt and max_tokens")
+        question = {"model": "chat", "messages": [{"role": "user", "content": "Hello!"}]}
+        answer = json.loads(self.kubectl("create", "--raw", GATEWAY, "-f", "-", input=json.dumps(question)))
         text = answer["choices"][0]["message"]["content"]
         usage = answer["usage"]
         print(f"    {answer['model']} answers: {text!r}  (random weights, so random words)")
@@ -163,6 +163,8 @@ Done in {seconds:.0f} s. Go on:
     kubectl describe model tiny-llama
     kubectl scale model tiny-llama --replicas=0     # unload it; --replicas=1 loads it again
     kubectl explain model.spec
+    kubectl -n {SYSTEM} port-forward service/moorage-gateway 8000:80 &
+    curl http://127.0.0.1:8000/v1/models            # every Model and alias, at one address
 Clean up:
     {end}""")
 
