@@ -63,7 +63,6 @@ class Gateway:
         await asyncio.sleep(self.settings.drain_delay)
         if self._servers:
             self._servers[0].close()
-        self.public.close_idle()
         while self.public.busy and time.monotonic() < ends:
             await asyncio.sleep(0.02)
             self.public.close_idle()

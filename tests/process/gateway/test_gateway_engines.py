@@ -332,7 +332,7 @@ async def test_an_engine_that_answers_before_the_question_is_over_is_heard():
 
     async with RawEngine(script) as engine, serving([model("m", engine)]) as bed:
         assert (await bed.ask(chat(text="x" * 20_000_000))).status == 413
-        await eventually(lambda: engine.sides[0].gone_at, what="the half-sent connection is not kept")
+        await eventually(lambda: engine.sides[0].gone_at, timeout=2, what="the half-sent connection is not kept")
 
 
 async def test_errors_name_neither_engine_nor_address():

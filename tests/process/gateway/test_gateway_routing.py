@@ -224,6 +224,7 @@ async def test_a_file_that_is_being_written_is_not_believed(file):
     """Half of a document can be a document: here, one without the alias."""
     async with serving():
         whole = "models: [{name: m, endpoints: []}]\naliases: [{name: chat, targets: [{model: m}]}]\n"
+        cut = whole.index("\n") + 1
         seen = []
         file.write_text(whole)
         routes = RoutesFile(file, Hold(), lambda snapshot: seen.append(set(snapshot.routes)), 0.03)
@@ -231,10 +232,10 @@ async def test_a_file_that_is_being_written_is_not_believed(file):
         following = asyncio.create_task(routes.follow())
         for _ in range(5):
             with file.open("w") as out:
-                out.write(whole[:36])
+                out.write(whole[:cut])
                 out.flush()
                 await asyncio.sleep(0.02)
-                out.write(whole[36:])
+                out.write(whole[cut:])
             await asyncio.sleep(0.15)
         following.cancel()
         assert len(seen) > 3

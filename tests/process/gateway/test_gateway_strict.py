@@ -187,6 +187,9 @@ async def test_a_client_in_the_middle_of_too_much_gets_to_read_its_413():
         for _ in range(40):
             client.writer.write(piece)
         assert (await client.reply()).status == 413
+        for _ in range(5):  # and to send on until it notices
+            await client.send(piece)
+            await asyncio.sleep(0.02)
 
 
 async def test_a_body_of_exactly_the_limit_is_served():
