@@ -1,11 +1,13 @@
 """The Model: what a person wants served. What Moorage made of it, its status, is in model_status.py."""
 
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from moorage.api.common import Extension, Quantity, Resource, Rule, SpecPart, Text
+from moorage.api.accelerator import Accelerator
+from moorage.api.benchmark import Benchmark
+from moorage.api.common import Resource, Rule, SpecPart, Text
 from moorage.api.corev1 import (
     Affinity,
     Annotations,
@@ -16,6 +18,7 @@ from moorage.api.corev1 import (
     Resources,
     Tolerations,
 )
+from moorage.api.engine_settings import KVCacheType, LlamaCpp
 from moorage.api.managed_args import ARG_RULES
 from moorage.api.model_status import ModelStatus
 from moorage.api.request import ModelRequest
@@ -27,32 +30,6 @@ class Engine(StrEnum):
 
     AUTO = "Auto"
     LLAMA_CPP = "LlamaCpp"
-
-
-class KVCacheType(StrEnum):
-    """Number format of the KV cache, in llama.cpp's words."""
-
-    F16 = "f16"
-    Q8_0 = "q8_0"
-    Q4_0 = "q4_0"
-
-
-class Vendor(StrEnum):
-    """Whose accelerators a Model may use."""
-
-    AUTO = "Auto"
-    NVIDIA = "Nvidia"
-    AMD = "AMD"
-    NONE = "None"
-
-
-class AcceleratorCount(IntEnum):
-    """Accelerators per replica."""
-
-    ONE = 1
-    TWO = 2
-    FOUR = 4
-    EIGHT = 8
 
 
 class RolloutStrategy(StrEnum):
@@ -77,86 +54,6 @@ class Purpose(StrEnum):
     BALANCED = "Balanced"
     QUALITY = "Quality"
     SPECIALIZED = "Specialized"
-
-
-class BenchmarkProfile(StrEnum):
-    """What a benchmark measures."""
-
-    LATENCY = "Latency"
-    THROUGHPUT = "Throughput"
-
-
-class LlamaCpp(SpecPart):
-    """Settings of the llama.cpp server."""
-
-    rules: ClassVar = (
-        Rule(
-            "self.ubatchSize <= self.batchSize",
-            "spec.llamaCpp.ubatchSize (absent: 512) must be at most batchSize (absent: 2048)",
-        ),
-    )
-
-    threads: int | None = Field(
-        default=None,
-        ge=1,
-        le=64,
-        description="CPU threads for generating (n_threads). Absent: by the CPU request or node.",
-    )
-    batch_size: int = Field(
-        default=2048, ge=1, le=65536, description="Prompt tokens taken in one logical batch (n_batch)."
-    )
-    ubatch_size: int = Field(
-        default=512,
-        ge=1,
-        le=65536,
-        description="Prompt tokens computed at once (n_ubatch); the compute buffer grows with it.",
-    )
-    keep: int = Field(
-        default=0, ge=-1, le=16777216, description="Prompt tokens kept when the context overflows (n_keep); -1: all."
-    )
-    predict: int = Field(
-        default=-1,
-        ge=-1,
-        le=16777216,
-        description="Tokens generated at most where a request sets no limit; -1: no limit.",
-    )
-    gpu_layers: int | None = Field(
-        default=None, ge=0, le=1024, description="Layers held in GPU memory, the rest in host memory. Absent: all."
-    )
-    flash_attention: bool = Field(default=True, description="Whether to use Flash Attention.")
-    unified_kv_cache: bool = Field(
-        default=False, description="One KV cache for all sequences instead of an equal share for each."
-    )
-
-
-class Accelerator(SpecPart):
-    """Which accelerators one replica uses."""
-
-    rules: ClassVar = (
-        Rule(
-            "self.vendor != 'None' || !has(self.count)",
-            "spec.accelerator.count has no effect with vendor None, which means CPUs only; remove one of the two",
-        ),
-        Rule(
-            "self.vendor != 'None' || !has(self.memoryPerGPUOverride)",
-            "spec.accelerator.memoryPerGPUOverride has no effect with vendor None, which means CPUs only; "
-            "remove one of the two",
-        ),
-    )
-
-    vendor: Vendor = Field(
-        default=Vendor.AUTO, description="Auto: whatever fits. None: no accelerator, the model runs on CPUs."
-    )
-    count: AcceleratorCount | None = Field(
-        default=None, description="Accelerators per replica, all on one node: 1, 2, 4 or 8. Absent: as few as fit."
-    )
-    memory_per_gpu_override: Quantity | None = Field(
-        default=None,
-        description="Memory needed on each GPU, such as 10Gi, instead of what Moorage computes from the file header.",
-    )
-    runtime_class_name: Annotated[str, Field(min_length=1, max_length=253)] | None = Field(
-        default=None, description="RuntimeClass of the pods, such as nvidia."
-    )
 
 
 class PodMetadata(SpecPart):
@@ -188,43 +85,6 @@ class Rollout(SpecPart):
         description="Surge: the new server is ready before the old one stops, which takes room for both. Recreate: the "
         "old one stops first. Auto: Surge where there is room, else Recreate.",
     )
-
-
-class Slo(SpecPart):
-    """Service level that a request should meet."""
-
-    ttft_milliseconds: int | None = Field(
-        default=None, ge=1, le=3600000, description="Time to the first token, at most."
-    )
-    tpot_milliseconds: int | None = Field(default=None, ge=1, le=60000, description="Time per further token, at most.")
-
-
-class Benchmark(SpecPart):
-    """The measurement that runs once the Model serves, and again when what is served changes."""
-
-    rules: ClassVar = (
-        Rule(
-            "self.concurrency.all(level, level <= self.requests)",
-            "spec.benchmark.requests must be at least the largest concurrency, or that many requests never run at once",
-        ),
-    )
-
-    enabled: bool = Field(default=True, description="Whether to measure at all.")
-    profile: BenchmarkProfile = Field(
-        default=BenchmarkProfile.LATENCY,
-        description="Latency: requests one after another at each concurrency. Throughput: as many as the server takes.",
-    )
-    concurrency: Annotated[
-        list[Annotated[int, Field(ge=1, le=256)]],
-        Field(min_length=1, max_length=5),
-        Extension("x-kubernetes-list-type", "set"),
-    ] = Field(default=[1], description="Requests in flight at once; one row of figures for each.")
-    input_tokens: int = Field(default=128, ge=1, le=131072, description="Prompt tokens of each request.")
-    output_tokens: int = Field(default=64, ge=1, le=16384, description="Tokens that each request generates.")
-    requests: int = Field(
-        default=20, ge=20, le=1000, description="Requests per row; fewer than 20 give no percentiles."
-    )
-    slo: Slo | None = Field(default=None, description="Service level; the figures then say how many requests met it.")
 
 
 class ModelSpec(SpecPart):
