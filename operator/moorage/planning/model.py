@@ -45,7 +45,7 @@ def plan_model(seen: ObservedModel) -> Plan:
     except InvalidSpec as error:
         return invalid.plan(seen.model, seen.now, error)
     draft = Draft(model.status.conditions, model.metadata.generation, seen.now)
-    step = ModelPass(seen, model, model.status, draft)  # parsed for this pass alone
+    step = ModelPass(seen, model, model.status, draft, replicas=model.spec.replicas)  # parsed for this pass alone
     message = _walk(step)
     _roll_up(step, message)
     return Plan(
@@ -79,12 +79,12 @@ def _walk(step: ModelPass) -> str:
 
 def _roll_up(step: ModelPass, message: str) -> None:
     """Ready, Reconciling, Stalled, the phase and the columns from the conditions of the steps."""
-    status, draft, spec = step.status, step.draft, step.model.spec
+    status, draft = step.status, step.draft
     status.observed_generation = step.model.metadata.generation
-    status.desired_replicas = spec.replicas
+    status.desired_replicas = step.replicas
     status.selector = manifests.selector(step.model.metadata.name)
     status.endpoint = f"http://{names.model_child(step.model.metadata.name)}.{step.model.metadata.namespace}.svc/v1"
-    asleep = spec.replicas == 0 and all(draft.true(k) for k in STEPS[:3])
+    asleep = step.replicas == 0 and all(draft.true(k) for k in STEPS[:3])
     unmet = next((c for k in STEPS if (c := draft.get(k)) and c.status != TRUE), None)
     keeps = draft.true(C.SERVING) and draft.was_true(C.READY)  # the old version serves while a new one is on its way
     ready = asleep or unmet is None or keeps
@@ -151,7 +151,7 @@ def _rollout_failed(step: ModelPass) -> bool:
 
 
 def _summary(step: ModelPass, message: str, reason: str) -> ModelSummary:
-    status, spec = step.status, step.model.spec
+    status = step.status
     nodes = status.placement.nodes if status.placement else []
     bench = status.benchmark
     speed = bench.output_tokens_per_second_milli if bench else None
@@ -160,7 +160,7 @@ def _summary(step: ModelPass, message: str, reason: str) -> ModelSummary:
     told = rollout.message if rollout and _rollout_failed(step) and step.draft.true(C.SERVING) else message
     source = status.source
     return ModelSummary(
-        ready=f"{status.ready_replicas or 0}/{spec.replicas}",
+        ready=f"{status.ready_replicas or 0}/{step.replicas}",
         vram=model_memory.vram(status.memory),
         tokens_per_second=f"{speed / 1000:.0f}" if speed is not None else None,
         node=None if not nodes else nodes[0] if len(nodes) == 1 else f"{len(nodes)} nodes",

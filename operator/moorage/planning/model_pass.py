@@ -33,12 +33,16 @@ PERSON = {
 
 @dataclass
 class ModelPass:
-    """One pass over one Model. Steps read `seen` and `model`, and write the rest."""
+    """One pass over one Model. Steps read `seen`, `model` and `replicas`, and write the rest.
+
+    `replicas` is how many servers there should be now; the spec says how many a person wants.
+    """
 
     seen: ObservedModel
     model: Model
     status: ModelStatus
     draft: Draft
+    replicas: int
     apply: list[Manifest] = field(default_factory=list)
     patch: list[Patch] = field(default_factory=list)
     delete: list[Ref] = field(default_factory=list)

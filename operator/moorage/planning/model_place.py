@@ -85,7 +85,7 @@ def request(step: ModelPass, plans: tuple[Candidate, ...], *, replacing: bool) -
         node_selector=spec.node_selector,
         tolerations=spec.tolerations,
         node_affinity=affinity,
-        replicas=max(spec.replicas if replacing else spec.replicas - len(_nodes(step)), 1),
+        replicas=max(step.replicas if replacing else step.replicas - len(_nodes(step)), 1),
         placed=() if replacing else tuple(_nodes(step)),
         replacing=replacing,
         weights_on=frozenset(),
@@ -100,7 +100,7 @@ def owner(step: ModelPass) -> str:
 def _take(step: ModelPass, found: Decision, inputs: str) -> str | None:
     chosen = found.candidate
     before = step.status.placement
-    asleep = step.model.spec.replicas == 0 and found.reason == Reason.NO_GPU_FREE
+    asleep = step.replicas == 0 and found.reason == Reason.NO_GPU_FREE
     status = PlacementStatus(
         count=chosen.gpus if chosen else None,
         vendor=found.vendor or None,
@@ -128,7 +128,7 @@ def _take(step: ModelPass, found: Decision, inputs: str) -> str | None:
     if refused := remember_memory(step, chosen.gpus):
         return refused
     step.done(C.PLACED, found.reason, found.message)
-    if step.model.spec.replicas:
+    if step.replicas:
         step.reserve = found.reservations(owner(step))
     return None
 
@@ -168,7 +168,7 @@ def remember_memory(step: ModelPass, gpus: int) -> str | None:
 
 
 def _bound(step: ModelPass) -> bool:
-    return bool(_nodes(step)) and len(_nodes(step)) >= step.model.spec.replicas
+    return bool(_nodes(step)) and len(_nodes(step)) >= step.replicas
 
 
 def _nodes(step: ModelPass) -> list[str]:

@@ -60,15 +60,16 @@ def _not_ours(step: ModelPass, kind: str, child: Manifest) -> str:
 
 def _deployment(step: ModelPass, live: Manifest | None, image: str) -> None:
     inputs = inputs_of(step, image)
-    wanted = step.model.spec.replicas
     asked = _restart(step)
     notes = {names.INPUTS_HASH: inputs} | ({names.RESTART_AT: asked} if asked else {})
     notes |= {names.IMAGE_FROM: "spec"} if step.model.spec.image else {}
     if live is None or live["inputsHash"] != inputs:
         step.apply.append(
-            manifests.deployment(step.seen.model, _pod(step, image), replicas=wanted, notes=notes, surge=_surge(step))
+            manifests.deployment(
+                step.seen.model, _pod(step, image), replicas=step.replicas, notes=notes, surge=_surge(step)
+            )
         )
-    elif live["wanted"] != wanted:
+    elif live["wanted"] != step.replicas:
         _scale(step, live)
     version = step.status.engine.version if step.status.engine and step.status.engine.image == image else None
     why = "GGUF files are served by llama.cpp"
@@ -77,7 +78,7 @@ def _deployment(step: ModelPass, live: Manifest | None, image: str) -> None:
 
 def _scale(step: ModelPass, live: Manifest) -> None:
     ref = Ref("apps/v1", "Deployment", step.model.metadata.namespace, live["name"], live["uid"])
-    step.patch.append(Patch(ref, {"spec": {"replicas": step.model.spec.replicas}}))
+    step.patch.append(Patch(ref, {"spec": {"replicas": step.replicas}}))
 
 
 def _pending(step: ModelPass) -> bool:
@@ -203,9 +204,9 @@ def watch(step: ModelPass) -> str | None:
     step.status.replicas, step.status.ready_replicas = live["replicas"], live["ready"]
     _where(step)
     step.draft.set(C.ACTIVE, *_active(step))
-    if step.model.spec.replicas < live["wanted"] and not (step.patch or _pending(step)):
+    if step.replicas < live["wanted"] and not (step.patch or _pending(step)):
         _scale(step, live)  # an earlier step that waits keeps nobody from unloading
-    if step.model.spec.replicas == 0:
+    if step.replicas == 0:
         _up_to_date(step, live, None)
         step.status.template = None
         step.draft.set(C.SERVING, FALSE, Reason.SCALED_TO_ZERO, "replicas is 0")
@@ -219,8 +220,8 @@ def watch(step: ModelPass) -> str | None:
 
 
 def _active(step: ModelPass) -> tuple[ConditionStatus, Reason, str]:
-    if step.model.spec.replicas:
-        return TRUE, Reason.RUNNING, f"{step.model.spec.replicas} wanted"
+    if step.replicas:
+        return TRUE, Reason.RUNNING, f"{step.replicas} wanted"
     return FALSE, Reason.SCALED_TO_ZERO, "replicas is 0"
 
 
@@ -257,7 +258,7 @@ def _up_to_date(step: ModelPass, live: Manifest, problem: Trouble | None) -> Non
         step.draft.set(C.UP_TO_DATE, FALSE, Reason.ROLLOUT_FAILED, what)
     elif _rolling(live) or _pending(step):
         step.draft.set(C.UP_TO_DATE, FALSE, Reason.PROGRESSING, "the new version is being rolled out")
-    elif step.model.spec.replicas and not live["ready"] and not step.status.template:
+    elif step.replicas and not live["ready"] and not step.status.template:
         step.draft.set(C.UP_TO_DATE, UNKNOWN, Reason.PENDING, "no server has run yet")
     elif live["image"] != newest:
         what = f"image {newest} is available; annotate {names.RESTART_AT} to roll it out"
@@ -316,9 +317,9 @@ def _serving_text(step: ModelPass, live: Manifest, problem: Trouble | None) -> s
     where = f"{placed.count} GPU" if placed and placed.count else "CPU"
     if placed and (placed.count or 0) > 1:
         where += "s"
-    if live["ready"] < step.model.spec.replicas:
+    if live["ready"] < step.replicas:
         why = f": {problem.message}" if problem else ""
-        return f"serving on {where}; {live['ready']} of {step.model.spec.replicas} servers are ready{why}"
+        return f"serving on {where}; {live['ready']} of {step.replicas} servers are ready{why}"
     return f"serving on {where}"
 
 
