@@ -63,13 +63,26 @@ class ModelUse(Use):
     wanted_at: Counted = 0
 
 
+class FailedOver(_Part):
+    """Why an alias' requests go past one of its targets, and since when (Unix seconds)."""
+
+    since: Counted = 0
+    why: Annotated[str, Field(max_length=256)] = ""
+
+
+class AliasUse(Use):
+    """The same of an alias; `failed_over` holds the targets that its `failover` takes no requests to at this moment."""
+
+    failed_over: dict[Name, FailedOver] = {}
+
+
 class Report(_Part):
     """One report of one gateway process."""
 
     gateway: Annotated[str, Field(min_length=1, max_length=253)]
     instance: Annotated[str, Field(min_length=8, max_length=64)]
     models: dict[Name, ModelUse] = {}
-    aliases: dict[Name, Use] = {}
+    aliases: dict[Name, AliasUse] = {}
 
     def dump(self) -> bytes:
         """As JSON; what is zero is left out."""

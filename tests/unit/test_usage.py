@@ -5,13 +5,16 @@ import json
 import pytest
 
 from moorage.errors import InvalidSpec
-from moorage.usage import LONGEST_BYTES, ModelUse, Report, Use
+from moorage.usage import LONGEST_BYTES, AliasUse, FailedOver, ModelUse, Report
 
 REPORT = Report(
     gateway="moorage-gateway-1",
     instance="0123456789abcdef",
     models={"team/qwen": ModelUse(ok=3, milliseconds=1200, last_used=1_790_000_000, wanted=2, wanted_at=1_790_000_001)},
-    aliases={"team/chat": Use(ok=3, completion_tokens=90)},
+    aliases={
+        "team/chat": AliasUse(ok=3, completion_tokens=90),
+        "team/fast": AliasUse(failed_over={"team/qwen": FailedOver(since=1_790_000_000, why="12 of 20 failed")}),
+    },
 )
 
 
@@ -20,7 +23,10 @@ def test_a_report_survives_the_wire():
 
 
 def test_zeros_are_not_sent():
-    assert json.loads(REPORT.dump())["aliases"] == {"team/chat": {"ok": 3, "completionTokens": 90}}
+    assert json.loads(REPORT.dump())["aliases"] == {
+        "team/chat": {"ok": 3, "completionTokens": 90},
+        "team/fast": {"failedOver": {"team/qwen": {"since": 1_790_000_000, "why": "12 of 20 failed"}}},
+    }
 
 
 def test_fields_of_a_newer_version_are_ignored():
