@@ -16,6 +16,7 @@ COMMANDS = {
     "download": "moorage.download.main:command",
     "bench": "moorage.bench.main:command",
     "estimate": "moorage.estimate.main:command",
+    "agent": "moorage.agent.main:command",
     "render": "moorage.render.main:command",
 }
 

@@ -1,0 +1,66 @@
+"""The state file of the SIMULATED GPUs, and the stub of NVML compiled for it."""
+
+import shutil
+import subprocess
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+_SOURCE = Path(__file__).parent / "nvml_stub.c"
+LIBRARY = "libnvidia-ml.so.1"
+
+
+@dataclass(frozen=True)
+class SimulatedGpu:
+    """One GPU as the state file tells it; memory in MiB, `used` with the driver's reserve."""
+
+    uuid: str
+    total: int = 24564
+    used: int = 460
+    utilization: int = 0
+    name: str = "NVIDIA Simulated 24GB"
+    lost: bool = False
+    healthy: bool = True
+
+
+@dataclass
+class Machine:
+    """Writes the state file whenever something changes; without a driver version the driver is gone."""
+
+    state: Path
+    gpus: list[SimulatedGpu] = field(default_factory=list)
+    driver: str = "580.95.05"
+
+    def __post_init__(self) -> None:
+        self.write()
+
+    def change(self, index: int, **what: object) -> None:
+        """Change the hardware: `used=1200`, `lost=True`, `healthy=False`."""
+        self.gpus[index] = replace(self.gpus[index], **what)  # type: ignore[arg-type]
+        self.write()
+
+    def write(self) -> None:
+        lines = [f"driver {self.driver}"] if self.driver else []
+        lines += [f"gpu {g.uuid} {g.total} {g.used} {g.utilization} {g.name}" for g in self.gpus]
+        lines += [f"lost {i}" for i, g in enumerate(self.gpus) if g.lost]
+        lines += [f"health {i} Unhealthy" for i, g in enumerate(self.gpus) if not g.healthy]
+        half = self.state.with_suffix(".new")
+        half.write_text("\n".join(lines) + "\n")
+        half.replace(self.state)
+
+
+def uuid(number: int) -> str:
+    """A UUID that nobody takes for a real GPU's."""
+    return f"GPU-00000000-0000-4000-8000-{number:012d}"
+
+
+def compile_stub(folder: Path) -> Path:
+    """Compile the stub into `folder`; C99 and no GNU extensions, so that older C libraries load it too."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise RuntimeError("the stub of NVML needs a C compiler: install gcc")
+    library = folder / LIBRARY
+    options = ["-std=c99", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", f"-Wl,-soname,{LIBRARY}"]
+    done = subprocess.run([compiler, *options, "-o", str(library), str(_SOURCE)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the stub of NVML does not compile: {done.stderr}")
+    return library
