@@ -125,5 +125,5 @@ def test_slots_are_never_overdrawn_and_the_order_is_kept(limit, steps):
         assert all(0 <= endpoint.outstanding <= limit for endpoint in pool.endpoints)
         assert fleet.held == len(waiting) == fleet.pending.get("m", 0) == len(pool.waiters)
         assert not waiting or pool.take() is None, "nobody waits while there is a slot"
-        assert fleet._demand.report().get("m", {"pending": 0})["pending"] == len(waiting)
+        assert fleet._demand.wanted("m").pending == len(waiting)
     assert order == sorted(order), "first come, first served"

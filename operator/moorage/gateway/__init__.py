@@ -25,5 +25,7 @@ and beside it:
     cluster          follows the cluster
     demand           who asked for a Model that sleeps
     stats, metrics   what happened, counted, and shown to Prometheus
+    ledger           the same for the operator: what it has been told and what it has not; no I/O
+    reporter         tells it, as soon as somebody wants a Model that sleeps
     admin            /metrics, /healthz, /readyz on their own port
 """

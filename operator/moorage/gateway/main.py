@@ -10,6 +10,7 @@ import gc
 import logging
 import resource
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -20,8 +21,10 @@ from typing import Any
 import click
 import uvloop
 
-from moorage.errors import MoorageError
+from moorage.errors import InvalidSpec, MoorageError
 from moorage.gateway.app import Address, Gateway
+from moorage.gateway.ledger import Ledger
+from moorage.gateway.reporter import Operator, Reporter
 from moorage.gateway.routes import Hold
 from moorage.gateway.routes_file import RoutesFile
 from moorage.gateway.settings import Settings
@@ -69,6 +72,17 @@ class HostPort(click.ParamType[Address]):
     "--default-namespace",
     help="Where a name without a namespace is looked up; absent: the pod's or the kubeconfig's own, else `default`.",
 )
+@click.option(
+    "--operator",
+    "operator_url",
+    metavar="URL",
+    help="Tell the operator there (http://HOST:PORT) who is used and who is wanted; absent: no Model is woken.",
+)
+@click.option(
+    "--operator-token-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="What the operator wants to see; read again when it changes.",
+)
 @click.option("--max-body-bytes", type=click.IntRange(1024), default=_DEFAULTS.max_body_bytes, show_default=True)
 @click.option("--max-connections", type=click.IntRange(1), default=_DEFAULTS.max_connections, show_default=True)
 @click.option(
@@ -99,6 +113,8 @@ def command(
     routes: Path | None,
     kubeconfig: Path | None,
     default_namespace: str | None,
+    operator_url: str | None,
+    operator_token_file: Path | None,
     max_body_bytes: int,
     max_connections: int,
     hold_keepalive: float,
@@ -123,8 +139,10 @@ def command(
       2    wrong usage
       3    could not start: an address is taken, the routes file cannot be used, or there is no way into a cluster
     """
-    if routes and (kubeconfig or default_namespace):
-        raise click.UsageError("--kubeconfig and --default-namespace are for a cluster, --routes is for none")
+    if routes and (kubeconfig or default_namespace or operator_url):
+        raise click.UsageError(
+            "--kubeconfig, --default-namespace and --operator are for a cluster, --routes is for none"
+        )
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     settings = replace(
@@ -135,8 +153,28 @@ def command(
         drain_delay=drain_delay,
         grace_period=grace_period,
     )
+    operator = _operator(operator_url, operator_token_file, settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        sys.exit(runner.run(_serve(settings, listen, admin, Source(routes, kubeconfig, default_namespace))))
+        sys.exit(runner.run(_serve(settings, listen, admin, Source(routes, kubeconfig, default_namespace), operator)))
+
+
+def _operator(url: str | None, token_file: Path | None, settings: Settings) -> Operator | None:
+    if bool(url) != bool(token_file):
+        raise click.UsageError("--operator and --operator-token-file come together")
+    if not url or not token_file:
+        return None
+    try:
+        return Operator(url, token_file, settings)
+    except InvalidSpec as error:
+        raise click.BadParameter(str(error), param_hint="--operator") from None
+
+
+@dataclass(frozen=True)
+class Feed:
+    """A source of routing tables that can be used: `follow` it for ever; `namespace` is that of bare names."""
+
+    follow: Callable[[], Coroutine[Any, Any, None]]
+    namespace: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,14 +186,14 @@ class Source:
     default_namespace: str | None = None
 
     @asynccontextmanager
-    async def open(self, gateway: Gateway) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
-        """What follows the source for ever, once called. Raises MoorageError or OSError where it cannot be used."""
+    async def open(self, gateway: Gateway) -> AsyncIterator[Feed]:
+        """The source, as long as it is needed. Raises MoorageError or OSError where it cannot be used."""
         settings = gateway.settings
         hold = Hold(settings.hold_max_pending, settings.hold_timeout)
         if self.routes:
             file = RoutesFile(self.routes, hold, gateway.apply, settings.routes_poll)
             file.load()
-            yield file.follow
+            yield Feed(file.follow)
             return
         # Only here: it takes half a second and 40 MiB that a gateway without a cluster need not pay.
         from moorage.gateway.cluster import ClusterRoutes  # noqa: PLC0415
@@ -164,32 +202,57 @@ class Source:
         async with await KubeClient.connect(self.kubeconfig, user_agent="moorage-gateway") as client:
             namespace = self.default_namespace or client.namespace
             log.info("names without a namespace are looked up in %s", namespace)
-            yield ClusterRoutes(client, namespace, hold, gateway.apply).follow
+            yield Feed(ClusterRoutes(client, namespace, hold, gateway.apply).follow, namespace)
 
 
-async def _serve(settings: Settings, listen: Address, admin: Address, source: Source) -> int:
+async def _serve(settings: Settings, listen: Address, admin: Address, source: Source, operator: Operator | None) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     _raise_file_limit()
     gateway = Gateway(settings)
     try:
-        async with source.open(gateway) as follow:
+        async with source.open(gateway) as feed:
             await gateway.start(listen, admin)
             _calm_collector()
             log.info("serving on %s:%d, admin on %s:%d", *gateway.address, *gateway.admin_address)
-            following = asyncio.create_task(follow())
-            await stop.wait()
-            await gateway.drain()
-            following.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await following
+            async with _running(feed.follow), _reporting(gateway, feed.namespace, operator):
+                await stop.wait()
+                await gateway.drain()
     except (MoorageError, OSError) as error:
         log.error("could not start: %s", error)
         await gateway.stop()
         return COULD_NOT_START
     await gateway.stop()
     return 0
+
+
+@asynccontextmanager
+async def _running(what: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """`what` goes on beside the body, and ends with it."""
+    task = asyncio.create_task(what())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+@asynccontextmanager
+async def _reporting(gateway: Gateway, namespace: str, operator: Operator | None) -> AsyncIterator[None]:
+    """Tell `operator` what happens in the body; where there is none, say what that means."""
+    if operator is None:
+        if namespace:
+            log.warning("no --operator: no Model is woken by requests, and usage stands only in this pod's metrics")
+        yield
+        return
+    stats, demand, fleet = gateway.stats, gateway.demand, gateway.proxy.fleet
+    reporter = Reporter(Ledger(socket.gethostname(), namespace, stats, demand, fleet), operator)
+    demand.on_ask = reporter.hurry
+    async with _running(reporter.run):
+        yield
+    await reporter.finish(gateway.settings.last_report_timeout)
 
 
 def _calm_collector() -> None:

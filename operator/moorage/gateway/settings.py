@@ -40,6 +40,7 @@ class Settings:
     drain_delay: float = 5.0
     grace_period: float = 300.0
     grace_reserve: float = 5.0
+    last_report_timeout: float = 2.0  # what of the reserve the operator has to take the last usage report
 
     routes_poll: float = 0.02
 

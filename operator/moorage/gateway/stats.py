@@ -46,13 +46,16 @@ class Histogram:
 class RouteStats:
     """One name's requests to one Model."""
 
-    __slots__ = ("_ended_at", "cancelled", "completion_tokens", "error", "first_byte", "ok", "prompt_tokens", "total")
+    __slots__ = (
+        "_ended_at", "cancelled", "completion_tokens", "error", "first_byte", "ok", "prompt_tokens", "total", "touched",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.ok = self.error = self.cancelled = 0
         self.prompt_tokens = self.completion_tokens = 0
         self.first_byte = Histogram(FIRST_BYTE_BOUNDS)
         self.total = Histogram(TOTAL_BOUNDS)
+        self.touched = False  # counted something since somebody last set this to False
         self._ended_at: float | None = None
 
     @property
@@ -69,6 +72,7 @@ class RouteStats:
         else:
             self.cancelled += 1
         self.total.observe(now - began)
+        self.touched = True
         self._ended_at = now
 
 
@@ -77,6 +81,8 @@ class Stats:
     """Everything the gateway counts. Routes are keyed by (alias, Model); the alias of a Model's own name is empty."""
 
     routes: dict[tuple[str, str], RouteStats] = field(default_factory=dict)
+    by_model: dict[str, list[RouteStats]] = field(default_factory=dict)
+    by_alias: dict[str, list[RouteStats]] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)  # by code
     retries: int = 0
     connections: int = 0  # open now
@@ -87,4 +93,7 @@ class Stats:
         found = self.routes.get((alias, model))
         if found is None:
             found = self.routes[alias, model] = RouteStats()
+            self.by_model.setdefault(model, []).append(found)
+            if alias:
+                self.by_alias.setdefault(alias, []).append(found)
         return found

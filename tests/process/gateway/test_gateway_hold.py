@@ -54,17 +54,16 @@ async def test_a_request_waits_for_a_sleeping_model_and_is_told_so():
 
 async def test_demand_for_a_sleeping_model_is_reported():
     async with mock() as engine, serving([model("m"), model("n")]) as bed:
-        assert bed.gateway.demand.report() == {}
+        assert bed.gateway.demand.take_touched() == set()
         tasks = await hold(bed, 3)
-        report = bed.gateway.demand.report()
-        assert set(report) == {"m"}
-        assert (report["m"]["requests"], report["m"]["pending"]) == (3, 3)
-        assert time.time() - report["m"]["last"] < 5
+        assert bed.gateway.demand.take_touched() == {"m"}
+        wanted = bed.gateway.demand.wanted("m")
+        assert (wanted.requests, wanted.pending) == (3, 3)
+        assert time.time() - wanted.last < 5
         bed.apply([model("m", engine), model("n")])
         await asyncio.gather(*tasks)
         await bed.ask(chat())
-        report = bed.gateway.demand.report()
-        assert (report["m"]["requests"], report["m"]["pending"]) == (3, 0), "a Model that is awake is in no demand"
+        assert (wanted.requests, wanted.pending) == (3, 0), "a Model that is awake is in no demand"
 
 
 async def test_waiters_are_released_in_order_and_no_faster_than_the_slots():
@@ -118,7 +117,7 @@ async def test_a_busy_engine_makes_requests_wait_too_without_calling_it_a_cold_s
         first = [asyncio.create_task(bed.ask(chat())) for _ in range(2)]
         await eventually(lambda: len(engine.requests) == 2)
         (third,) = await hold(bed, 1)
-        assert bed.gateway.demand.report()["m"]["requests"] == 0
+        assert bed.gateway.demand.wanted("m").requests == 0
         release.set()
         reply = await third
         assert reply.status == 200
@@ -180,7 +179,7 @@ async def test_a_name_that_holds_nothing_says_that_the_model_is_loading():
         reply = await bed.ask(chat("chat"))
         assert (reply.status, reply.error["code"]) == (503, "model_loading")
         assert int(reply.headers["retry-after"]) > 0
-        assert bed.gateway.demand.report()["m"]["requests"] == 1
+        assert bed.gateway.demand.wanted("m").requests == 1
 
 
 async def test_waiting_has_an_end():
@@ -192,7 +191,7 @@ async def test_waiting_has_an_end():
             assert (reply.status, reply.error["code"]) == (504, "hold_timeout")
             assert wait * 0.9 < time.monotonic() - began < wait + 0.5
             began = time.monotonic()
-        assert bed.gateway.demand.report()["m"]["pending"] == 0
+        assert bed.gateway.demand.wanted("m").pending == 0
         assert await bed.metric("moorage_gateway_requests_total", alias="chat", outcome="error") == 1
 
 
@@ -231,7 +230,7 @@ async def test_a_waiter_follows_its_alias_when_it_is_retargeted():
             (task,) = await hold(bed, 1)
             for _ in range(3):
                 bed.apply(models, aliases[0])
-            assert bed.gateway.demand.report()["m"]["requests"] == 2, "asked for once, however many tables"
+            assert bed.gateway.demand.wanted("m").requests == 2, "asked for once, however many tables"
             bed.apply([model("m", engine)])
             await task
             assert engine.requests[0].body["temperature"] == 0.25
@@ -242,8 +241,8 @@ async def test_a_waiter_that_is_led_to_another_sleeper_wakes_that_one():
     async with mock() as engine, serving(models, [Alias("chat", (("m", 1),))]) as bed:
         (task,) = await hold(bed, 1, "chat")
         bed.apply(models, [Alias("chat", (("n", 1),))])
-        report = bed.gateway.demand.report()
-        assert [(report[name]["requests"], report[name]["pending"]) for name in "mn"] == [(1, 0), (1, 1)]
+        wanted = [bed.gateway.demand.wanted(name) for name in "mn"]
+        assert [(one.requests, one.pending) for one in wanted] == [(1, 0), (1, 1)]
         bed.apply([model("m"), model("n", engine)], [Alias("chat", (("n", 1),))])
         assert (await task).status == 200
 

@@ -66,8 +66,8 @@ async def test_fallbacks_serve_in_order_while_the_target_is_still_wanted():
             await bed.ask(chat("chat"))
             assert names(engine) == ["cc", "bb", "a"]
             assert {request.body["seed"] for request in engine.requests} == {1}
-            assert bed.gateway.demand.report()["a"]["requests"] == 2
-            assert set(bed.gateway.demand.report()) == {"a"}, "a fallback is not woken"
+            assert bed.gateway.demand.wanted("a").requests == 2
+            assert bed.gateway.demand.take_touched() == {"a"}, "a fallback is not woken"
 
 
 async def test_a_request_ends_where_it_began_though_the_alias_moves_on():
