@@ -1,30 +1,58 @@
-"""What every engine tells the rest of the house: how to start it, when it is ready, how to ask it for one token."""
+"""What every engine tells the rest of the house, so that nothing above this room knows an engine by its name.
 
+An `Engine` answers four questions about a Model: would it refuse these settings, how much memory does it need on how
+many GPUs, how is its container started, and what are its defaults. `moorage.engines.choice` picks one.
+"""
+
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
+
+from moorage.api.model import ModelSpec
+from moorage.sizing.need import MemoryNeed
 
 MIB = 1024 * 1024
+DEFAULT_CONTEXT = 8192
+"""Tokens of one request where the spec says nothing and the model was trained for more."""
 
 
 @dataclass(frozen=True)
-class EngineInputs:
-    """What an engine needs to know of a Model to be started; sizes in tokens, memory in MiB.
+class Serving:
+    """How requests are served: tokens of one request, requests at once, number format of the cache."""
 
-    `model_path` is the absolute path inside the container; `context_length` is what one request may use (prompt and
-    answer), `max_sequences` how many are served at once; `gpus` 0 means CPU only; `cpus` are the whole CPUs the pod may
-    use, None where it was given no share.
+    context_length: int
+    max_sequences: int
+    kv_cache_type: str = "f16"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A Model's settings and what is known of its files.
+
+    `header` is what sizing keeps of the files' header (JSON; empty: not known), `trained_context` the tokens that the
+    model was trained for (0: not known), `size_bytes` all files together.
+    """
+
+    spec: ModelSpec
+    header: str = ""
+    trained_context: int = 0
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a container is started with, beside what was asked.
+
+    `model_path` is absolute, inside the container; `gpus` 0 means CPU only, `gpu_memory_mib` is the nominal memory of
+    one (0: not known); `cpus` are the whole CPUs the pod may use, None where it was given no share.
     """
 
     name: str
     model_path: str
-    context_length: int
-    max_sequences: int
-    size_bytes: int
-    kv_cache_type: str = "f16"
+    serving: Serving
     gpus: int = 0
+    gpu_memory_mib: int = 0
     cpus: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    extra_args: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,22 +66,92 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class Scratch:
+    """A folder the engine may write to, of `size` (a quantity) at most; `memory` keeps it off the disk."""
+
+    path: str
+    size: str = "1Gi"
+    memory: bool = False
+
+
+@dataclass(frozen=True)
 class EngineContainer:
-    """The engine's container: arguments, probes and the port that answers OpenAI requests."""
+    """The engine's container: arguments, probes and the port that answers OpenAI requests.
+
+    An empty `command` leaves the image's own entry point.
+    """
 
     args: tuple[str, ...]
     port: int
     startup: Probe
     readiness: Probe
     liveness: Probe
-    writable: tuple[str, ...]
+    scratch: tuple[Scratch, ...]
     env: dict[str, str]
+    command: tuple[str, ...] = field(default=())
 
 
-def startup_seconds(size_bytes: int) -> int:
+class Engine(ABC):
+    """One engine.
+
+    name            as `spec.engine` and the gateway's table write it; `title` as people do
+    format          of the files it serves, as `status.source.format` writes it; `files` as people do
+    default_sequences  requests served at once where the spec says nothing; `most_sequences` the most it may say
+    cache_types     number formats of the KV cache, from the least to the greatest loss
+    gpu_counts      GPUs of one node that a replica may use; `unsplittable` says which of them a model forbids
+    process_mib     host memory of the server itself, beside what the model needs there
+    sized_by_gpu    its arguments depend on the GPU's size, so every replica gets the same class
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    format: ClassVar[str]
+    files: ClassVar[str]
+    default_sequences: ClassVar[int]
+    most_sequences: ClassVar[int]
+    cache_types: ClassVar[tuple[str, ...]]
+    gpu_counts: ClassVar[tuple[int, ...]]
+    process_mib: ClassVar[int]
+    sized_by_gpu: ClassVar[bool]
+
+    @abstractmethod
+    def refusal(self, asked: Asked) -> str:
+        """Why the engine would refuse these settings, in a sentence that says what to change; empty: it takes them."""
+
+    @abstractmethod
+    def unsplittable(self, asked: Asked, gpus: int) -> str:
+        """Why the model cannot be shared out over `gpus` GPUs; empty: it can, or its header is not known."""
+
+    @abstractmethod
+    def need(self, asked: Asked, serving: Serving, gpus: int) -> MemoryNeed | None:
+        """The need on `gpus` GPUs (0: CPU only); None where the header is not known.
+
+        Raises InvalidSpec where the engine would refuse the settings.
+        """
+
+    @abstractmethod
+    def container(self, asked: Asked, start: Start) -> EngineContainer:
+        """The container that serves the model."""
+
+
+def startup_seconds(size_bytes: int, least: int = 600) -> int:
     """How long a server may take to load `size_bytes` of weights before its start counts as failed.
 
-    Ten minutes for what does not depend on size (image start, graph warm-up, a slow node), and a second per 10 MiB:
-    slower than any network volume worth serving from.
+    `least` for what does not depend on size (by default ten minutes: image start, graph warm-up, a slow node), and a
+    second per 10 MiB: slower than any network volume worth serving from.
     """
-    return 600 + size_bytes // (10 * MIB)
+    return least + size_bytes // (10 * MIB)
+
+
+def beyond_training(asked: Asked, stretching: tuple[str, ...]) -> str:
+    """A sentence where the spec wants a longer context than the model was trained for, else nothing.
+
+    Who stretches it by an argument that begins like one of `stretching` is believed.
+    """
+    wanted, trained = asked.spec.context_length, asked.trained_context
+    if not wanted or not trained or wanted <= trained or any(arg.startswith(stretching) for arg in asked.spec.args):
+        return ""
+    return (
+        f"spec.contextLength {wanted} is more than the {trained} tokens the model was trained for; lower it, or "
+        "stretch it with rope scaling in spec.args"
+    )

@@ -4,46 +4,116 @@ Every argument that shapes memory or speed is explicit: the server's own default
 between builds, and `--fit` (on by default there) would quietly shrink the context or spill layers to the CPU.
 """
 
+import json
+
 from moorage import names
-from moorage.engines.base import EngineContainer, EngineInputs, Probe, startup_seconds
+from moorage.api.engine_settings import LlamaCpp
+from moorage.engines.base import (
+    Asked,
+    Engine,
+    EngineContainer,
+    Probe,
+    Scratch,
+    Serving,
+    Start,
+    beyond_training,
+    startup_seconds,
+)
+from moorage.sizing.llamacpp import LlamaSettings, llama_need
+from moorage.sizing.model import LlamaModel
+from moorage.sizing.need import MemoryNeed
 
-NAME = "LlamaCpp"
-DEFAULT_SEQUENCES = 4
-GPU_COUNTS = (1, 2, 4, 8)  # a layer split takes any number; these are what nodes come with
-DEFAULT_CONTEXT = 8192
 PROMPT_CACHE_MIB = 256  # llama-server's own default is 8192 MiB of host memory, more than most pods have
-
+SERVER_MIB = 512  # program, libraries, HTTP threads and what it parses
 HEALTH = "/health"  # 503 while the weights load, 200 afterwards; answered by the HTTP thread at all times
 
 
-def arguments(inputs: EngineInputs) -> tuple[str, ...]:
-    """Command line of llama-server for `inputs`.
+class LlamaCppEngine(Engine):
+    """llama.cpp for GGUF files; see `moorage.engines.base.Engine`."""
+
+    name = "LlamaCpp"
+    title = "llama.cpp"
+    format = "GGUF"
+    files = "GGUF files"
+    default_sequences = 4
+    most_sequences = 16
+    cache_types = ("f16", "q8_0", "q4_0")
+    gpu_counts = (1, 2, 4, 8)  # a layer split takes any number; these are what nodes come with
+    process_mib = SERVER_MIB + PROMPT_CACHE_MIB
+    sized_by_gpu = False
+
+    def refusal(self, asked: Asked) -> str:
+        """See Engine. llama-server would cut a context that is too long without a word."""
+        return beyond_training(asked, ("--rope", "--yarn"))
+
+    def unsplittable(self, asked: Asked, gpus: int) -> str:
+        """See Engine. Layers are shared out whole, over any number of GPUs."""
+        return ""
+
+    def need(self, asked: Asked, serving: Serving, gpus: int) -> MemoryNeed | None:
+        """See Engine."""
+        if not asked.header:
+            return None
+        options = asked.spec.llama_cpp
+        return llama_need(
+            LlamaModel.from_json(json.loads(asked.header)),
+            LlamaSettings(
+                ctx_size=serving.context_length * serving.max_sequences,
+                parallel=serving.max_sequences,
+                kv_unified=options.unified_kv_cache if options else False,
+                cache_type_k=serving.kv_cache_type,
+                cache_type_v=serving.kv_cache_type,
+                ubatch_size=options.ubatch_size if options else 512,
+                flash_attention=options.flash_attention if options else True,
+                gpu_layers=options.gpu_layers if options and gpus else None if gpus else 0,
+                gpus=max(gpus, 1),
+            ),
+        )
+
+    def container(self, asked: Asked, start: Start) -> EngineContainer:
+        """See Engine.
+
+        The start-up probe asks every second, so that Ready is seen a second after the weights are there, for as long as
+        the size of the file makes plausible. Liveness starts only after it and waits a minute of silence.
+        """
+        return EngineContainer(
+            args=arguments(asked, start),
+            port=names.ENGINE_PORT,
+            startup=Probe(HEALTH, period=1, timeout=5, failures=startup_seconds(asked.size_bytes)),
+            readiness=Probe(HEALTH, period=1, timeout=5, failures=5),
+            liveness=Probe(HEALTH, period=10, timeout=10, failures=6),
+            scratch=(Scratch("/tmp"),),
+            env={"HOME": "/tmp", "HF_HUB_OFFLINE": "1", "LLAMA_ARG_OFFLINE": "1"},
+        )
+
+
+def arguments(asked: Asked, start: Start) -> tuple[str, ...]:
+    """Command line of llama-server.
 
     `--ctx-size` is the server's whole pool, split evenly over `--parallel` slots (or shared with `--kv-unified`), hence
     context length times slots.
     """
-    options = inputs.options
+    options, serving = asked.spec.llama_cpp or LlamaCpp(), start.serving
     # Threads beyond the pod's share spin at each other's barriers: measured 10 tokens/s instead of 100 on two CPUs.
-    threads = str(options.get("threads") or inputs.cpus or -1)
-    on_off = {True: "on", False: "off"}
+    threads = str(options.threads or start.cpus or -1)
     args = [
-        *("--model", inputs.model_path),
-        *("--alias", inputs.name),
+        *("--model", start.model_path),
+        *("--alias", start.name),
         *("--host", "0.0.0.0"),
         *("--port", str(names.ENGINE_PORT)),
-        *("--ctx-size", str(inputs.context_length * inputs.max_sequences)),
-        *("--parallel", str(inputs.max_sequences)),
-        "--kv-unified" if options.get("unifiedKVCache") else "--no-kv-unified",
-        *("--predict", str(options.get("predict", -1))),
-        *("--keep", str(options.get("keep", 0))),
+        *("--ctx-size", str(serving.context_length * serving.max_sequences)),
+        *("--parallel", str(serving.max_sequences)),
+        "--kv-unified" if options.unified_kv_cache else "--no-kv-unified",
+        *("--predict", str(options.predict)),
+        *("--keep", str(options.keep)),
         *("--threads", threads),
         *("--threads-batch", threads),
-        *("--batch-size", str(options.get("batchSize", 2048))),
-        *("--ubatch-size", str(options.get("ubatchSize", 512))),
-        *("--gpu-layers", _gpu_layers(inputs)),
-        *("--cache-type-k", inputs.kv_cache_type),
-        *("--cache-type-v", inputs.kv_cache_type),
-        *("--flash-attn", on_off[bool(options.get("flashAttention", True))]),
+        *("--batch-size", str(options.batch_size)),
+        *("--ubatch-size", str(options.ubatch_size)),
+        *("--gpu-layers", _gpu_layers(options, start.gpus)),
+        *("--cache-type-k", serving.kv_cache_type),
+        *("--cache-type-v", serving.kv_cache_type),
+        *("--flash-attn", "on" if options.flash_attention else "off"),
         *("--cache-ram", str(PROMPT_CACHE_MIB)),
         *("--fit", "off"),
         *("--timeout", "3600"),
@@ -54,30 +124,12 @@ def arguments(inputs: EngineInputs) -> tuple[str, ...]:
         "--no-ui",
         "--offline",
     ]
-    if inputs.gpus > 1:  # equal shares, as the memory plan counts; the default splits by what is free at that moment
-        args += ["--split-mode", "layer", "--tensor-split", ",".join(["1"] * inputs.gpus)]
-    return (*args, *inputs.extra_args)
+    if start.gpus > 1:  # equal shares, as the memory plan counts; the default splits by what is free at that moment
+        args += ["--split-mode", "layer", "--tensor-split", ",".join(["1"] * start.gpus)]
+    return (*args, *asked.spec.args)
 
 
-def _gpu_layers(inputs: EngineInputs) -> str:
-    if not inputs.gpus:
+def _gpu_layers(options: LlamaCpp, gpus: int) -> str:
+    if not gpus:
         return "0"
-    layers = inputs.options.get("gpuLayers")
-    return "all" if layers is None else str(layers)
-
-
-def container(inputs: EngineInputs) -> EngineContainer:
-    """The container of one llama-server.
-
-    The start-up probe asks every second, so that Ready is seen a second after the weights are there, for as long as the
-    size of the file makes plausible. Liveness starts only after it and waits a minute of silence.
-    """
-    return EngineContainer(
-        args=arguments(inputs),
-        port=names.ENGINE_PORT,
-        startup=Probe(HEALTH, period=1, timeout=5, failures=startup_seconds(inputs.size_bytes)),
-        readiness=Probe(HEALTH, period=1, timeout=5, failures=5),
-        liveness=Probe(HEALTH, period=10, timeout=10, failures=6),
-        writable=("/tmp",),
-        env={"HOME": "/tmp", "HF_HUB_OFFLINE": "1", "LLAMA_ARG_OFFLINE": "1"},
-    )
+    return "all" if options.gpu_layers is None else str(options.gpu_layers)

@@ -14,20 +14,19 @@ from moorage import names
 from moorage.api.alias import AliasSpec
 from moorage.api.common import duration_seconds
 from moorage.api.request import ModelRequest
+from moorage.engines.choice import AUTO, default_sequences
 from moorage.gateway.routes import Alias, Hold, Model, Parameters, Snapshot
 
 Manifest = dict[str, Any]
 ObjectKey = tuple[str, str]  # namespace, name
 
-SLOTS = 4
-"""Requests that llama-server serves at once where spec.maxSequences is absent."""
-
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What routing needs of a Model."""
+    """What routing needs of a Model: its engine (empty: not chosen yet), and the requests a server takes at once."""
 
-    slots: int = SLOTS
+    engine: str = ""
+    slots: int = 0
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -55,7 +54,9 @@ def model_facts(obj: Manifest) -> ModelFacts:
     """The projection of a Model. Raises pydantic's ValidationError (a ValueError) where spec.request does not parse."""
     spec = obj["spec"]
     request = ModelRequest.model_validate(spec.get("request") or {})
-    return ModelFacts(spec.get("maxSequences") or SLOTS, request.defaults.flat())
+    known = ((obj.get("status") or {}).get("engine") or {}).get("name") or ""
+    engine = known if spec.get("engine", AUTO) == AUTO else spec["engine"]
+    return ModelFacts(engine, spec.get("maxSequences") or default_sequences(engine), request.defaults.flat())
 
 
 def alias_facts(obj: Manifest) -> AliasFacts:
@@ -106,7 +107,7 @@ def build(
     routed = [
         Model(
             name=shown(key),
-            engine="LlamaCpp",
+            engine=facts.engine,
             served_name=key[1],
             endpoints=endpoints.get((key[0], names.dns_label(key[1])), ()),
             max_in_flight=facts.slots,

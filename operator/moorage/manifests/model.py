@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moorage import names
-from moorage.engines.base import EngineContainer, Probe
+from moorage.engines.base import EngineContainer, Probe, Scratch
 from moorage.manifests.common import Manifest, container_security, metadata, pod_security, stamped, without_none
 
 CONTAINER = "engine"
@@ -104,7 +104,7 @@ def pod_template(model: str, pod: ServerPod) -> Manifest:
             "containers": [_container(pod)],
             "volumes": [
                 {"name": "models", "persistentVolumeClaim": {"claimName": pod.claim, "readOnly": True}},
-                *({"name": _volume_name(path), "emptyDir": {"sizeLimit": "1Gi"}} for path in pod.engine.writable),
+                *({"name": _volume_name(s.path), "emptyDir": _empty_dir(s)} for s in pod.engine.scratch),
             ],
             **pod.passthrough,
         }
@@ -126,6 +126,7 @@ def _container(pod: ServerPod) -> Manifest:
             "name": CONTAINER,
             "image": pod.image,
             "imagePullPolicy": "IfNotPresent",
+            "command": list(engine.command),
             "args": list(engine.args),
             "env": [*env, *pod.env],
             "envFrom": list(pod.env_from),
@@ -139,7 +140,7 @@ def _container(pod: ServerPod) -> Manifest:
             "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_SECONDS}}},
             "volumeMounts": [
                 {"name": "models", "mountPath": names.MODEL_MOUNT, "readOnly": True},
-                *({"name": _volume_name(path), "mountPath": path} for path in engine.writable),
+                *({"name": _volume_name(s.path), "mountPath": s.path} for s in engine.scratch),
             ],
         }
     )
@@ -162,6 +163,10 @@ def _probe(probe: Probe) -> Manifest:
         "timeoutSeconds": probe.timeout,
         "failureThreshold": probe.failures,
     }
+
+
+def _empty_dir(scratch: Scratch) -> Manifest:
+    return {"sizeLimit": scratch.size, **({"medium": "Memory"} if scratch.memory else {})}
 
 
 def _volume_name(path: str) -> str:

@@ -10,7 +10,16 @@ from moorage.api.model import Model
 from moorage.api.model_status import ModelSummary
 from moorage.errors import InvalidSpec
 from moorage.manifests import model as manifests
-from moorage.planning import invalid, model_benchmark, model_memory, model_place, model_serve, model_source, text
+from moorage.planning import (
+    invalid,
+    model_benchmark,
+    model_engine,
+    model_memory,
+    model_place,
+    model_serve,
+    model_source,
+    text,
+)
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN, Draft
 from moorage.planning.model_pass import PERSON, ModelPass
 from moorage.planning.types import ObservedModel, Plan
@@ -166,7 +175,7 @@ def _summary(step: ModelPass, message: str, reason: str) -> ModelSummary:
         node=None if not nodes else nodes[0] if len(nodes) == 1 else f"{len(nodes)} nodes",
         message=text.line(told),
         ttft=f"{ttft / 1000:.0f}ms" if ttft is not None else None,
-        context=str(model_memory.context_length(step)) if source and source.inputs_hash else None,
+        context=str(model_engine.context_length(step)) if source and source.inputs_hash else None,
         source=_source_text(step),
         reason=reason,
     )

@@ -1,85 +1,21 @@
 """How much memory one replica of a Model needs: from the header facts in its status, by the sizing room's formulas."""
 
-import json
-from dataclasses import dataclass
-
 from moorage.api.model_status import Confidence, MemoryStatus
-from moorage.engines import llamacpp
-from moorage.errors import InvalidSpec
 from moorage.planning import text
+from moorage.planning.model_engine import AS_WRITTEN, Changes, asked_of, check, engine_of, serving_of
 from moorage.planning.model_pass import ModelPass
-from moorage.sizing.llamacpp import LlamaSettings, llama_need
-from moorage.sizing.model import LlamaModel
 from moorage.sizing.need import MemoryNeed
 
 MIB = 1024 * 1024
-PROCESS_MIB = 512
-"""Host memory of llama-server itself: program, libraries, HTTP threads and what it parses."""
-
-
-def context_length(step: ModelPass) -> int:
-    """Tokens of one request: as asked for, else what the model was trained for, 8192 at most."""
-    trained = step.source.context_length or llamacpp.DEFAULT_CONTEXT
-    return step.model.spec.context_length or min(trained, llamacpp.DEFAULT_CONTEXT)
-
-
-def check_context(step: ModelPass) -> None:
-    """Refuse a context that the model was not trained for: llama-server would cut it without a word.
-
-    Raises InvalidSpec. Who stretches it by rope scaling says so in args, and is believed.
-    """
-    wanted, trained = step.model.spec.context_length, step.source.context_length
-    stretched = any(arg.startswith(("--rope", "--yarn")) for arg in step.model.spec.args)
-    if wanted and trained and wanted > trained and not stretched:
-        raise InvalidSpec(
-            "InvalidSpec",
-            f"spec.contextLength {wanted} is more than the {trained} tokens the model was trained for; lower it, or "
-            "stretch it with rope scaling in spec.args",
-        )
-
-
-def sequences(step: ModelPass) -> int:
-    """Requests served at once."""
-    return step.model.spec.max_sequences or llamacpp.DEFAULT_SEQUENCES
-
-
-@dataclass(frozen=True)
-class Changes:
-    """Other settings than the spec's, for finding out what would fit; 0 and empty: as the spec says."""
-
-    context_length: int = 0
-    max_sequences: int = 0
-    kv_cache_type: str = ""
-
-
-AS_WRITTEN = Changes()
 
 
 def need(step: ModelPass, gpus: int, changes: Changes = AS_WRITTEN) -> MemoryNeed | None:
     """The need on `gpus` GPUs (0: CPU only); None where the header is not known.
 
-    Raises InvalidSpec where llama.cpp would refuse the settings.
+    Raises InvalidSpec where the engine would refuse the settings.
     """
-    check_context(step)
-    header = step.source.header
-    if not header:
-        return None
-    spec, options = step.model.spec, step.model.spec.llama_cpp
-    parallel, cache = changes.max_sequences or sequences(step), changes.kv_cache_type or spec.kv_cache_type.value
-    return llama_need(
-        LlamaModel.from_json(json.loads(header)),
-        LlamaSettings(
-            ctx_size=(changes.context_length or context_length(step)) * parallel,
-            parallel=parallel,
-            kv_unified=options.unified_kv_cache if options else False,
-            cache_type_k=cache,
-            cache_type_v=cache,
-            ubatch_size=options.ubatch_size if options else 512,
-            flash_attention=options.flash_attention if options else True,
-            gpu_layers=options.gpu_layers if options and gpus else None if gpus else 0,
-            gpus=max(gpus, 1),
-        ),
-    )
+    check(step)
+    return engine_of(step).need(asked_of(step), serving_of(step, changes), gpus)
 
 
 def memory(step: ModelPass, gpus: int) -> MemoryStatus:
@@ -88,7 +24,7 @@ def memory(step: ModelPass, gpus: int) -> MemoryStatus:
     size = step.source.size_bytes or 0
     if found is None:
         return MemoryStatus(host_mib=int(size * 1.1) // MIB + 1024, confidence=Confidence.GUESS)
-    host = found.host_mib + PROCESS_MIB + llamacpp.PROMPT_CACHE_MIB
+    host = found.host_mib + engine_of(step).process_mib
     if not gpus:
         return MemoryStatus(host_mib=host, confidence=Confidence(found.confidence.value))
     return MemoryStatus(

@@ -5,17 +5,16 @@ from moorage.api.common import quantity_bytes
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.conditions import Reason
 from moorage.api.model_status import PlacementStatus, RejectedNodes, RemedyStatus
-from moorage.engines import llamacpp
 from moorage.errors import InvalidSpec
 from moorage.placement.decide import decide
 from moorage.placement.inventory import Inventory
 from moorage.placement.remedies import CACHE, CONTEXT, SEQUENCES, Settings, Space, remedies
 from moorage.placement.request import Candidate, Decision, Request
-from moorage.planning.model_memory import AS_WRITTEN, Changes, context_length, memory, need, sequences
+from moorage.planning.model_engine import AS_WRITTEN, Changes, asked_of, context_length, engine_of, sequences
+from moorage.planning.model_memory import memory, need
 from moorage.planning.model_pass import ModelPass
 
 MIB = 1024 * 1024
-CACHE_TYPES = ("f16", "q8_0", "q4_0")  # from the least to the greatest loss
 NO_GPU_REMEDY = "; set accelerator.vendor: None to run on the CPU"
 
 
@@ -51,15 +50,26 @@ def _on_cpu(step: ModelPass) -> str | None:
 
 
 def candidates(step: ModelPass, changes: Changes = AS_WRITTEN) -> tuple[Candidate, ...]:
-    """One GPU, then 2, 4 and 8 of one node, each with its need; 0 MiB where the header is not known yet.
+    """One GPU, then as many of one node as the engine takes, each with its need; 0 MiB without a known header.
 
     Raises InvalidSpec where the engine would refuse the settings.
     """
     found = []
-    for gpus in llamacpp.GPU_COUNTS:
+    for gpus in counts(step):
         needed = need(step, gpus, changes)
         found.append(Candidate(gpus, max(needed.per_gpu_mib, default=0) if needed else 0))
     return tuple(found)
+
+
+def counts(step: ModelPass) -> tuple[int, ...]:
+    """Numbers of GPUs that the model can be shared out over.
+
+    Raises InvalidSpec where the spec fixes another.
+    """
+    engine, asked, fixed = engine_of(step), asked_of(step), step.model.spec.accelerator.count
+    if fixed and (why := engine.unsplittable(asked, fixed)):
+        raise InvalidSpec("InvalidSpec", f"spec.accelerator.count: {why}")
+    return tuple(count for count in engine.gpu_counts if not engine.unsplittable(asked, count))
 
 
 def decision(step: ModelPass, plans: tuple[Candidate, ...], *, replacing: bool) -> Decision:
@@ -89,6 +99,7 @@ def request(step: ModelPass, plans: tuple[Candidate, ...], *, replacing: bool) -
         placed=() if replacing else tuple(_nodes(step)),
         replacing=replacing,
         weights_on=frozenset(),
+        exact_class=engine_of(step).sized_by_gpu,
     )
 
 
@@ -137,13 +148,13 @@ def remedies_of(step: ModelPass) -> list[RemedyStatus]:
     """The smallest changes with which this Model would have a place now; nothing where its need is not computed."""
     if not step.source.header or step.model.spec.accelerator.memory_per_gpu_override:
         return []
-    present = step.model.spec.kv_cache_type.value
+    present, types = step.model.spec.kv_cache_type.value, engine_of(step).cache_types
     fixed = step.model.spec.accelerator.count
     space = Space(
         context_length=context_length(step),
         max_sequences=sequences(step),
-        cache_types=CACHE_TYPES[CACHE_TYPES.index(present) + 1 :],
-        counts=tuple(c for c in llamacpp.GPU_COUNTS if fixed and c != fixed),
+        cache_types=types[types.index(present) + 1 :],
+        counts=tuple(c for c in counts(step) if fixed and c != fixed),
     )
 
     def changed(settings: Settings) -> tuple[Candidate, ...] | None:

@@ -8,13 +8,13 @@ from moorage.api.common import quantity_bytes
 from moorage.api.conditions import ConditionStatus, Reason
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.model_status import EngineStatus
-from moorage.engines import llamacpp
-from moorage.engines.base import EngineInputs
+from moorage.engines.base import Start
 from moorage.manifests import model as manifests
 from moorage.placement.affinity import merged
 from moorage.planning import text
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
-from moorage.planning.model_memory import context_length, memory, sequences
+from moorage.planning.model_engine import asked_of, engine_of, serving_of
+from moorage.planning.model_memory import memory
 from moorage.planning.model_pass import ModelPass
 from moorage.planning.model_place import candidates, decision, remember_memory
 from moorage.planning.pods import Trouble, first_trouble
@@ -38,7 +38,8 @@ def serve(step: ModelPass) -> str | None:
         return refused
     image = _image(step, live)
     if not image:
-        what = f"the chart names no llama.cpp image for {_vendor(step) or 'this'} GPUs; set spec.image"
+        title = engine_of(step).title
+        what = f"the chart names no {title} image for {_vendor(step) or 'this'} GPUs; set spec.image"
         return step.stop(C.SERVING, Reason.IMAGE_REQUIRED, what)
     _deployment(step, live, image)  # first, because its pod takes longest
     step.apply.append(manifests.service(step.seen.model))
@@ -72,8 +73,9 @@ def _deployment(step: ModelPass, live: Manifest | None, image: str) -> None:
     elif live["wanted"] != step.replicas:
         _scale(step, live)
     version = step.status.engine.version if step.status.engine and step.status.engine.image == image else None
-    why = "GGUF files are served by llama.cpp"
-    step.status.engine = EngineStatus(name=llamacpp.NAME, image=image, version=version, reason=why)
+    engine = engine_of(step)
+    why = f"{engine.files} are served by {engine.title}"
+    step.status.engine = EngineStatus(name=engine.name, image=image, version=version, reason=why)
 
 
 def _scale(step: ModelPass, live: Manifest) -> None:
@@ -88,10 +90,14 @@ def _pending(step: ModelPass) -> bool:
 def _image(step: ModelPass, live: Manifest | None) -> str:
     """The engine image: a running one stays until a person or the update policy says otherwise."""
     spec = step.model.spec
-    newest = spec.image or step.seen.defaults.engine_image(_vendor(step))
+    newest = _newest(step)
     if spec.image or live is None or live["imageFrom"] == "spec" or spec.update_policy == "Rolling":
         return newest
     return newest if _restart(step) != live["restartAt"] else str(live["image"])
+
+
+def _newest(step: ModelPass) -> str:
+    return step.model.spec.image or step.seen.defaults.engine_image(engine_of(step).name, _vendor(step))
 
 
 def _restart(step: ModelPass) -> str:
@@ -151,17 +157,13 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
     spec, placed = step.model.spec, step.status.placement
     gpus = (placed.count if placed else 0) or 0
     resources = spec.resources or {}
-    engine = EngineInputs(
+    start = Start(
         name=step.model.metadata.name,
         model_path=model_path(step),
-        context_length=context_length(step),
-        max_sequences=sequences(step),
-        size_bytes=step.source.size_bytes or 0,
-        kv_cache_type=spec.kv_cache_type.value,
+        serving=serving_of(step),
         gpus=gpus,
+        gpu_memory_mib=(placed.gpu_memory_mib if placed else 0) or 0,
         cpus=whole_cpus(resources),
-        options=spec.llama_cpp.dump() if spec.llama_cpp else {},
-        extra_args=tuple(spec.args),
     )
     chosen = (step.decision or decision(step, candidates(step), replacing=True)) if gpus else None
     passthrough = {
@@ -174,7 +176,7 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
     annotations = dict(meta.annotations) if meta else {}
     return manifests.ServerPod(
         image=image,
-        engine=llamacpp.container(engine),
+        engine=engine_of(step).container(asked_of(step), start),
         claim=step.source.claim_name or "",
         memory_request_mib=(step.status.memory or memory(step, gpus)).host_mib or 1024,
         gpu_resource=chosen.resource or RESOURCES.get(_vendor(step) or "", "") if chosen else "",
@@ -252,7 +254,7 @@ def _rolling(live: Manifest) -> bool:
 
 
 def _up_to_date(step: ModelPass, live: Manifest, problem: Trouble | None) -> None:
-    newest = step.model.spec.image or step.seen.defaults.engine_image(_vendor(step))
+    newest = _newest(step)
     if _rolling(live) and problem and live["ready"]:
         what = f"the new version does not start ({problem.message}); the previous one keeps serving"
         step.draft.set(C.UP_TO_DATE, FALSE, Reason.ROLLOUT_FAILED, what)

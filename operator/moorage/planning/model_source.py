@@ -5,6 +5,7 @@ from moorage.api.conditions import DownloadCondition, DownloadPhase, Reason, get
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.download import DownloadSpec, ModelDownload
 from moorage.api.model_status import SizeClass, SourceStatus
+from moorage.engines.choice import mismatch
 from moorage.errors import InvalidSpec
 from moorage.manifests.common import stamped
 from moorage.planning import text
@@ -69,10 +70,8 @@ def accept(step: ModelPass) -> str | None:
 
 def _accept_facts(step: ModelPass, inputs: str, value: Manifest) -> str | None:
     facts = value.get("facts") or {}
-    if facts.get("format") != "GGUF":
-        found = facts.get("format") or "neither GGUF nor safetensors"
-        text_ = f"the source holds {found} files; this version serves GGUF files with llama.cpp"
-        return step.stop(C.ACCEPTED, Reason.UNSUPPORTED_FORMAT, text_)
+    if why := mismatch(step.model.spec.engine.value, facts.get("format")):
+        return step.stop(C.ACCEPTED, Reason.UNSUPPORTED_FORMAT, why)
     if value.get("selected") and len(value["files"]) > MAX_FILES:
         text_ = f"the model lies in {len(value['files'])} files; {MAX_FILES} are the most that can be named and served"
         return step.stop(C.ACCEPTED, Reason.UNSUPPORTED_FORMAT, text_)
@@ -190,9 +189,11 @@ def _follow(step: ModelPass, found: ModelDownload) -> str | None:
         take_header(source, status.facts.dump())
     if status.bytes and not (known_from_source and source.size_bytes):
         source.size_bytes = status.bytes.total
-    if not source.main_file or source.format not in (None, "GGUF"):
-        text_ = f"ModelDownload {found.metadata.name} holds no GGUF file that llama.cpp could serve"
+    if not source.main_file:
+        text_ = f"ModelDownload {found.metadata.name} holds no model that Moorage could serve"
         return step.stop(C.DOWNLOADED, Reason.UNSUPPORTED_FORMAT, text_)
+    if why := mismatch(step.model.spec.engine.value, source.format):
+        return step.stop(C.DOWNLOADED, Reason.UNSUPPORTED_FORMAT, why)
     step.done(C.DOWNLOADED, Reason.DOWNLOADED, progress)
     return None
 

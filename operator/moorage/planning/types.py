@@ -28,11 +28,11 @@ class Defaults:
     proxy_env: tuple[tuple[str, str], ...] = ()
     image_pull_secrets: tuple[str, ...] = ()
 
-    def engine_image(self, vendor: str | None) -> str:
-        """The image of llama.cpp for a vendor's GPUs, or for the CPU."""
-        return {"Nvidia": self.llamacpp_nvidia_image, "AMD": self.llamacpp_amd_image}.get(
-            vendor or "", self.llamacpp_image
-        )
+    def engine_image(self, engine: str, vendor: str | None) -> str:
+        """The image of `engine` for a vendor's GPUs, or for the CPU; empty where the installation has none."""
+        images = {"LlamaCpp": (self.llamacpp_image, self.llamacpp_nvidia_image, self.llamacpp_amd_image)}
+        cpu, nvidia, amd = images[engine]
+        return {"Nvidia": nvidia, "AMD": amd}.get(vendor or "", cpu)
 
 
 @dataclass(frozen=True)

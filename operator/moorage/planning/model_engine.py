@@ -1,0 +1,57 @@
+"""The engine of a Model, and what it is asked: the spec with what is known of the files."""
+
+from dataclasses import dataclass
+
+from moorage.engines.base import DEFAULT_CONTEXT, Asked, Engine, Serving
+from moorage.engines.choice import choose
+from moorage.errors import InvalidSpec
+from moorage.planning.model_pass import ModelPass
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Other settings than the spec's, for finding out what would fit; 0 and empty: as the spec says."""
+
+    context_length: int = 0
+    max_sequences: int = 0
+    kv_cache_type: str = ""
+
+
+AS_WRITTEN = Changes()
+
+
+def engine_of(step: ModelPass) -> Engine:
+    """The engine that serves the Model's files, or would serve them as far as their format is known."""
+    return choose(step.model.spec.engine.value, step.source.format)
+
+
+def asked_of(step: ModelPass) -> Asked:
+    """What the engine is asked."""
+    source = step.source
+    return Asked(step.model.spec, source.header or "", source.context_length or 0, source.size_bytes or 0)
+
+
+def check(step: ModelPass) -> None:
+    """Refuse settings that the engine would not take. Raises InvalidSpec with what to change."""
+    if why := engine_of(step).refusal(asked_of(step)):
+        raise InvalidSpec("InvalidSpec", why)
+
+
+def context_length(step: ModelPass) -> int:
+    """Tokens of one request: as asked for, else what the model was trained for, 8192 at most."""
+    trained = step.source.context_length or DEFAULT_CONTEXT
+    return step.model.spec.context_length or min(trained, DEFAULT_CONTEXT)
+
+
+def sequences(step: ModelPass) -> int:
+    """Requests served at once."""
+    return step.model.spec.max_sequences or engine_of(step).default_sequences
+
+
+def serving_of(step: ModelPass, changes: Changes = AS_WRITTEN) -> Serving:
+    """How requests are served, with `changes`."""
+    return Serving(
+        changes.context_length or context_length(step),
+        changes.max_sequences or sequences(step),
+        changes.kv_cache_type or step.model.spec.kv_cache_type.value,
+    )
