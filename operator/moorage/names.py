@@ -20,6 +20,7 @@ MANAGED_BY = "app.kubernetes.io/managed-by"
 COMPONENT = "app.kubernetes.io/component"
 MODEL_LABEL = f"{GROUP}/model"
 DOWNLOAD_LABEL = f"{GROUP}/download"
+CLAIM_LABEL = f"{GROUP}/claim"  # on pods that have to run where others with the same volume do
 
 # Annotations on children: what was applied (equal hash: no request), what shaped the pod (equal: only replicas move).
 MANIFEST_HASH = f"{GROUP}/manifest-hash"

@@ -15,7 +15,17 @@ from moorage.control import projections
 from moorage.placement.inventory import Reservation, build
 from moorage.planning.download import plan_download
 from moorage.planning.model import plan_model
-from moorage.planning.types import Answer, Defaults, ObservedDownload, ObservedModel, Plan, Resolve, WarmUp, Window
+from moorage.planning.types import (
+    Answer,
+    Defaults,
+    ObservedDownload,
+    ObservedModel,
+    Plan,
+    Resolve,
+    Server,
+    WarmUp,
+    Window,
+)
 
 DEFAULTS = Defaults(
     moorage_image="moorage:1",
@@ -95,6 +105,8 @@ class World:
         self.storage_class_missing: str | None = None
         self.ahead = 0
         self.window: Window | None = None
+        self.volume: dict[str, Any] | None = None
+        self.server: Server | None = None
 
     # -- passes ---------------------------------------------------------------------------------------------------
 
@@ -125,6 +137,7 @@ class World:
                 inventory=build(self.nodes, [p for p in self.pods.values() if p["gpus"]]),
                 resolved=self.resolved,
                 warmed=self.warmed,
+                volume=self.volume,
             )
         )
 
@@ -148,6 +161,8 @@ class World:
                 storage_class_missing=self.storage_class_missing,
                 ahead=self.ahead,
                 window=self.window,
+                volume=self.volume,
+                server=self.server,
             )
         )
 

@@ -170,6 +170,8 @@ class Reason(StrEnum):
     INSUFFICIENT_STORAGE = "InsufficientStorage"
     STORAGE_ERROR = "StorageError"
     VOLUME_BUSY = "VolumeBusy"
+    VOLUME_IN_USE = "VolumeInUse"
+    VOLUME_ON_ONE_NODE = "VolumeOnOneNode"
     REQUEST_REFUSED = "RequestRefused"
     CERTIFICATE_ERROR = "CertificateError"
     INTERRUPTED = "Interrupted"
@@ -258,6 +260,8 @@ REASON_HELP: dict[Reason, str] = {
     Reason.CHECKSUM_MISMATCH: "A file's SHA-256 differs from the expected one even after it was fetched again.",
     Reason.INSUFFICIENT_STORAGE: "The volume has too little room for the files; give it a larger `storage.size`.",
     Reason.VOLUME_BUSY: "Another download writes to the same folder of the volume; tried again.",
+    Reason.VOLUME_IN_USE: "A ReadWriteOnce volume is mounted on another node; the message names the pod that has it.",
+    Reason.VOLUME_ON_ONE_NODE: "A ReadWriteOnce volume lies on one node or in one zone that has no place for the pod.",
     Reason.REQUEST_REFUSED: "The source refused the request as such; check the address.",
     Reason.CERTIFICATE_ERROR: "The source's TLS certificate is not trusted; name its authority in `caBundleRef`.",
     Reason.INTERRUPTED: "The download pod was stopped; what was fetched is kept and the next one goes on from there.",

@@ -9,9 +9,20 @@ from typing import Any, NamedTuple, TypeVar
 from moorage import names
 from moorage.control import projections
 from moorage.control.store import CLAIM, DOWNLOAD, MODEL, Key, Store
+from moorage.control.volumes import Volumes
 from moorage.kube.client import KubeClient
 from moorage.kube.reflector import Reflector
-from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS, NODES, PODS, SERVICES, STORAGE_CLASSES, Resource
+from moorage.kube.resources import (
+    CLAIMS,
+    DEPLOYMENTS,
+    JOBS,
+    NODES,
+    PODS,
+    SERVICES,
+    STORAGE_CLASSES,
+    VOLUMES,
+    Resource,
+)
 from moorage.placement.inventory import Inventory, build
 
 Manifest = dict[str, Any]
@@ -26,6 +37,7 @@ _KINDS: dict[Resource, Callable[[Manifest], Manifest | None]] = {
     PODS: projections.pod,
     NODES: projections.node,
     STORAGE_CLASSES: projections.storage_class,
+    VOLUMES: projections.volume,
 }
 
 # Whose name a child of each resource bears: a stranger that has it stands in the way of the owner's.
@@ -61,6 +73,7 @@ class Children:
             resource: Reflector(kube, resource, project=project, on_change=self._listener(resource))
             for resource, project in _KINDS.items()
         }
+        self._volumes = Volumes(self.mirrors)
 
     async def run(self) -> None:
         """Keep all mirrors going until cancelled."""
@@ -118,6 +131,10 @@ class Children:
             self._inventory = self._nodes.with_pods(p for p in self.mirrors[PODS].items.values() if p["gpus"])
         return self._inventory
 
+    def volume(self, claim: Where) -> Manifest | None:
+        """Where the volume of `claim` (namespace, name) can be mounted and is; None where there is no such claim."""
+        return self._volumes.facts(claim, self.inventory())
+
     def storage_class_trouble(self, wanted: str | None) -> str | None:
         """Why a claim with class `wanted` (None: the default) could never bind; None where it could."""
         classes = self.mirrors[STORAGE_CLASSES].items.values()
@@ -137,6 +154,8 @@ class Children:
             return lambda _where, _old, _new: self._changed_around()
         if resource == PODS:
             return self._pod_changed
+        if resource == VOLUMES:
+            return lambda _where, old, new: self._volume_changed((new or old or {})["claim"])
         return lambda where, old, new: self._changed(resource, where, old, new)
 
     def _changed_around(self) -> None:
@@ -148,7 +167,15 @@ class Children:
         if _held(old) != _held(new):
             self._inventory = None
             self._surroundings()
+        for claim in self._volumes.pod_changed(where, old, new):
+            self._volume_changed(claim)
         self._changed(PODS, where, old, new)
+
+    def _volume_changed(self, claim: Where) -> None:
+        """A volume came, or a pod took it or let it go: that concerns the downloads of its claim, and their Models."""
+        downloads = {*self._concerned(CLAIMS, claim)}
+        for key in downloads | {user for download in downloads for user in self._store.dependents(download)}:
+            self._wake(key)
 
     def _changed(self, resource: Resource, where: Where, old: Manifest | None, new: Manifest | None) -> None:
         known = self._applied.get((resource, where))

@@ -20,6 +20,10 @@ class Ledger:
             self._held[key] = reservations
         return bool(set(before) - set(reservations))
 
+    def nodes(self, key: Key) -> tuple[str, ...]:
+        """Nodes on which something is held for `key`."""
+        return tuple(sorted({r.node for r in self._held.get(key, ())}))
+
     def all(self) -> tuple[Reservation, ...]:
         """Everything that is held; a decision leaves out its own Model's."""
         return tuple(r for held in self._held.values() for r in held)

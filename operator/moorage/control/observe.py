@@ -11,7 +11,15 @@ from moorage.control.sidetasks import SideTasks
 from moorage.control.store import DOWNLOAD, MODEL, Key, Store, claim_name
 from moorage.control.window import window_of
 from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS, PODS, SERVICES
-from moorage.planning.types import Defaults, Manifest, ObservedAlias, ObservedDownload, ObservedModel, Window
+from moorage.planning.types import (
+    Defaults,
+    Manifest,
+    ObservedAlias,
+    ObservedDownload,
+    ObservedModel,
+    Server,
+    Window,
+)
 
 
 def now() -> datetime:
@@ -42,11 +50,14 @@ class Observer:
         """Snapshot of a Model."""
         children, where = self._children, (key.namespace, names.model_child(key.name))
         download = self._download_of(key, obj)
+        claim = ((obj.get("status") or {}).get("source") or {}).get("claimName")
+        files = self._store.get(download) if download else None
+        claim = claim or ((files or {}).get("status") or {}).get("claimName")
         return ObservedModel(
             model=obj,
             now=now(),
             defaults=self._defaults,
-            download=self._store.get(download) if download else None,
+            download=files,
             deployment=children.get(DEPLOYMENTS, where),
             service=children.get(SERVICES, where),
             pods=tuple(children.of(PODS, key)),
@@ -55,6 +66,7 @@ class Observer:
             reservations=self._ledger.all(),
             resolved=self._resolving.answer(key),
             warmed=self._warming.answer(key),
+            volume=children.volume((key.namespace, claim)) if claim else None,
         )
 
     def _download_of(self, key: Key, obj: Manifest) -> Key | None:
@@ -84,6 +96,23 @@ class Observer:
             storage_class_missing=children.storage_class_trouble(storage.get("storageClassName")),
             ahead=self._ahead(key, obj, window),
             window=window,
+            volume=children.volume((key.namespace, claim)),
+            server=None if (obj.get("status") or {}).get("phase") == "Ready" else self._server(key),
+        )
+
+    def _server(self, key: Key) -> Server | None:
+        """What the first Model that uses the download wants of nodes: one with GPUs promised to it, else by name."""
+        users = sorted(k for k in self._store.dependents(key) if k.kind == MODEL)
+        promised = {user: self._ledger.nodes(user) for user in users}
+        user = min(users, key=lambda u: (not promised[u], u), default=None)
+        if user is None or (model := self._store.get(user)) is None:
+            return None
+        spec: Manifest = model.get("spec") or {}
+        return Server(
+            node_selector=spec.get("nodeSelector") or {},
+            tolerations=tuple(spec.get("tolerations") or ()),
+            node_affinity=(spec.get("affinity") or {}).get("nodeAffinity"),
+            nodes=promised[user],
         )
 
     def _ahead(self, key: Key, obj: Manifest, window: Window | None) -> int:

@@ -12,6 +12,9 @@ from moorage.placement.vendors import is_gpu
 
 Manifest = dict[str, Any]
 
+SELECTED_NODE = "volume.kubernetes.io/selected-node"
+"""Where kube-scheduler wants the volume of a claim that waits for its first pod to be made."""
+
 
 def child_meta(obj: Manifest) -> Manifest:
     """Identity, ownership and hashes of one of our children."""
@@ -53,7 +56,7 @@ def deployment(obj: Manifest) -> Manifest | None:
         "ready": status.get("readyReplicas", 0),
         "available": status.get("availableReplicas", 0),
         "image": spec["template"]["spec"]["containers"][0]["image"],
-        "claim": _claim(spec["template"]["spec"]),
+        "claim": next(iter(_claims(spec["template"]["spec"])), None),
         "restartAt": (obj["metadata"].get("annotations") or {}).get(names.RESTART_AT, ""),
         "imageFrom": (obj["metadata"].get("annotations") or {}).get(names.IMAGE_FROM, ""),
         "conditions": {
@@ -63,10 +66,10 @@ def deployment(obj: Manifest) -> Manifest | None:
     }
 
 
-def _claim(pod: Manifest) -> str | None:
-    """The claim that a server's models lie in."""
-    claims = (v["persistentVolumeClaim"]["claimName"] for v in pod.get("volumes", ()) if "persistentVolumeClaim" in v)
-    return next(claims, None)
+def _claims(pod: Manifest) -> list[str]:
+    """The claims that a pod mounts."""
+    volumes = pod.get("volumes", ())
+    return [v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v]
 
 
 def service(obj: Manifest) -> Manifest | None:
@@ -78,14 +81,37 @@ def service(obj: Manifest) -> Manifest | None:
 
 
 def claim(obj: Manifest) -> Manifest | None:
-    """A PersistentVolumeClaim, ours or one that a spec may name: its phase and size."""
-    spec, status = obj["spec"], obj.get("status", {})
+    """A PersistentVolumeClaim, ours or one that a spec may name: its phase, size, volume, and whether it grows.
+
+    `growing` is the type of the condition that says so: Resizing, or FileSystemResizePending, which waits for a pod.
+    """
+    meta, spec, status = obj["metadata"], obj["spec"], obj.get("status", {})
+    conditions = [c["type"] for c in status.get("conditions", ()) if c.get("status") == "True"]
     return {
         **child_meta(obj),
         "phase": status.get("phase", "Pending"),
         "storageClass": spec.get("storageClassName"),
+        "accessModes": spec.get("accessModes", []),
+        "volume": spec.get("volumeName", ""),
+        "node": (meta.get("annotations") or {}).get(SELECTED_NODE, ""),
         "request": spec.get("resources", {}).get("requests", {}).get("storage"),
         "capacity": status.get("capacity", {}).get("storage"),
+        "growing": next((c for c in conditions if c in ("FileSystemResizePending", "Resizing")), ""),
+        "created": meta.get("creationTimestamp"),
+    }
+
+
+def volume(obj: Manifest) -> Manifest | None:
+    """A PersistentVolume that only some nodes can mount: whose it is, and the terms that select them."""
+    spec = obj.get("spec") or {}
+    required = (spec.get("nodeAffinity") or {}).get("required") or {}
+    claim_ref = spec.get("claimRef")
+    if not claim_ref or not required.get("nodeSelectorTerms"):
+        return None
+    return {
+        "name": obj["metadata"]["name"],
+        "claim": (claim_ref.get("namespace", ""), claim_ref.get("name", "")),
+        "terms": required["nodeSelectorTerms"],
     }
 
 
@@ -110,7 +136,7 @@ def job(obj: Manifest) -> Manifest | None:
 
 
 def pod(obj: Manifest) -> Manifest | None:
-    """A pod of ours in some detail, or a stranger's that holds GPUs; other pods are nobody's business here."""
+    """A pod of ours in some detail, or a stranger's that holds GPUs or claims; others are nobody's business here."""
     meta, spec, status = obj["metadata"], obj["spec"], obj.get("status", {})
     gpus = gpu_requests(spec)
     base: Manifest = {
@@ -120,10 +146,11 @@ def pod(obj: Manifest) -> Manifest | None:
         "node": spec.get("nodeName", ""),
         "phase": status.get("phase", "Pending"),
         "gpus": gpus,
+        "claims": _claims(spec),
     }
     labels = meta.get("labels") or {}
     if labels.get(names.MANAGED_BY) != "moorage":
-        return {**base, "labels": {}} if gpus else None
+        return {**base, "labels": {}} if gpus or base["claims"] else None
     conditions = {c["type"]: c for c in status.get("conditions", ())}
     scheduled = conditions.get("PodScheduled", {})
     return {

@@ -1,6 +1,6 @@
 """The claim and the Job of a ModelDownload."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moorage import names
 from moorage.manifests.common import (
@@ -40,8 +40,10 @@ class DownloadJob:
     token: TokenRef | None = None
     ca_bundle: TokenRef | None = None
     pull_secrets: tuple[str, ...] = ()
-    node: str = ""
     env: tuple[tuple[str, str], ...] = ()
+    node_selector: Manifest = field(default_factory=dict)
+    tolerations: tuple[Manifest, ...] = ()
+    affinity: Manifest = field(default_factory=dict)
 
 
 def labels(download: str, component: str = "download") -> dict[str, str]:
@@ -112,7 +114,9 @@ def _pod(what: DownloadJob) -> Manifest:
             "terminationGracePeriodSeconds": TERMINATION_GRACE_SECONDS,
             "securityContext": pod_security(),
             "imagePullSecrets": [{"name": s} for s in what.pull_secrets],
-            "affinity": _on_node(what.node) if what.node else None,
+            "nodeSelector": what.node_selector,
+            "tolerations": list(what.tolerations),
+            "affinity": what.affinity,
             "containers": [_container(what)],
             "volumes": _volumes(what),
         }
@@ -158,8 +162,3 @@ def _volumes(what: DownloadJob) -> list[Manifest]:
         items = [{"key": ca.key, "path": "ca.crt"}]
         volumes.append({"name": "ca", "configMap": {"name": ca.name, "items": items}})
     return volumes
-
-
-def _on_node(node: str) -> Manifest:
-    terms = [{"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]
-    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}

@@ -1,5 +1,6 @@
 """The Job of a ModelDownload: when it may start, what it is doing, and how it ended."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 from moorage import names
@@ -11,10 +12,12 @@ from moorage.planning import download_job as jobs
 from moorage.planning import download_status as texts
 from moorage.planning.download_pass import DownloadPass
 from moorage.planning.download_source import inputs_of
+from moorage.planning.download_where import job_place
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
 from moorage.planning.pods import first_trouble
 from moorage.planning.startup import moment
 from moorage.planning.types import Manifest, Progress, Resolve
+from moorage.planning.volumes import in_use
 
 FIRST_RETRY_SECONDS = 10
 LAST_RETRY_SECONDS = 600
@@ -86,6 +89,8 @@ def _start(step: DownloadPass, wanted: manifests.DownloadJob) -> str:
     space = step.draft.get(C.SPACE_AVAILABLE)
     if space and space.status == FALSE:
         step.draft.set(C.SPACE_AVAILABLE, UNKNOWN, Reason.PROGRESSING, "known once the files are fetched")
+    place = job_place(step.seen)
+    wanted = replace(wanted, node_selector=place.node_selector, tolerations=place.tolerations, affinity=place.affinity)
     step.apply.append(manifests.job(step.seen.download, step.name, wanted))
     step.status.phase = Phase.VERIFYING if step.draft.true(C.DOWNLOADED) else Phase.CHECKING
     step.status.started_at = step.status.started_at or step.seen.now
@@ -199,7 +204,7 @@ def _running(step: DownloadPass, job: Manifest, report: Manifest | None) -> str:
         step.draft.set(C.DOWNLOADED, FALSE, report["reason"], report["message"])
         return f"{report['message']}; the Job tries again"
     step.status.node = pod["node"] or None
-    problem = first_trouble([pod])
+    problem = first_trouble([pod]) or in_use(pod, step.seen.volume)
     if problem and pod["phase"] == "Pending":
         step.status.phase = Phase.PENDING
         step.draft.set(C.DOWNLOADED, FALSE, problem.reason, problem.message)

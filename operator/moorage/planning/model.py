@@ -125,6 +125,8 @@ _FAILURES = {
     Reason.ROLLOUT_FAILED,
     Reason.WARM_UP_FAILED,
     Reason.UNSCHEDULABLE,
+    Reason.VOLUME_ON_ONE_NODE,
+    Reason.VOLUME_IN_USE,
 }
 
 

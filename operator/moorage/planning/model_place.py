@@ -13,6 +13,7 @@ from moorage.placement.request import Candidate, Decision, Request
 from moorage.planning.model_engine import AS_WRITTEN, Changes, asked_of, context_length, engine_of, sequences
 from moorage.planning.model_memory import memory, need
 from moorage.planning.model_pass import ModelPass
+from moorage.planning.volumes import mountable, one_node
 
 MIB = 1024 * 1024
 NO_GPU_REMEDY = "; set accelerator.vendor: None to run on the CPU"
@@ -100,7 +101,22 @@ def request(step: ModelPass, plans: tuple[Candidate, ...], *, replacing: bool) -
         replacing=replacing,
         weights_on=frozenset(),
         exact_class=engine_of(step).sized_by_gpu,
+        volume_nodes=mountable(step.seen.volume, leaving=[p["name"] for p in step.servers] if replacing else ()),
+        one_node=_one_node(step),
     )
+
+
+def _one_node(step: ModelPass) -> bool:
+    """Whether only one node can serve the files; as long as their claim is still to be made the spec says so.
+
+    One replica alone is on one node anyway, and need not be bound to the planned one.
+    """
+    if step.model.spec.replicas < 2:
+        return False
+    if step.seen.volume is not None or step.model.spec.source.download_ref:
+        return one_node(step.seen.volume)
+    storage = step.model.spec.storage
+    return not storage.claim_name and one_node({"accessModes": [str(mode) for mode in storage.access_modes]})
 
 
 def owner(step: ModelPass) -> str:

@@ -11,7 +11,7 @@ from moorage.api.model_status import EngineStatus
 from moorage.engines.base import Start
 from moorage.manifests import model as manifests
 from moorage.placement.affinity import merged
-from moorage.planning import text
+from moorage.planning import text, volumes
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
 from moorage.planning.model_engine import asked_of, engine_of, serving_of
 from moorage.planning.model_memory import memory
@@ -166,10 +166,11 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
         cpus=whole_cpus(resources),
     )
     chosen = (step.decision or decision(step, candidates(step), replacing=True)) if gpus else None
+    volume = step.seen.volume
     passthrough = {
         "nodeSelector": spec.node_selector or None,
         "tolerations": [*spec.tolerations, *(dict(t) for t in chosen.tolerations)] if chosen else spec.tolerations,
-        "affinity": merged(spec.affinity, chosen.affinity) if chosen else spec.affinity,
+        "affinity": volumes.beside(merged(spec.affinity, chosen.affinity) if chosen else spec.affinity, volume),
         "priorityClassName": spec.priority_class_name,
     }
     meta, asked = spec.pod_metadata, _restart(step)
@@ -186,7 +187,7 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
         resources=resources,
         env=tuple(spec.env),
         env_from=tuple(spec.env_from),
-        pod_labels=dict(meta.labels) if meta else {},
+        pod_labels={**(meta.labels if meta else {}), **volumes.labels(volume)},
         pod_annotations={**annotations, names.RESTART_AT: asked} if asked else annotations,
         passthrough={k: v for k, v in passthrough.items() if v},
     )
@@ -235,8 +236,10 @@ def _where(step: ModelPass) -> None:
 
 def _trouble(step: ModelPass, live: Manifest) -> Trouble | None:
     """What keeps pods from being ready: the pods' own words, else what keeps the ReplicaSet from making them."""
-    found = first_trouble(p for p in step.servers if not p["ready"])
-    if found:
+    waiting = [p for p in step.servers if not p["ready"]]
+    if found := volumes.explained(first_trouble(waiting), step.seen.volume):
+        return found
+    if found := next((t for p in waiting if (t := volumes.in_use(p, step.seen.volume))), None):
         return found
     failure = live["conditions"].get("ReplicaFailure", {})
     if failure.get("status") == "True":

@@ -24,6 +24,7 @@ _PASSED_ON = PERSON | {
     Reason.QUEUED,
     Reason.OUTSIDE_WINDOW,
     Reason.WAITING_FOR_VOLUME,
+    Reason.VOLUME_IN_USE,
     Reason.IMAGE_PULL_FAILED,
     Reason.UNSCHEDULABLE,
 }

@@ -143,6 +143,7 @@ class ObservedModel:
     reservations: tuple[Reservation, ...] = ()
     resolved: Answer | None = None
     warmed: Answer | None = None
+    volume: Manifest | None = None  # of the claim that the files lie in, as control/volumes.py puts it together
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,16 @@ class Window:
     open: bool
     changes_in: float
     problem: str = ""
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a Model that uses a download wants its servers: what its spec says of nodes, and the nodes planned."""
+
+    node_selector: Manifest = field(default_factory=dict)
+    tolerations: tuple[Manifest, ...] = ()
+    node_affinity: Manifest | None = None
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -170,6 +181,8 @@ class ObservedDownload:
     storage_class_missing: str | None = None
     ahead: int = 0  # downloads that run or wait before this one may start; 0: it may
     window: Window | None = None
+    volume: Manifest | None = None
+    server: Server | None = None  # of the Model that decides where a volume that is still to be made goes
 
 
 @dataclass(frozen=True)
