@@ -10,6 +10,7 @@ from moorage import names
 from moorage.control import progress
 from moorage.control.apply import Applier
 from moorage.control.children import Children
+from moorage.control.fleet import GPUs
 from moorage.control.gate import DownloadGate
 from moorage.control.ledger import Ledger
 from moorage.control.progress import ProgressPoller
@@ -29,7 +30,7 @@ class Desk:
         self.woken: list[Key] = []
         nothing: Any = None
         self.store = Store()
-        self.children = Children(nothing, self.store, self.woken.append, lambda: None)
+        self.children = Children(nothing, self.store, self.woken.append, lambda: None, GPUs())
         self._version = 0
 
     def put(self, kind: str, name: str, spec: dict[str, Any]) -> Key:

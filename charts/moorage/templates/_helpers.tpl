@@ -69,6 +69,10 @@ proxy:
   noProxy: {{ .Values.proxy.noProxy | quote }}
 downloads:
   maxRunning: {{ int .Values.downloads.maxRunning }}
+gpus:
+  products: {{ toJson .Values.gpus.products }}
+  nodePools: {{ toJson .Values.gpus.nodePools }}
+  nodeDeadline: {{ .Values.gpus.nodeDeadline | quote }}
 workers: {{ int .Values.operator.workers }}
 resyncSeconds: {{ int .Values.operator.resyncSeconds }}
 {{- end }}

@@ -126,6 +126,7 @@ class Reason(StrEnum):
     UNSUPPORTED_FORMAT = "UnsupportedFormat"
     AMBIGUOUS_SELECTION = "AmbiguousSelection"
     IMAGE_REQUIRED = "ImageRequired"
+    NO_NODE_CAME = "NoNodeCame"
     NO_GPU_FITS = "NoGPUFits"
     NO_GPU_FREE = "NoGPUFree"
     UNKNOWN_GPU_MEMORY = "UnknownGPUMemory"
@@ -219,6 +220,7 @@ REASON_HELP: dict[Reason, str] = {
     Reason.UNSUPPORTED_FORMAT: "No engine of this version can serve files of this format.",
     Reason.AMBIGUOUS_SELECTION: "The repository holds several models; choose with `quantization` or `include`.",
     Reason.IMAGE_REQUIRED: "Neither the Model nor the chart names an engine image; set `spec.image`.",
+    Reason.NO_NODE_CAME: "A node pool that can grow brought no node in time; the cluster autoscaler knows why.",
     Reason.NO_GPU_FITS: "No GPU of the cluster is large enough; the message names the need and the largest.",
     Reason.NO_GPU_FREE: "A GPU is large enough, but all such GPUs are taken.",
     Reason.UNKNOWN_GPU_MEMORY: "Nodes have GPUs but neither an agent nor labels say how much memory they have.",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from moorage import names
 from moorage.control import projections
+from moorage.control.fleet import GPUs
 from moorage.control.store import CLAIM, DOWNLOAD, MODEL, Key, Store
 from moorage.control.volumes import Volumes
 from moorage.kube.client import KubeClient
@@ -61,9 +62,9 @@ class Children:
     """
 
     def __init__(
-        self, kube: KubeClient, store: Store, wake: Callable[[Key], None], surroundings: Callable[[], None]
+        self, kube: KubeClient, store: Store, wake: Callable[[Key], None], surroundings: Callable[[], None], gpus: GPUs
     ) -> None:
-        self._store, self._wake, self._surroundings = store, wake, surroundings
+        self._store, self._wake, self._surroundings, self._gpus = store, wake, surroundings, gpus
         self._mine: dict[tuple[Resource, Tag], set[Where]] = defaultdict(set)
         self._mounts: dict[Where, set[Where]] = defaultdict(set)  # claim -> the Deployments that serve from it
         self._applied: dict[tuple[Resource, Where], tuple[str, str, float]] = {}
@@ -126,7 +127,9 @@ class Children:
     def inventory(self) -> Inventory:
         """Nodes, their GPUs and who holds them; kept until nodes or GPU pods change."""
         if self._nodes is None:
-            self._nodes, self._inventory = build(self.mirrors[NODES].items.values()), None
+            nodes, told = self.mirrors[NODES].items.values(), self._gpus
+            self._nodes = build(nodes, products=told.products, node_pools=told.shapes())
+            self._inventory = None
         if self._inventory is None:
             self._inventory = self._nodes.with_pods(p for p in self.mirrors[PODS].items.values() if p["gpus"])
         return self._inventory

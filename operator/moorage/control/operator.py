@@ -50,7 +50,7 @@ class Operator:
         )
         self._events = EventRecorder(kube, instance="moorage")
         self.store = Store(self._object_changed, self._wake)
-        self.children = Children(kube, self.store, self._wake, self._surroundings_changed)
+        self.children = Children(kube, self.store, self._wake, self._surroundings_changed, settings.gpus)
         self._resolver = Resolver(kube, self._hub, settings.defaults())
         self._resolving = SideTasks(self._resolve, self._wake)
         self._warming = SideTasks(self._warm_up, self._wake, first_pause=WARM_UP_FIRST_PAUSE)

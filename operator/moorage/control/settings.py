@@ -3,19 +3,17 @@
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import Field
 
 from moorage import __version__
+from moorage.api.common import duration_seconds
+from moorage.control.fleet import GPUs
+from moorage.control.section import Section
 from moorage.errors import InvalidSpec
 from moorage.planning.types import Defaults
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
-
-
-class Images(_Section):
+class Images(Section):
     """Container images the operator puts into the pods it makes."""
 
     moorage: str = f"ghcr.io/moorage/moorage:{__version__}"
@@ -25,7 +23,7 @@ class Images(_Section):
     pull_secrets: tuple[str, ...] = ()
 
 
-class Sources(_Section):
+class Sources(Section):
     """Where models may come from, as seen by the operator's own header reads."""
 
     hugging_face_endpoint: str = "https://huggingface.co"
@@ -37,7 +35,7 @@ class Sources(_Section):
     """Networks (CIDR) never to fetch from, such as the API server's; metadata addresses are always refused."""
 
 
-class Proxy(_Section):
+class Proxy(Section):
     """The proxy for reading sources, for the operator and for download Jobs alike."""
 
     http: str = ""
@@ -50,20 +48,21 @@ class Proxy(_Section):
         return tuple((name, value) for name, value in found.items() if value)
 
 
-class Downloads(_Section):
+class Downloads(Section):
     """How downloads share the network."""
 
     max_running: int = Field(default=4, ge=1, le=1000)
     """Download Jobs that run at once in the whole cluster; the others wait by priority, then age."""
 
 
-class Settings(_Section):
+class Settings(Section):
     """All settings, with the defaults that a process beside a cluster gets."""
 
     images: Images = Field(default_factory=Images)
     sources: Sources = Field(default_factory=Sources)
     proxy: Proxy = Field(default_factory=Proxy)
     downloads: Downloads = Field(default_factory=Downloads)
+    gpus: GPUs = Field(default_factory=GPUs)
     workers: int = Field(default=16, ge=1, le=256)
     resync_seconds: int = Field(default=600, ge=30)
 
@@ -80,6 +79,7 @@ class Settings(_Section):
             allow_loopback=self.sources.allow_private_hosts,
             proxy_env=self.proxy.env(),
             image_pull_secrets=self.images.pull_secrets,
+            node_deadline_seconds=duration_seconds(self.gpus.node_deadline),
         )
 
 

@@ -37,27 +37,18 @@ class _Choice:
 def decide(request: Request, inventory: Inventory, reservations: Iterable[Reservation] = ()) -> Decision:
     """Place `request.replicas` replicas.
 
-    Placed where at least one fits now; else WaitingForNode where a node pool can grow by a node that would do; else
-    NoGPUFree, UnknownGPUMemory or NoGPUFits. Reservations of the same owner are not counted: this decision replaces
-    them.
+    Placed where at least one fits now; else WaitingForNode where a node pool can grow by a node that would do, NoNodeCame
+    where all such pools were waited for already; else NoGPUFree, UnknownGPUMemory or NoGPUFits. Reservations of the same
+    owner are not counted: this decision replaces them.
     """
     promises = tuple(reservations)
     seen = survey(request, inventory, promises)
     choice = _best(request, seen.offers)
     if choice is not None:
         return _placed(request, inventory, seen, choice)
-    coming = {offer.pool.node: (shape, offer) for shape, offer in virtual(request, inventory, promises)}
-    choice = _best(request, [offer for _, offer in coming.values()])
-    if choice is not None:
-        shape = coming[choice.offers[0].pool.node][0]
-        return _answer(
-            request,
-            inventory,
-            seen,
-            choice,
-            Reason.WAITING_FOR_NODE,
-            explain.waiting(choice.candidate, shape, inventory),
-        )
+    waiting = _waiting(request, inventory, promises, seen)
+    if waiting is not None:
+        return waiting
     reason, message = explain.refusal(request, seen)
     return Decision(
         reason, message, missing=request.replicas, rejected=explain.rejected(request, seen, request.plans, ())
@@ -65,6 +56,23 @@ def decide(request: Request, inventory: Inventory, reservations: Iterable[Reserv
 
 
 # -- choosing ---------------------------------------------------------------------------------------------------------
+
+
+def _waiting(
+    request: Request, inventory: Inventory, promises: tuple[Reservation, ...], seen: Survey
+) -> Decision | None:
+    """The node pool to wait for: one that was not waited for in vain, else all of them."""
+    coming = list(virtual(request, inventory, promises))
+    fresh = _best(request, [offer for shape, offer in coming if shape.name not in request.late_pools])
+    choice = fresh or _best(request, [offer for _, offer in coming])
+    if choice is None:
+        return None
+    shape = next(s for s, offer in coming if offer == choice.offers[0])
+    if fresh is None:
+        late = [s for s in inventory.node_pools if s.name in request.late_pools]
+        return _answer(request, inventory, seen, choice, Reason.NO_NODE_CAME, explain.late(choice.candidate, late))
+    message = explain.waiting(choice.candidate, shape, inventory)
+    return _answer(request, inventory, seen, choice, Reason.WAITING_FOR_NODE, message, shape)
 
 
 def _best(request: Request, offers: Sequence[Offer]) -> _Choice | None:
@@ -166,13 +174,21 @@ def _same(request: Request, offers: Iterable[Offer], choice: _Choice) -> list[Of
 
 
 def _answer(
-    request: Request, inventory: Inventory, seen: Survey, choice: _Choice, reason: Reason, message: str
+    request: Request,
+    inventory: Inventory,
+    seen: Survey,
+    choice: _Choice,
+    reason: Reason,
+    message: str,
+    awaited: NodePool | None = None,
 ) -> Decision:
+    """The decision; with `awaited` only that pool is to grow, so that the autoscaler takes the planned class."""
     pools = [offer.pool for offer in choice.offers]
     candidate, (resource, dra) = choice.candidate, choice.group
     nodes = tuple(p.node for p in pools)
     good = _good(request, inventory, choice)
-    growing = [s for s in inventory.node_pools if not dra and _could_grow(request, s, choice, inventory)]
+    shapes = [awaited] if awaited else inventory.node_pools
+    growing = [s for s in shapes if not dra and _could_grow(request, s, choice, inventory)]
     sizes = {p.size_class for p in good if p.usable_mib} | {grown(s).size_class for s in growing}
     target = Target(
         resource=resource,
@@ -193,6 +209,7 @@ def _answer(
         memory_mib=min(p.total_mib for p in pools),
         nodes=nodes,
         missing=request.replicas - len(nodes),
+        node_pool=awaited.name if awaited else "",
         affinity=node_affinity(target, inventory, good, growing),
         tolerations=tolerations(pools[0].vendor),
         claim_template=_template(request, choice, good) if dra else None,

@@ -44,6 +44,11 @@ def waiting(candidate: Candidate, shape: NodePool, inventory: Inventory) -> str:
     )
 
 
+def late(candidate: Candidate, pools: Sequence[NodePool]) -> str:
+    """`needs 10.2Gi, which no node has free, and no node of pool gpu-24 or gpu-48 came`."""
+    return f"{_need(candidate)}, which no node has free, and no node of pool {' or '.join(p.name for p in pools)} came"
+
+
 def refusal(request: Request, seen: Survey) -> tuple[Reason, str]:
     """Why nothing can be placed: the reason that a person, or time, can do most about."""
     plans = request.plans

@@ -77,12 +77,18 @@ class NodeState:
     pools: tuple[Pool, ...]
     both_books: bool = False
 
+    @property
+    def offers(self) -> bool:
+        """Whether it has GPUs to give, or had before it failed."""
+        return any(pool.count for pool in self.pools)
+
 
 @dataclass(frozen=True)
 class NodePool:
     """Nodes that an autoscaler can add: what one looks like, and how many there may be.
 
-    `labels` must be those that the autoscaler knows a new node will have: the pods are bound to them.
+    `labels` must be those that the autoscaler knows a new node will have: the pods are bound to them. A node that bears
+    them and of whose GPUs nothing else says how large they are is taken for one of these.
     """
 
     name: str
@@ -92,6 +98,10 @@ class NodePool:
     maximum: int
     resource: str = vendors.NVIDIA_GPU
     taints: tuple[Taint, ...] = ()
+
+    def holds(self, labels: Mapping[str, str]) -> bool:
+        """Whether a node with `labels` is one of the pool's."""
+        return self.labels.items() <= labels.items()
 
 
 @dataclass(frozen=True)
@@ -125,10 +135,13 @@ class Inventory:
 
     @cached_property
     def room(self) -> Mapping[str, int]:
-        """How many nodes each node pool may still get: its maximum less the nodes that bear its labels."""
+        """How many nodes each node pool may still get: its maximum less those of its nodes that offer GPUs.
+
+        One that has joined and offers none yet is still on its way: device plugins start after the node is ready.
+        """
         return {
-            pool.name: max(pool.maximum - sum(pool.labels.items() <= n.labels.items() for n in self.nodes), 0)
-            for pool in self.node_pools
+            shape.name: max(shape.maximum - sum(shape.holds(n.labels) and n.offers for n in self.nodes), 0)
+            for shape in self.node_pools
         }
 
     def with_pods(self, pods: Iterable[Plain], claims: Iterable[Plain] = ()) -> "Inventory":
@@ -173,13 +186,12 @@ def build(
     reports   node -> usable MiB of each GPU, where the agent runs
     """
     devices = slices.devices_of(resource_slices)
-    read = [
-        _node(node, devices.get(str(node["name"]), ()), products or {}, (reports or {}).get(str(node["name"]), ()))
-        for node in nodes
-    ]
+    shapes = tuple(sorted(node_pools, key=lambda p: p.name))
+    known = _Known(products or {}, reports or {}, shapes)
+    read = [_node(node, devices.get(str(node["name"]), ()), known) for node in nodes]
     bare = Inventory(
         tuple(sorted(read, key=lambda n: n.name)),
-        tuple(sorted(node_pools, key=lambda p: p.name)),
+        shapes,
         {d.key: (n.name, _book_of(n, d)) for n in read for d in devices.get(n.name, ())},
     )
     return bare.with_pods(pods, claims)
@@ -199,9 +211,25 @@ def _book_of(node: NodeState, device: slices.Device) -> Book:
 # -- nodes -----------------------------------------------------------------------------------------------------------
 
 
-def _node(
-    node: Plain, devices: Sequence[slices.Device], products: Mapping[str, Any], report: Sequence[int]
-) -> NodeState:
+@dataclass(frozen=True)
+class _Known:
+    """What is known of GPUs besides what their nodes say: as in `build`."""
+
+    products: Mapping[str, Any]
+    reports: Mapping[str, Sequence[int]]
+    shapes: tuple[NodePool, ...]
+
+    def memory(self, node: str, resource: str, labels: Mapping[str, str], annotation: str | None) -> memory.GPUMemory:
+        """Memory of one GPU of `resource` on a node; what its pool says comes last."""
+        found = memory.of_node(resource, labels, annotation, self.products, self.reports.get(node, ()))
+        if found.untold:
+            for shape in self.shapes:
+                if shape.resource == resource and shape.holds(labels):
+                    return memory.GPUMemory(shape.gpu_memory_mib, memory.usable_mib(shape.gpu_memory_mib))
+        return found
+
+
+def _node(node: Plain, devices: Sequence[slices.Device], known: _Known) -> NodeState:
     labels = {str(k): str(v) for k, v in (node.get("labels") or {}).items()}
     annotation = (node.get("annotations") or {}).get(memory.ANNOTATION)
     offered = {r: _count(n) for r, n in (node.get("gpus") or {}).items() if vendors.is_gpu(r)}
@@ -212,7 +240,10 @@ def _node(
     if devices and not plugin:
         pools = _device_pools(name, devices)
     else:
-        pools = [_plugin_pool(name, r, n, labels, annotation, products, report) for r, n in sorted(offered.items())]
+        pools = [
+            _plugin_pool(name, r, n, labels, known.memory(name, r, labels, annotation))
+            for r, n in sorted(offered.items())
+        ]
     return NodeState(
         name=name,
         ready=bool(node.get("ready")),
@@ -232,16 +263,7 @@ def _count(value: Any) -> int:
     return number if number is not None and number > 0 else 0
 
 
-def _plugin_pool(
-    node: str,
-    resource: str,
-    count: int,
-    labels: Mapping[str, str],
-    annotation: str | None,
-    products: Mapping[str, Any],
-    report: Sequence[int],
-) -> Pool:
-    found = memory.of_node(resource, labels, annotation, products, report)
+def _plugin_pool(node: str, resource: str, count: int, labels: Mapping[str, str], found: memory.GPUMemory) -> Pool:
     shared = vendors.sharing(labels) if resource == vendors.NVIDIA_GPU else ""
     problem, detail = (UNKNOWN_MEMORY, found.why) if found.why else ("", "")
     if not count:

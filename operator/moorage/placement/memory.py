@@ -31,7 +31,8 @@ class GPUMemory:
     """Memory of one GPU: `total_mib` as its source says, `usable_mib` for plans; both 0 and `why` where unknown.
 
     `label_mib` is what a `Gt` on the node's memory label compares with; None where the label is no number.
-    `told_by` is the label (key, value) that tells the size, itself or through the table of products.
+    `told_by` is the label (key, value) that tells the size, itself or through the table of products. `untold`: nothing
+    says anything of the size, which is another thing than nonsense.
     """
 
     total_mib: int = 0
@@ -39,6 +40,7 @@ class GPUMemory:
     why: str = ""
     label_mib: int | None = None
     told_by: tuple[str, str] | None = None
+    untold: bool = False
 
 
 def usable_mib(total_mib: int) -> int:
@@ -128,4 +130,6 @@ def _of_product(labels: Mapping[str, str], products: Mapping[str, Any]) -> GPUMe
             found = _checked(value, f"{where} is {value}") if isinstance(value, int) else _of_quantity(value, where)
             return replace(found, told_by=(key, product))
     named = next((f" {labels[key]}" for key in vendors.PRODUCT_LABELS if key in labels), "")
-    return GPUMemory(why=f"no label, annotation or product table says how much memory its GPUs{named} have")
+    return GPUMemory(
+        why=f"no label, annotation or product table says how much memory its GPUs{named} have", untold=True
+    )

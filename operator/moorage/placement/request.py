@@ -34,6 +34,7 @@ class Request:
     replacing      the Model's own pods stop before new ones start, so what they hold counts as free
     weights_on     nodes that hold the files; with `slow_download` (over a minute) that is worth a GPU of the next class
     volume_nodes   nodes that can mount the volume; None: all. `one_node`: only one node will, so all replicas go to one
+    late_pools     node pools that were waited for and brought no node in time: others are tried first
     exact_class    the engine's arguments depend on the GPU's size: one class only, required and not just preferred
     """
 
@@ -52,6 +53,7 @@ class Request:
     slow_download: bool = False
     volume_nodes: frozenset[str] | None = None
     one_node: bool = False
+    late_pools: frozenset[str] = frozenset()
     exact_class: bool = False
 
     @property
@@ -95,12 +97,14 @@ class Rejected:
 class Decision:
     """Where a Model goes, or why nowhere.
 
-    reason, message   Placed, WaitingForNode, NoGPUFree, NoGPUFits or UnknownGPUMemory, and a sentence with the numbers
+    reason, message   Placed, WaitingForNode, NoNodeCame, NoGPUFree, NoGPUFits or UnknownGPUMemory, and a sentence
+                   with the numbers
     candidate      what was chosen: how many GPUs, and the need on each
     vendor, resource, dra   whose GPUs, and what the pod asks for: an extended resource, or a claim with the DRA driver
     memory_mib     nominal memory of one chosen GPU (the smallest, where replicas get several sizes); 0: not known
     nodes          the planned node of each replica that fits; kube-scheduler may take another that suffices
     missing        replicas that fit nowhere
+    node_pool      the node pool that a node is waited for from
     affinity, tolerations   for the pod: `affinity.merged` joins it with the spec's, tolerations are added to the spec's
     claim_template with `dra`: the spec of a ResourceClaimTemplate, whose request is named `gpu`
     rejected       the other nodes by reason, most first
@@ -115,6 +119,7 @@ class Decision:
     memory_mib: int = 0
     nodes: tuple[str, ...] = ()
     missing: int = 0
+    node_pool: str = ""
     affinity: Mapping[str, Any] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, Any], ...] = ()
     claim_template: Mapping[str, Any] | None = None

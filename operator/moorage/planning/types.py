@@ -27,6 +27,7 @@ class Defaults:
     allow_loopback: bool = False
     proxy_env: tuple[tuple[str, str], ...] = ()
     image_pull_secrets: tuple[str, ...] = ()
+    node_deadline_seconds: float = 900.0
 
     def engine_image(self, engine: str, vendor: str | None) -> str:
         """The image of `engine` for a vendor's GPUs, or for the CPU; empty where the installation has none."""
