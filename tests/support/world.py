@@ -12,7 +12,7 @@ from typing import Any
 
 from moorage import names
 from moorage.control import projections
-from moorage.placement.inventory import Reservation, build
+from moorage.placement.inventory import NodePool, Reservation, build
 from moorage.planning.download import plan_download
 from moorage.planning.model import plan_model
 from moorage.planning.types import (
@@ -97,6 +97,7 @@ class World:
         self.warmed: Answer | None = None
         self.progress: dict[str, Any] | None = None
         self.nodes: list[dict[str, Any]] = []
+        self.node_pools: tuple[NodePool, ...] = ()
         self.reservations: tuple[Reservation, ...] = ()
         self.users: tuple[str, ...] = (obj["metadata"]["name"],)
         self.events: list[tuple[str, str]] = []
@@ -134,7 +135,7 @@ class World:
                 pods=tuple(p for p in self.pods.values() if names.MODEL_LABEL in p["labels"]),
                 jobs=tuple(c for (k, _), c in self.children.items() if k == "Job" and names.MODEL_LABEL in c["labels"]),
                 reservations=self.reservations,
-                inventory=build(self.nodes, [p for p in self.pods.values() if p["gpus"]]),
+                inventory=build(self.nodes, [p for p in self.pods.values() if p["gpus"]], node_pools=self.node_pools),
                 resolved=self.resolved,
                 warmed=self.warmed,
                 volume=self.volume,

@@ -113,6 +113,11 @@ class PlacementStatus(StatusPart):
     rejected: Annotated[list[RejectedNodes], Cut(16)] = Field(
         default=[], description="Why not the other nodes, grouped; written when a decision is made."
     )
+    node_pool: StatusWord | None = Field(default=None, description="Node pool that a new node is waited for from.")
+    waiting_since: Time | None = Field(default=None, description="Since when a pod waits for a node of that pool.")
+    late_pools: Annotated[list[StatusWord], Cut(16)] = Field(
+        default=[], description="Node pools that brought no node in time."
+    )
     inputs_hash: StatusWord | None = Field(default=None, description="Hash of what the decision was made for.")
 
 

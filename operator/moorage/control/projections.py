@@ -3,6 +3,7 @@
 A cluster's pods and nodes are large; a projection is a few hundred bytes. None means: nothing here concerns us.
 """
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -57,6 +58,7 @@ def deployment(obj: Manifest) -> Manifest | None:
         "available": status.get("availableReplicas", 0),
         "image": spec["template"]["spec"]["containers"][0]["image"],
         "claim": next(iter(_claims(spec["template"]["spec"])), None),
+        "placement": _placement(spec["template"]["spec"]),
         "restartAt": (obj["metadata"].get("annotations") or {}).get(names.RESTART_AT, ""),
         "imageFrom": (obj["metadata"].get("annotations") or {}).get(names.IMAGE_FROM, ""),
         "conditions": {
@@ -64,6 +66,14 @@ def deployment(obj: Manifest) -> Manifest | None:
             for c in status.get("conditions", ())
         },
     }
+
+
+def _placement(pod: Manifest) -> str:
+    """What a server's template says of nodes and GPUs, as JSON (read only while a pod waits); empty where nothing."""
+    node_affinity = (pod.get("affinity") or {}).get("nodeAffinity")
+    limits = (pod["containers"][0].get("resources") or {}).get("limits") or {}
+    gpus = {resource: str(count) for resource, count in limits.items() if is_gpu(resource)}
+    return json.dumps({"nodeAffinity": node_affinity, "gpus": gpus}) if node_affinity or gpus else ""
 
 
 def _claims(pod: Manifest) -> list[str]:

@@ -37,9 +37,9 @@ class _Choice:
 def decide(request: Request, inventory: Inventory, reservations: Iterable[Reservation] = ()) -> Decision:
     """Place `request.replicas` replicas.
 
-    Placed where at least one fits now; else WaitingForNode where a node pool can grow by a node that would do, NoNodeCame
-    where all such pools were waited for already; else NoGPUFree, UnknownGPUMemory or NoGPUFits. Reservations of the same
-    owner are not counted: this decision replaces them.
+    Placed where at least one fits now; else WaitingForNode where a node pool can grow by one that would do (NoNodeCame
+    where all such pools were waited for in vain); else NoGPUFree, UnknownGPUMemory or NoGPUFits. Reservations of the
+    same owner are not counted: this decision replaces them.
     """
     promises = tuple(reservations)
     seen = survey(request, inventory, promises)
@@ -70,9 +70,10 @@ def _waiting(
     shape = next(s for s, offer in coming if offer == choice.offers[0])
     if fresh is None:
         late = [s for s in inventory.node_pools if s.name in request.late_pools]
-        return _answer(request, inventory, seen, choice, Reason.NO_NODE_CAME, explain.late(choice.candidate, late))
+        message = explain.late(choice.candidate, late)
+        return _answer(request, inventory, seen, choice, Reason.NO_NODE_CAME, message, late)
     message = explain.waiting(choice.candidate, shape, inventory)
-    return _answer(request, inventory, seen, choice, Reason.WAITING_FOR_NODE, message, shape)
+    return _answer(request, inventory, seen, choice, Reason.WAITING_FOR_NODE, message, [shape])
 
 
 def _best(request: Request, offers: Sequence[Offer]) -> _Choice | None:
@@ -180,15 +181,14 @@ def _answer(
     choice: _Choice,
     reason: Reason,
     message: str,
-    awaited: NodePool | None = None,
+    awaited: Sequence[NodePool] = (),
 ) -> Decision:
-    """The decision; with `awaited` only that pool is to grow, so that the autoscaler takes the planned class."""
+    """The decision; with `awaited` only those pools are to grow, so that the autoscaler takes the planned class."""
     pools = [offer.pool for offer in choice.offers]
     candidate, (resource, dra) = choice.candidate, choice.group
     nodes = tuple(p.node for p in pools)
     good = _good(request, inventory, choice)
-    shapes = [awaited] if awaited else inventory.node_pools
-    growing = [s for s in shapes if not dra and _could_grow(request, s, choice, inventory)]
+    growing = [s for s in awaited or inventory.node_pools if not dra and _could_grow(request, s, choice, inventory)]
     sizes = {p.size_class for p in good if p.usable_mib} | {grown(s).size_class for s in growing}
     target = Target(
         resource=resource,
@@ -209,7 +209,7 @@ def _answer(
         memory_mib=min(p.total_mib for p in pools),
         nodes=nodes,
         missing=request.replicas - len(nodes),
-        node_pool=awaited.name if awaited else "",
+        node_pools=tuple(s.name for s in growing) if awaited else (),
         affinity=node_affinity(target, inventory, good, growing),
         tolerations=tolerations(pools[0].vendor),
         claim_template=_template(request, choice, good) if dra else None,

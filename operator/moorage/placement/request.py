@@ -104,7 +104,7 @@ class Decision:
     memory_mib     nominal memory of one chosen GPU (the smallest, where replicas get several sizes); 0: not known
     nodes          the planned node of each replica that fits; kube-scheduler may take another that suffices
     missing        replicas that fit nowhere
-    node_pool      the node pool that a node is waited for from
+    node_pools     the node pools that a node is waited for from: the planned one, or all where none brought one in time
     affinity, tolerations   for the pod: `affinity.merged` joins it with the spec's, tolerations are added to the spec's
     claim_template with `dra`: the spec of a ResourceClaimTemplate, whose request is named `gpu`
     rejected       the other nodes by reason, most first
@@ -119,7 +119,7 @@ class Decision:
     memory_mib: int = 0
     nodes: tuple[str, ...] = ()
     missing: int = 0
-    node_pool: str = ""
+    node_pools: tuple[str, ...] = ()
     affinity: Mapping[str, Any] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, Any], ...] = ()
     claim_template: Mapping[str, Any] | None = None

@@ -94,5 +94,6 @@ _NORMAL = {
     Reason.PAUSED,
     Reason.CANCELLED,
     Reason.QUEUED,
+    Reason.WAITING_FOR_NODE,
     Reason.OUTSIDE_WINDOW,
 }

@@ -149,7 +149,11 @@ def _phase(
         return ModelPhase.BLOCKED
     if failing:
         return ModelPhase.DEGRADED if before in (ModelPhase.READY, ModelPhase.DEGRADED) else ModelPhase.FAILED
-    first = next((k for k in STEPS if not draft.true(k)), C.SERVING)
+    awaited = draft.get(C.PLACED)
+    coming = awaited is not None and awaited.reason == Reason.WAITING_FOR_NODE  # the files are fetched meanwhile
+    first = next((k for k in STEPS if not draft.true(k) and not (coming and k == C.PLACED)), C.SERVING)
+    if coming and first == C.SERVING:
+        return ModelPhase.PLACING
     if first == C.SERVING and before in (ModelPhase.READY, ModelPhase.DEGRADED):
         return ModelPhase.DEGRADED
     words = {C.PLACED: ModelPhase.PLACING, C.DOWNLOADED: ModelPhase.DOWNLOADING, C.SERVING: ModelPhase.LOADING}

@@ -19,6 +19,7 @@ PERSON = {
     Reason.NAME_TAKEN,
     Reason.IMAGE_REQUIRED,
     Reason.UNSUPPORTED_FORMAT,
+    Reason.NO_NODE_CAME,
     Reason.NO_GPU_FITS,
     Reason.UNKNOWN_GPU_MEMORY,
     Reason.QUOTA_EXCEEDED,

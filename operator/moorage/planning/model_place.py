@@ -10,12 +10,14 @@ from moorage.placement.decide import decide
 from moorage.placement.inventory import Inventory
 from moorage.placement.remedies import CACHE, CONTEXT, SEQUENCES, Settings, Space, remedies
 from moorage.placement.request import Candidate, Decision, Request
+from moorage.planning import node_pools
 from moorage.planning.model_engine import AS_WRITTEN, Changes, asked_of, context_length, engine_of, sequences
 from moorage.planning.model_memory import memory, need
 from moorage.planning.model_pass import ModelPass
 from moorage.planning.volumes import mountable, one_node
 
 MIB = 1024 * 1024
+_COMING = (Reason.NO_GPU_FREE, Reason.WAITING_FOR_NODE, Reason.NO_NODE_CAME)
 NO_GPU_REMEDY = "; set accelerator.vendor: None to run on the CPU"
 
 
@@ -33,10 +35,13 @@ def place(step: ModelPass) -> str | None:
         return step.stop(C.ACCEPTED, Reason.INVALID_SPEC, error.message)
     inputs = _inputs(step, plans)
     placed = step.status.placement
-    if placed and placed.inputs_hash == inputs and _bound(step) and step.draft.was_true(C.PLACED):
+    runs = placed is not None and placed.inputs_hash == inputs and _bound(step)
+    if placed and runs and step.draft.was_true(C.PLACED):
         step.draft.confirm(C.PLACED)
         return remember_memory(step, placed.count or 0)
-    step.decision = decision(step, plans, replacing=step.model.spec.rollout.strategy != "Surge")
+    if placed and placed.inputs_hash != inputs:
+        node_pools.forget(placed)
+    step.decision = decision(step, plans, replacing=runs or step.model.spec.rollout.strategy != "Surge")
     return _take(step, step.decision, inputs)
 
 
@@ -99,10 +104,10 @@ def request(step: ModelPass, plans: tuple[Candidate, ...], *, replacing: bool) -
         replicas=max(step.replicas if replacing else step.replicas - len(_nodes(step)), 1),
         placed=() if replacing else tuple(_nodes(step)),
         replacing=replacing,
-        weights_on=frozenset(),
         exact_class=engine_of(step).sized_by_gpu,
         volume_nodes=mountable(step.seen.volume, leaving=[p["name"] for p in step.servers] if replacing else ()),
         one_node=_one_node(step),
+        late_pools=node_pools.late(step),
     )
 
 
@@ -127,7 +132,7 @@ def owner(step: ModelPass) -> str:
 def _take(step: ModelPass, found: Decision, inputs: str) -> str | None:
     chosen = found.candidate
     before = step.status.placement
-    asleep = step.replicas == 0 and found.reason == Reason.NO_GPU_FREE
+    asleep = step.replicas == 0 and found.reason in _COMING
     status = PlacementStatus(
         count=chosen.gpus if chosen else None,
         vendor=found.vendor or None,
@@ -151,10 +156,16 @@ def _take(step: ModelPass, found: Decision, inputs: str) -> str | None:
             return None
         remedy = "" if step.seen.inventory and step.seen.inventory.has_gpus else NO_GPU_REMEDY
         return step.stop(C.PLACED, found.reason, found.message + remedy)
+    node_pools.remember(step, status, found)
     step.status.placement, step.status.remedies = status, []
     if refused := remember_memory(step, chosen.gpus):
         return refused
-    step.done(C.PLACED, found.reason, found.message)
+    if found.placed:
+        step.done(C.PLACED, found.reason, found.message)
+    elif asleep:
+        step.done(C.PLACED, Reason.PLACED, f"asleep; loaded now it would have to wait: {found.message}")
+    else:
+        node_pools.waits(step, found)  # and the steps go on: the autoscaler looks for pods that wait
     if step.replicas:
         step.reserve = found.reservations(owner(step))
     return None

@@ -11,7 +11,7 @@ from moorage.api.model_status import EngineStatus
 from moorage.engines.base import Start
 from moorage.manifests import model as manifests
 from moorage.placement.affinity import merged
-from moorage.planning import text, volumes
+from moorage.planning import node_pools, text, volumes
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
 from moorage.planning.model_engine import asked_of, engine_of, serving_of
 from moorage.planning.model_memory import memory
@@ -64,7 +64,7 @@ def _deployment(step: ModelPass, live: Manifest | None, image: str) -> None:
     asked = _restart(step)
     notes = {names.INPUTS_HASH: inputs} | ({names.RESTART_AT: asked} if asked else {})
     notes |= {names.IMAGE_FROM: "spec"} if step.model.spec.image else {}
-    if live is None or live["inputsHash"] != inputs:
+    if live is None or live["inputsHash"] != inputs or node_pools.misplaced(step, live):
         step.apply.append(
             manifests.deployment(
                 step.seen.model, _pod(step, image), replicas=step.replicas, notes=notes, surge=_surge(step)
@@ -273,6 +273,9 @@ def _up_to_date(step: ModelPass, live: Manifest, problem: Trouble | None) -> Non
 
 
 def _not_serving(step: ModelPass, problem: Trouble | None) -> str:
+    if problem and (awaited := node_pools.waiting(step, problem)):
+        step.draft.set(C.SERVING, FALSE, Reason.WAITING_FOR_NODE, awaited)
+        return awaited
     if problem:
         return step.stop(C.SERVING, problem.reason, problem.message)
     pods = step.servers
