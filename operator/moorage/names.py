@@ -32,6 +32,10 @@ BENCHMARK_AT = f"{GROUP}/benchmark-at"
 RESTART_AT = f"{GROUP}/restart-at"
 REFRESH_AT = f"{GROUP}/refresh-at"
 VERIFY_AT = f"{GROUP}/verify-at"
+WAKE_AT = f"{GROUP}/wake-at"
+
+# Annotation on a Namespace: how many of its Models may be loaded at once.
+MAX_LOADED = f"{GROUP}/max-loaded-models"
 
 ENGINE_PORT = 8080
 ENGINE_PORT_NAME = "http"

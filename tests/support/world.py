@@ -26,6 +26,7 @@ from moorage.planning.types import (
     WarmUp,
     Window,
 )
+from moorage.planning.usage import Hearing, Usage
 
 DEFAULTS = Defaults(
     moorage_image="moorage:1",
@@ -105,6 +106,7 @@ class World:
         self.writes = 0
         self.storage_class_missing: str | None = None
         self.ahead = 0
+        self.usage = Usage()
         self.window: Window | None = None
         self.volume: dict[str, Any] | None = None
         self.server: Server | None = None
@@ -139,6 +141,7 @@ class World:
                 resolved=self.resolved,
                 warmed=self.warmed,
                 volume=self.volume,
+                usage=self.usage,
             )
         )
 
@@ -306,6 +309,20 @@ class World:
         ready = sum(1 for p in self.pods.values() if p["ready"] and names.MODEL_LABEL in p["labels"])
         live = self.children[("Deployment", names.model_child(self.name))]
         live.update(ready=ready, replicas=live["wanted"], updated=live["wanted"], observedGeneration=live["generation"])
+        return self.settle()
+
+    def pods_go(self) -> "World":
+        """The pods that are no longer wanted are gone."""
+        self.pods = {k: p for k, p in self.pods.items() if names.MODEL_LABEL not in p["labels"]}
+        self.children[("Deployment", names.model_child(self.name))].update(ready=0, replicas=0, updated=0)
+        return self.settle()
+
+    def used(self, **use: Any) -> "World":
+        """Every gateway has spoken, and this is what they say of the Model; times are seconds ago."""
+        for moment in ("last_used", "wanted_at"):
+            if moment in use:
+                use[moment] = int(self.now.timestamp()) - use[moment]
+        self.usage = Usage(hearing=Hearing.COMPLETE, **use)
         return self.settle()
 
     def token(self) -> "World":

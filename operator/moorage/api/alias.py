@@ -7,6 +7,7 @@ from pydantic import Field
 from moorage.api.common import Count, Cut, Duration, Line, ObjectName, Resource, Rule, SpecPart, StatusPart, StatusWord
 from moorage.api.conditions import Conditions
 from moorage.api.request import AliasRequest
+from moorage.api.scaling import UsageStatus
 
 
 class ModelRef(SpecPart):
@@ -112,6 +113,7 @@ class AliasStatus(StatusPart):
     conditions: Conditions = Field(default=[], description="Resolved and Ready.")
     summary: AliasSummary | None = Field(default=None, description="What the columns print.")
     current: Annotated[list[CurrentTarget], Cut(8)] = Field(default=[], description="The targets as they stand now.")
+    usage: UsageStatus | None = Field(default=None, description="Requests that came through the gateways.")
 
 
 class ModelAlias(Resource):

@@ -30,6 +30,7 @@ class ModelPhase(StrEnum):
     LOADING = "Loading"
     READY = "Ready"
     SCALED_TO_ZERO = "ScaledToZero"
+    PREEMPTED = "Preempted"
     DEGRADED = "Degraded"
     BLOCKED = "Blocked"
     FAILED = "Failed"
@@ -101,6 +102,7 @@ class Reason(StrEnum):
     UP_TO_DATE = "UpToDate"
     DISABLED = "Disabled"
     SCALED_TO_ZERO = "ScaledToZero"
+    PREEMPTED = "Preempted"
     SETTLED = "Settled"
     PENDING = "Pending"
     PROGRESSING = "Progressing"
@@ -110,6 +112,9 @@ class Reason(StrEnum):
     NOT_VERIFIED = "NotVerified"
     RUNNING = "Running"
     BUSY = "Busy"
+    NO_USAGE_REPORTS = "NoUsageReports"
+    WAITING_FOR_ROOM = "WaitingForRoom"
+    LOADED_MODELS_LIMIT = "LoadedModelsLimit"
     WAITING_FOR_NODE = "WaitingForNode"
     WAITING_FOR_VOLUME = "WaitingForVolume"
     ROLLOUT_AVAILABLE = "RolloutAvailable"
@@ -194,7 +199,10 @@ REASON_HELP: dict[Reason, str] = {
     Reason.READY: "All that readiness asks for is true.",
     Reason.UP_TO_DATE: "The running pods are what the present spec and chart would render.",
     Reason.DISABLED: "Switched off in the spec; nothing is wrong.",
-    Reason.SCALED_TO_ZERO: "`replicas` is 0, so no server runs and no GPU is held; scale it up to load the model.",
+    Reason.SCALED_TO_ZERO: "No server runs and no GPU is held: `replicas` is 0 (scale it up to load the model), or the "
+    "Model sleeps because nobody used it (a request wakes it).",
+    Reason.PREEMPTED: "Put to sleep while idle to make room for another Model, which the message names; it comes back "
+    "with a request, with room, or by `moorage.dev/wake-at`.",
     Reason.SETTLED: "Nothing is left to do.",
     Reason.PENDING: "Not looked at yet, or an earlier step has to finish first.",
     Reason.PROGRESSING: "A change is on its way; the message says which step.",
@@ -203,6 +211,11 @@ REASON_HELP: dict[Reason, str] = {
     Reason.VERIFYING: "All bytes are there and their checksums are being compared.",
     Reason.NOT_VERIFIED: "`verify: None`: nobody compared sizes or checksums.",
     Reason.RUNNING: "The benchmark Job runs.",
+    Reason.NO_USAGE_REPORTS: "No gateway tells of requests, so nobody knows whether the Model is idle; it is not "
+    "put to sleep.",
+    Reason.WAITING_FOR_ROOM: "Idle Models are being put to sleep to make room; the message names them and the node.",
+    Reason.LOADED_MODELS_LIMIT: "The namespace has as many loaded Models as it may (`maxLoadedModels`, or the "
+    "annotation `moorage.dev/max-loaded-models` of the namespace).",
     Reason.BUSY: "Waits until a rollout or another benchmark of this Model is over.",
     Reason.WAITING_FOR_NODE: "No node is there yet that the pod may run on; a cluster autoscaler may add one.",
     Reason.WAITING_FOR_VOLUME: "The claim is not bound yet; see the events of the PersistentVolumeClaim.",

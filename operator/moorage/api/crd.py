@@ -86,6 +86,7 @@ KINDS = (
             Column("TTFT", ".status.summary.ttft", wide=True),
             Column("Context", ".status.summary.context", wide=True),
             Column("Source", ".status.summary.source", wide=True),
+            Column("Last used", ".status.usage.lastUsed", "date", wide=True),
             Column("Reason", ".status.summary.reason", wide=True),
         ),
     ),
@@ -98,6 +99,8 @@ KINDS = (
             Column("Ready", ".status.summary.ready"),
             AGE,
             Column("Message", ".status.summary.message"),
+            Column("Requests", ".status.usage.requests", "integer", wide=True),
+            Column("Last used", ".status.usage.lastUsed", "date", wide=True),
         ),
     ),
     Kind(

@@ -22,6 +22,7 @@ from moorage.api.engine_settings import KVCacheType, LlamaCpp
 from moorage.api.managed_args import ARG_RULES
 from moorage.api.model_status import ModelStatus
 from moorage.api.request import ModelRequest
+from moorage.api.scaling import LARGEST, Preemption, Scaling
 from moorage.api.source import STORAGE_IS_IMMUTABLE, ModelSource, Storage
 
 
@@ -166,7 +167,14 @@ class ModelSpec(SpecPart):
     env: Env = Field(default=[], description="Environment variables of the server, as in core/v1.")
     env_from: EnvFrom = Field(default=[], description="ConfigMaps and Secrets as environment variables, as in core/v1.")
     replicas: int = Field(
-        default=1, ge=0, le=64, description="How many servers run. 0 unloads the model and keeps its files."
+        default=1,
+        ge=0,
+        le=LARGEST,
+        description="How many servers run. 0 unloads the model and keeps its files, until a person asks for more.",
+    )
+    scaling: Scaling = Field(default=Scaling(), description="How many servers run when: sleep, and load.")
+    preemption: Preemption = Field(
+        default=Preemption(), description="Whether it may be put to sleep to make room for another Model."
     )
     rollout: Rollout = Field(default=Rollout(), description="How a change reaches the running server.")
     update_policy: UpdatePolicy = Field(

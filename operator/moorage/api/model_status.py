@@ -7,6 +7,7 @@ from pydantic import Field
 
 from moorage.api.common import Count, Cut, HeaderJson, Line, Sentence, StatusPart, StatusPath, StatusWord, Time
 from moorage.api.conditions import Conditions, ModelPhase
+from moorage.api.scaling import ScalingStatus, UsageStatus
 
 
 class SizeClass(StrEnum):
@@ -218,4 +219,6 @@ class ModelStatus(StatusPart):
     )
     startup: StartupStatus | None = Field(default=None, description="How long the last start took.")
     benchmark: BenchmarkStatus | None = Field(default=None, description="The last benchmark.")
+    scaling: ScalingStatus | None = Field(default=None, description="What is remembered of sleep.")
+    usage: UsageStatus | None = Field(default=None, description="Requests that came through the gateways.")
     template: StatusWord | None = Field(default=None, description="Hash of the inputs of the pods last applied.")

@@ -83,6 +83,8 @@ class Applier:
             return  # deleted meanwhile; the watch will say so
         if key.kind == DOWNLOAD:
             metrics.download_changed(owner.get("status") or {}, status)
+        elif key.kind == MODEL:
+            metrics.model_changed(owner.get("status") or {}, status)
         self._store.put(key, new)
 
     async def _child(self, manifest: Manifest) -> bool:

@@ -1,11 +1,13 @@
-"""The operator's own HTTP endpoints: /healthz, /readyz and /metrics."""
+"""The operator's own HTTP endpoints: /healthz, /readyz and /metrics, and on another port the gateways' reports."""
 
 from collections import Counter
+from pathlib import Path
 
 from aiohttp import web
 
 from moorage.control import metrics
 from moorage.control.operator import Operator
+from moorage.control.reports import application, read_token
 from moorage.errors import InvalidSpec
 
 
@@ -13,7 +15,7 @@ def parse_listen(text: str) -> tuple[str, int]:
     """`HOST:PORT` as a pair; raises InvalidSpec with what is expected."""
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdigit() or int(port) > 65535:
-        raise InvalidSpec("InvalidListen", f"--listen wants HOST:PORT, such as 0.0.0.0:8080, not {text!r}")
+        raise InvalidSpec("InvalidListen", f"an address to listen on is HOST:PORT, such as 0.0.0.0:8080, not {text!r}")
     return host.strip("[]") or "0.0.0.0", int(port)
 
 
@@ -33,6 +35,23 @@ async def serve(operator: Operator, listen: str) -> web.AppRunner:
 
     app = web.Application()
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", numbers)])
+    return await _run(app, listen)
+
+
+async def serve_reports(operator: Operator, listen: str) -> web.AppRunner:
+    """Take usage reports on `listen` until the returned runner is cleaned up.
+
+    Raises InvalidSpec where the settings name no file with a token: without one anybody could keep Models awake.
+    """
+    named = operator.settings.reports.token_file
+    if not named:
+        raise InvalidSpec("InvalidSettings", "--reports needs reports.tokenFile in the settings (--config)")
+    token = Path(named)
+    read_token(token)
+    return await _run(application(token, operator.heard), listen)
+
+
+async def _run(app: web.Application, listen: str) -> web.AppRunner:
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, *parse_listen(listen)).start()
@@ -41,6 +60,7 @@ async def serve(operator: Operator, listen: str) -> web.AppRunner:
 
 def _collect(operator: Operator) -> None:
     metrics.QUEUE_DEPTH.set(operator.queue.depth)
+    metrics.GATEWAYS.set(operator.usage.gateways)
     for verb, count in operator.kube.requests.items():
         metrics.API_REQUESTS.labels(verb).set(count)
     phases = Counter(operator.store.phases())

@@ -11,7 +11,7 @@ import kopf
 from aiohttp import web
 
 from moorage import names
-from moorage.control.endpoints import serve
+from moorage.control.endpoints import serve, serve_reports
 from moorage.control.operator import PAGE, Operator
 from moorage.control.store import ALIAS, DOWNLOAD, MODEL
 from moorage.errors import MoorageError
@@ -63,7 +63,9 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.persistence.finalizer = f"{names.GROUP}/finalizer"  # never set: no handler of ours needs one
 
 
-def registry(operator: Operator, kubeconfig: Path | None, listen: str | None) -> kopf.OperatorRegistry:
+def registry(
+    operator: Operator, kubeconfig: Path | None, listen: str | None, reports: str | None = None
+) -> kopf.OperatorRegistry:
     """Handlers that feed `operator` from kopf's watches and tie its life to kopf's."""
     handlers = kopf.OperatorRegistry()
     web_runner: list[web.AppRunner] = []
@@ -77,6 +79,8 @@ def registry(operator: Operator, kubeconfig: Path | None, listen: str | None) ->
         configure(settings)
         if listen:
             web_runner.append(await serve(operator, listen))
+        if reports:
+            web_runner.append(await serve_reports(operator, reports))
         await operator.start()
 
     @kopf.on.cleanup(registry=handlers)
@@ -121,7 +125,12 @@ def _watch(handlers: kopf.OperatorRegistry, operator: Operator, kind: str, plura
 
 
 async def run(
-    operator: Operator, kubeconfig: Path | None, listen: str | None, stop: asyncio.Event | None = None
+    operator: Operator,
+    kubeconfig: Path | None,
+    listen: str | None,
+    stop: asyncio.Event | None = None,
+    *,
+    reports: str | None = None,
 ) -> None:
     """Run `operator` in this event loop until `stop` is set or the process is told to end.
 
@@ -129,7 +138,7 @@ async def run(
     """
     try:
         await kopf.operator(
-            registry=registry(operator, kubeconfig, listen),
+            registry=registry(operator, kubeconfig, listen, reports),
             clusterwide=True,
             standalone=True,
             stop_flag=stop,

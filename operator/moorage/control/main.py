@@ -36,8 +36,13 @@ from moorage.errors import MoorageError
     show_default=True,
     help="HOST:PORT of /healthz, /readyz and /metrics; empty: none.",
 )
+@click.option(
+    "--reports",
+    default="",
+    help="HOST:PORT for the gateways' usage reports, such as 0.0.0.0:8081; empty: none. Needs reports.tokenFile.",
+)
 @click.option("--verbose", is_flag=True, help="Log every decision.")
-def command(kubeconfig: Path | None, config_file: Path | None, listen: str, verbose: bool) -> None:
+def command(kubeconfig: Path | None, config_file: Path | None, listen: str, reports: str, verbose: bool) -> None:
     """Reconcile Models, ModelAliases and ModelDownloads.
 
     Runs in a cluster, or beside one:
@@ -52,7 +57,7 @@ def command(kubeconfig: Path | None, config_file: Path | None, listen: str, verb
         settings = load(config_file)
         os.environ.update(_proxy_env(settings))  # before the first client looks at it
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(kubeconfig, settings, listen or None))
+            runner.run(_run(kubeconfig, settings, listen or None, reports or None))
     except MoorageError as error:
         raise click.ClickException(str(error)) from error
 
@@ -64,5 +69,5 @@ def _proxy_env(settings: Settings) -> dict[str, str]:
     return env | {"NO_PROXY": ",".join(filter(None, [env.get("NO_PROXY"), server]))} if env else {}
 
 
-async def _run(kubeconfig: Path | None, settings: Settings, listen: str | None) -> None:
-    await run(await Operator.connect(kubeconfig, settings), kubeconfig, listen)
+async def _run(kubeconfig: Path | None, settings: Settings, listen: str | None, reports: str | None) -> None:
+    await run(await Operator.connect(kubeconfig, settings), kubeconfig, listen, reports=reports)

@@ -18,6 +18,13 @@ QUEUE_DEPTH = Gauge("moorage_queue_depth", "Objects that wait for a worker or ar
 OBJECTS = Gauge("moorage_objects", "Objects by kind and phase.", ["kind", "phase"])
 API_REQUESTS = Gauge("moorage_api_requests", "Requests sent to the API server since start, by verb.", ["verb"])
 
+USAGE_REPORTS = Counter(
+    "moorage_usage_reports", "Usage reports of gateways, by the status they were answered.", ["code"]
+)
+GATEWAYS = Gauge("moorage_gateways", "Gateway processes that report.")
+SLEEPS = Counter("moorage_sleeps", "Models that were put to sleep, by cause.", ["cause"])
+WAKES = Counter("moorage_wakes", "Models that were woken.")
+
 DOWNLOAD_BYTES = Counter("moorage_download_bytes", "Bytes that download pods have put on disk.")
 DOWNLOAD_RETRIES = Counter("moorage_download_retries", "Requests that download pods repeated.")
 DOWNLOAD_FAILURES = Counter("moorage_download_failures", "Download attempts that failed, by reason.", ["reason"])
@@ -39,6 +46,15 @@ def download_changed(old: Status, new: Status) -> None:
     started, ended = new.get("startedAt"), new.get("completedAt")
     if started and ended and ended != old.get("completedAt"):
         DOWNLOAD_SECONDS.observe((datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds())
+
+
+def model_changed(old: Status, new: Status) -> None:
+    """Count a Model's falling asleep and waking, which its new status tells."""
+    before, after = ((status.get("scaling") or {}) for status in (old, new))
+    if after.get("asleepSince") and not before.get("asleepSince"):
+        SLEEPS.labels(after.get("cause") or "Unknown").inc()
+    elif before.get("asleepSince") and not after.get("asleepSince"):
+        WAKES.inc()
 
 
 def render() -> bytes:

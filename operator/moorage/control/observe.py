@@ -9,6 +9,7 @@ from moorage.control.ledger import Ledger
 from moorage.control.progress import ProgressPoller
 from moorage.control.sidetasks import SideTasks
 from moorage.control.store import DOWNLOAD, MODEL, Key, Store, claim_name
+from moorage.control.usage import UsageBook
 from moorage.control.window import window_of
 from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS, PODS, SERVICES
 from moorage.planning.types import (
@@ -41,10 +42,11 @@ class Observer:
         progress: ProgressPoller,
         gate: DownloadGate,
         ledger: Ledger,
+        usage: UsageBook,
     ) -> None:
         self._store, self._children, self._defaults = store, children, defaults
         self._resolving, self._warming, self._progress = resolving, warming, progress
-        self._gate, self._ledger = gate, ledger
+        self._gate, self._ledger, self._usage = gate, ledger, usage
 
     def model(self, key: Key, obj: Manifest) -> ObservedModel:
         """Snapshot of a Model."""
@@ -67,6 +69,7 @@ class Observer:
             resolved=self._resolving.answer(key),
             warmed=self._warming.answer(key),
             volume=children.volume((key.namespace, claim)) if claim else None,
+            usage=self._usage.of(key),
         )
 
     def _download_of(self, key: Key, obj: Manifest) -> Key | None:
@@ -128,4 +131,4 @@ class Observer:
     def alias(self, key: Key, obj: Manifest) -> ObservedAlias:
         """Snapshot of a ModelAlias."""
         models = {k.name: self._store.get(k) for k in self._store.links(key)}
-        return ObservedAlias(alias=obj, now=now(), models=models)
+        return ObservedAlias(alias=obj, now=now(), models=models, usage=self._usage.of(key))

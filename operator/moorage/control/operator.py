@@ -22,15 +22,18 @@ from moorage.control.runner import Runner
 from moorage.control.settings import Settings
 from moorage.control.sidetasks import SideTasks
 from moorage.control.store import Change, Key, Store
+from moorage.control.usage import UsageBook
 from moorage.errors import ApiError, Conflict
 from moorage.hub import HubClient
 from moorage.kube.client import KubeClient
 from moorage.kube.events import EventRecorder
 from moorage.sources import HostPolicy
+from moorage.usage import Report
 
 log = logging.getLogger(__name__)
 
 SYNC_SECONDS = 120.0
+USAGE_SECONDS = 5.0
 API_PAUSE_SECONDS = 30.0
 PAGE = 100  # objects of our kinds, parsed at once: 50 KiB each until they are stored
 CROWD_PER_WORKER = 2
@@ -55,11 +58,17 @@ class Operator:
         self._resolving = SideTasks(self._resolve, self._wake)
         self._warming = SideTasks(self._warm_up, self._wake, first_pause=WARM_UP_FIRST_PAUSE)
         self._progress = ProgressPoller(self._wake)
+        self.usage = UsageBook(
+            listen=settings.reports.listen_seconds,
+            shown=settings.reports.totals_seconds,
+            window=settings.scaling.scale_down_after_seconds,
+        )
         side: dict[str, Any] = {
             "resolving": self._resolving,
             "warming": self._warming,
             "progress": self._progress,
             "ledger": Ledger(),
+            "usage": self.usage,
             "gate": DownloadGate(settings.downloads.max_running, self.children.running_downloads, self._wake),
         }
         observer = Observer(self.store, self.children, settings.defaults(), **side)
@@ -86,6 +95,7 @@ class Operator:
         await self._list_all()
         self._tasks.append(asyncio.create_task(self.queue.run(), name="queue"))
         self._tasks.append(asyncio.create_task(self._resync(), name="resync"))
+        self._tasks.append(asyncio.create_task(self._show_usage(), name="usage"))
         self.ready = True
         log.info("ready: %d objects", len(self.store.all_keys()))
 
@@ -107,6 +117,23 @@ class Operator:
             if task.done() and not task.cancelled():
                 return f"{task.get_name()} ended: {task.exception()!r}"
         return None
+
+    # -- what gateways tell ------------------------------------------------------------------------------------
+
+    def heard(self, report: Report) -> str | None:
+        """Take a gateway's report; the epoch to answer, None while there is nobody to tell of it."""
+        if not self.ready:
+            return None
+        for key in self.usage.take(report):
+            self._wake(key)
+        return self.usage.epoch
+
+    async def _show_usage(self) -> None:
+        """Wake whose totals have changed and may be written again."""
+        while True:
+            await asyncio.sleep(USAGE_SECONDS)
+            for key in self.usage.due():
+                self._wake(key)
 
     # -- what wakes a key ---------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from moorage.control.observe import Observer, now
 from moorage.control.progress import ProgressPoller
 from moorage.control.sidetasks import SideTasks
 from moorage.control.store import DOWNLOAD, MODEL, Key, Store
+from moorage.control.usage import UsageBook
 from moorage.errors import ApiError
 from moorage.planning import invalid, refused
 from moorage.planning.alias import plan_alias
@@ -37,11 +38,12 @@ class Runner:
         progress: ProgressPoller,
         gate: DownloadGate,
         ledger: Ledger,
+        usage: UsageBook,
     ) -> None:
         self._store, self._children = store, children
         self._observer, self._applier = observer, applier
         self._resolving, self._warming, self._progress, self._gate = resolving, warming, progress, gate
-        self._ledger = ledger
+        self._ledger, self._usage = ledger, usage
 
     async def handle(self, key: Key) -> float | None:
         """Bring `key` one step on; returns seconds until it should be looked at again, None to wait for a change."""
@@ -50,6 +52,7 @@ class Runner:
             self._forget(key, Plan())
             self._gate.leave(key)
             self._ledger.hold(key, ())
+            self._usage.forget(key)
             return None
         links = self._store.links(key)
         try:
@@ -58,6 +61,7 @@ class Runner:
             await self._defect(key, obj, error)
             raise
         self._ledger.hold(key, plan.reserve)  # before anything is awaited, so that no other pass plans the same GPUs
+        self._usage.follow(key, plan.follow_load)
         log.debug("%s: %s", key, plan.why)
         pause = self._ask(key, plan)
         try:

@@ -5,6 +5,7 @@ from moorage.api.conditions import AliasCondition, ModelCondition, Reason, is_tr
 from moorage.api.model import Model
 from moorage.errors import InvalidSpec
 from moorage.planning import invalid
+from moorage.planning import usage as use
 from moorage.planning.draft import FALSE, TRUE, Draft
 from moorage.planning.text import line
 from moorage.planning.types import ObservedAlias, Plan
@@ -54,6 +55,8 @@ def plan_alias(seen: ObservedAlias) -> Plan:
             "message": line(message),
         },
     }
+    if used := use.totals(alias.status.usage, seen.usage):
+        status["usage"] = used.dump()
     return Plan(status=status, events=draft.events(_EVENTS), why=message)
 
 

@@ -89,6 +89,8 @@ _NORMAL = {
     Reason.LOADING,
     Reason.PENDING,
     Reason.SCALED_TO_ZERO,
+    Reason.PREEMPTED,
+    Reason.WAITING_FOR_ROOM,
     Reason.VERIFYING,
     Reason.RUNNING,
     Reason.PAUSED,

@@ -12,6 +12,7 @@ from moorage.errors import InvalidSpec
 from moorage.manifests import model as manifests
 from moorage.planning import (
     invalid,
+    model_awake,
     model_benchmark,
     model_engine,
     model_memory,
@@ -35,6 +36,7 @@ EVENTS = {
     (C.DOWNLOADED, TRUE, "*"): "Downloaded",
     (C.SERVING, FALSE, Reason.LOADING): "Loading",
     (C.SERVING, FALSE, Reason.SCALED_TO_ZERO): "Unloaded",
+    (C.SERVING, FALSE, Reason.PREEMPTED): "Preempted",
     (C.SERVING, FALSE, Reason.PENDING): "",
     (C.SERVING, FALSE, "*"): "LoadFailed",
     (C.SERVING, TRUE, "*"): "Loaded",
@@ -55,6 +57,7 @@ def plan_model(seen: ObservedModel) -> Plan:
         return invalid.plan(seen.model, seen.now, error)
     draft = Draft(model.status.conditions, model.metadata.generation, seen.now)
     step = ModelPass(seen, model, model.status, draft, replicas=model.spec.replicas)  # parsed for this pass alone
+    model_awake.decide(step)
     message = _walk(step)
     _roll_up(step, message)
     return Plan(
@@ -62,10 +65,11 @@ def plan_model(seen: ObservedModel) -> Plan:
         patch=tuple(step.patch),
         delete=tuple(step.delete),
         status=step.status.dump(),
-        events=draft.events(EVENTS),
+        events=(*step.tell, *draft.events(EVENTS)),
         ask=tuple(step.ask),
         reserve=step.reserve,
         requeue_after=step.requeue,
+        follow_load=model.spec.scaling.target_requests is not None,
         why=message,
     )
 
@@ -96,8 +100,10 @@ def _roll_up(step: ModelPass, message: str) -> None:
     asleep = step.replicas == 0 and all(draft.true(k) for k in STEPS[:3])
     unmet = next((c for k in STEPS if (c := draft.get(k)) and c.status != TRUE), None)
     keeps = draft.true(C.SERVING) and draft.was_true(C.READY)  # the old version serves while a new one is on its way
-    ready = asleep or unmet is None or keeps
-    reason = Reason.SCALED_TO_ZERO if asleep else Reason.READY if unmet is None else unmet.reason
+    driven_out = asleep and step.sleep is not None and step.sleep.reason == Reason.PREEMPTED
+    ready = (asleep and not driven_out) or unmet is None or keeps
+    slept = step.sleep.reason if asleep and step.sleep else None
+    reason = slept or (Reason.READY if unmet is None else unmet.reason)
     stalled = unmet is not None and not asleep and unmet.reason in PERSON
     failing = unmet is not None and unmet.status == FALSE and unmet.reason in _FAILURES
     busy = not stalled and not failing and ((unmet is not None and not asleep) or not _settled(step))
@@ -141,7 +147,7 @@ def _phase(
     """The one word: what is in the way now, or how it serves."""
     draft = step.draft
     if asleep:
-        return ModelPhase.SCALED_TO_ZERO
+        return ModelPhase.PREEMPTED if not ready else ModelPhase.SCALED_TO_ZERO
     if ready:
         served = before in (ModelPhase.READY, ModelPhase.DEGRADED)
         return ModelPhase.DEGRADED if served and (_rollout_failed(step) or failing or step.lame) else ModelPhase.READY

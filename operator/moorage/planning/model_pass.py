@@ -10,7 +10,8 @@ from moorage.api.model_status import ModelStatus, SourceStatus
 from moorage.placement.inventory import Reservation
 from moorage.placement.request import Decision
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN, Draft
-from moorage.planning.types import Ask, Manifest, ObservedModel, Patch, Ref
+from moorage.planning.model_scale import Sleep
+from moorage.planning.types import Ask, Manifest, ObservedModel, Patch, PlannedEvent, Ref
 from moorage.sources import CATALOG
 
 # Reasons that only a person can mend: the Model is Blocked and nothing is tried until something changes.
@@ -36,7 +37,8 @@ PERSON = {
 class ModelPass:
     """One pass over one Model. Steps read `seen`, `model` and `replicas`, and write the rest.
 
-    `replicas` is how many servers there should be now; the spec says how many a person wants.
+    `replicas` is how many servers there should be now; the spec says how many a person wants. `sleep` says why there
+    are to be none, `note` what there is to say of a Model that is awake.
     """
 
     seen: ObservedModel
@@ -44,10 +46,13 @@ class ModelPass:
     status: ModelStatus
     draft: Draft
     replicas: int
+    sleep: Sleep | None = None
+    note: tuple[Reason, str] = (Reason.RUNNING, "")
     apply: list[Manifest] = field(default_factory=list)
     patch: list[Patch] = field(default_factory=list)
     delete: list[Ref] = field(default_factory=list)
     ask: list[Ask] = field(default_factory=list)
+    tell: list[PlannedEvent] = field(default_factory=list)
     requeue: float | None = None
     lame: bool = False  # serves, but one of its servers does not start
     decision: Decision | None = None

@@ -113,7 +113,7 @@ def _vendor(step: ModelPass) -> str | None:
 def inputs_of(step: ModelPass, image: str) -> str:
     """Hash of everything that shapes the pod: an upgrade of Moorage that renders it otherwise does not change it."""
     shapeless = {"replicas", "benchmark", "description", "purpose", "request", "rollout", "update_policy"}
-    shapeless |= {"storage", "source"}
+    shapeless |= {"storage", "source", "scaling", "preemption"}
     spec = step.model.spec.model_dump(mode="json", exclude=shapeless, exclude_none=True, exclude_defaults=True)
     source, placed = step.source, step.status.placement
     where = [source.claim_name, source.path, source.main_file, source.resolved_revision]
@@ -209,11 +209,14 @@ def watch(step: ModelPass) -> str | None:
     step.draft.set(C.ACTIVE, *_active(step))
     if step.replicas < live["wanted"] and not (step.patch or _pending(step)):
         _scale(step, live)  # an earlier step that waits keeps nobody from unloading
-    if step.replicas == 0:
+    if step.sleep is not None:
         _up_to_date(step, live, None)
         step.status.template = None
-        step.draft.set(C.SERVING, FALSE, Reason.SCALED_TO_ZERO, "replicas is 0")
-        return "replicas is 0; scale it up to load the model"
+        step.draft.set(C.SERVING, FALSE, step.sleep.reason, step.sleep.message)
+        return step.sleep.message
+    if not live["wanted"] and not (step.patch or _pending(step)):
+        step.draft.set(C.SERVING, FALSE, Reason.PENDING, "an earlier step has to finish first")
+        return None
     problem = _trouble(step, live)
     _up_to_date(step, live, problem)
     if live["ready"] == 0:
@@ -223,9 +226,10 @@ def watch(step: ModelPass) -> str | None:
 
 
 def _active(step: ModelPass) -> tuple[ConditionStatus, Reason, str]:
-    if step.replicas:
-        return TRUE, Reason.RUNNING, f"{step.replicas} wanted"
-    return FALSE, Reason.SCALED_TO_ZERO, "replicas is 0"
+    if step.sleep is not None:
+        return FALSE, step.sleep.reason, step.sleep.message
+    reason, note = step.note
+    return TRUE, reason, f"{step.replicas} wanted{f'; {note}' if note else ''}"
 
 
 def _where(step: ModelPass) -> None:

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from moorage.placement.inventory import Inventory, Reservation
+from moorage.planning.usage import Usage
 
 Manifest = dict[str, Any]
 
@@ -114,7 +115,8 @@ class Plan:
     """What to do about one object, and why.
 
     `status` is the whole wanted status (None: leave it), `requeue_after` seconds until the object should be looked at
-    again even if nothing changes, `ask` the facts that the next pass needs, `reserve` the GPUs held for pods to come.
+    again even if nothing changes, `ask` the facts that the next pass needs, `reserve` the GPUs held for pods to come,
+    `follow_load` whether every change of the requests in flight matters.
     """
 
     apply: tuple[Manifest, ...] = ()
@@ -125,6 +127,7 @@ class Plan:
     ask: tuple[Ask, ...] = ()
     reserve: tuple[Reservation, ...] = ()
     requeue_after: float | None = None
+    follow_load: bool = False
     why: str = ""
 
 
@@ -145,6 +148,7 @@ class ObservedModel:
     resolved: Answer | None = None
     warmed: Answer | None = None
     volume: Manifest | None = None  # of the claim that the files lie in, as control/volumes.py puts it together
+    usage: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True)
@@ -193,3 +197,4 @@ class ObservedAlias:
     alias: Manifest
     now: datetime
     models: dict[str, Manifest | None] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
