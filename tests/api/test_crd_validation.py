@@ -172,14 +172,16 @@ class TestAStoredObject:
             **{"ready": "1/1", "vram": "9.9Gi", "tokensPerSecond": "87", "node": "gpu-2", "message": "serving"},
             **{"ttft": "85ms", "context": "8192", "source": "acme/tiny", "reason": "Ready"},
         }
-        status = {"phase": "Ready", "engine": {"name": "LlamaCpp"}, "summary": summary}
+        used = {"requests": 3, "lastUsed": "2026-01-01T00:00:00Z"}
+        status = {"phase": "Ready", "engine": {"name": "LlamaCpp"}, "summary": summary, "usage": used}
         assert patch(kubectl, "model", {"status": status}, "--subresource=status").returncode == 0
         head, row = table(kubectl, "models")
         assert head == ["NAME", "PHASE", "READY", "ENGINE", "VRAM", "NODE", "TOK/S", "AGE", "MESSAGE"]
         assert [*row[:7], row[8]] == ["kept", "Ready", "1/1", "LlamaCpp", "9.9Gi", "gpu-2", "87", "serving"]
         head, row = table(kubectl, "models", "-o", "wide")
-        assert head[9:] == ["TTFT", "CONTEXT", "SOURCE", "REASON"]
-        assert row[9:] == ["85ms", "8192", "acme/tiny", "Ready"]
+        assert head[9:] == ["TTFT", "CONTEXT", "SOURCE", "LAST USED", "REASON"]
+        assert [*row[9:12], row[13]] == ["85ms", "8192", "acme/tiny", "Ready"]
+        assert row[12].endswith("d"), "how long ago"
 
     def test_columns_of_downloads(self, kubectl: Kubectl):
         summary = {

@@ -2,14 +2,15 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import ClientSession, web
+from click.testing import CliRunner
 
-from moorage.control.endpoints import serve_reports
-from moorage.control.operator import Operator
+from moorage.control.endpoints import ReportsPort, serve_reports
+from moorage.control.main import command
 from moorage.control.reports import application
-from moorage.control.settings import Reports, Settings
 from moorage.errors import InvalidSpec
 from moorage.usage import LONGEST_BYTES, PATH, ModelUse, Report
 
@@ -95,15 +96,18 @@ async def test_a_token_that_is_gone_refuses_everybody(receiver: Receiver):
     assert (await receiver.post(REPORT.dump()))[0] == 401
 
 
-@pytest.mark.parametrize(("content", "word"), [(None, "tokenFile"), ("short", "16 bytes")])
+@pytest.mark.parametrize(("content", "word"), [(None, "No such file"), ("short", "16 bytes")])
 async def test_it_does_not_start_without_a_token(tmp_path: Path, content: str | None, word: str):
     file = tmp_path / "token"
     if content is not None:
         file.write_text(content)
-    operator = Operator.__new__(Operator)
-    operator.settings = Settings(reports=Reports(token_file=str(file)))
+    nobody: Any = None
     with pytest.raises(InvalidSpec, match=word):
-        await serve_reports(operator, "127.0.0.1:0")
-    operator.settings = Settings()
-    with pytest.raises(InvalidSpec, match=r"reports\.tokenFile"):
-        await serve_reports(operator, "127.0.0.1:0")
+        await serve_reports(nobody, ReportsPort("127.0.0.1:0", file))
+
+
+@pytest.mark.parametrize("args", [["--reports", "127.0.0.1:1"], ["--reports-token-file", "/nowhere"]])
+def test_port_and_token_belong_together(args: list[str]):
+    done = CliRunner().invoke(command, args)
+    assert done.exit_code == 2
+    assert "belong together" in done.output

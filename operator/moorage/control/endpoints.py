@@ -1,6 +1,7 @@
 """The operator's own HTTP endpoints: /healthz, /readyz and /metrics, and on another port the gateways' reports."""
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
@@ -38,17 +39,18 @@ async def serve(operator: Operator, listen: str) -> web.AppRunner:
     return await _run(app, listen)
 
 
-async def serve_reports(operator: Operator, listen: str) -> web.AppRunner:
-    """Take usage reports on `listen` until the returned runner is cleaned up.
+@dataclass(frozen=True)
+class ReportsPort:
+    """Where usage reports are taken, and the file with the token that gateways bear."""
 
-    Raises InvalidSpec where the settings name no file with a token: without one anybody could keep Models awake.
-    """
-    named = operator.settings.reports.token_file
-    if not named:
-        raise InvalidSpec("InvalidSettings", "--reports needs reports.tokenFile in the settings (--config)")
-    token = Path(named)
-    read_token(token)
-    return await _run(application(token, operator.heard), listen)
+    listen: str
+    token_file: Path
+
+
+async def serve_reports(operator: Operator, port: ReportsPort) -> web.AppRunner:
+    """Take usage reports until the returned runner is cleaned up; raises InvalidSpec where there is no token."""
+    read_token(port.token_file)
+    return await _run(application(port.token_file, operator.heard), port.listen)
 
 
 async def _run(app: web.Application, listen: str) -> web.AppRunner:

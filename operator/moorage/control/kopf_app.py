@@ -11,7 +11,7 @@ import kopf
 from aiohttp import web
 
 from moorage import names
-from moorage.control.endpoints import serve, serve_reports
+from moorage.control.endpoints import ReportsPort, serve, serve_reports
 from moorage.control.operator import PAGE, Operator
 from moorage.control.store import ALIAS, DOWNLOAD, MODEL
 from moorage.errors import MoorageError
@@ -64,7 +64,7 @@ def configure(settings: kopf.OperatorSettings) -> None:
 
 
 def registry(
-    operator: Operator, kubeconfig: Path | None, listen: str | None, reports: str | None = None
+    operator: Operator, kubeconfig: Path | None, listen: str | None, reports: ReportsPort | None = None
 ) -> kopf.OperatorRegistry:
     """Handlers that feed `operator` from kopf's watches and tie its life to kopf's."""
     handlers = kopf.OperatorRegistry()
@@ -130,7 +130,7 @@ async def run(
     listen: str | None,
     stop: asyncio.Event | None = None,
     *,
-    reports: str | None = None,
+    reports: ReportsPort | None = None,
 ) -> None:
     """Run `operator` in this event loop until `stop` is set or the process is told to end.
 

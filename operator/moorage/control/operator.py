@@ -43,7 +43,9 @@ WARM_UP_FIRST_PAUSE = 0.1  # a Service takes a moment to know a pod that just be
 class Operator:
     """Watches, queues, plans and applies until stopped. `put` and `drop` are fed by kopf's watches."""
 
-    def __init__(self, kube: KubeClient, settings: Settings, *, prober: Prober | None = None) -> None:
+    def __init__(
+        self, kube: KubeClient, settings: Settings, *, prober: Prober | None = None, usage: UsageBook | None = None
+    ) -> None:
         self.kube, self.settings = kube, settings
         self.ready = False
         self._prober = prober or HttpProber()
@@ -58,11 +60,7 @@ class Operator:
         self._resolving = SideTasks(self._resolve, self._wake)
         self._warming = SideTasks(self._warm_up, self._wake, first_pause=WARM_UP_FIRST_PAUSE)
         self._progress = ProgressPoller(self._wake)
-        self.usage = UsageBook(
-            listen=settings.reports.listen_seconds,
-            shown=settings.reports.totals_seconds,
-            window=settings.scaling.scale_down_after_seconds,
-        )
+        self.usage = usage or UsageBook(window=settings.scaling.scale_down_after_seconds)
         side: dict[str, Any] = {
             "resolving": self._resolving,
             "warming": self._warming,
@@ -83,9 +81,9 @@ class Operator:
         self._deaf = ""
 
     @classmethod
-    async def connect(cls, kubeconfig: Path | None, settings: Settings, *, prober: Prober | None = None) -> Self:
+    async def connect(cls, kubeconfig: Path | None, settings: Settings, **parts: Any) -> Self:
         """An operator for the cluster of `kubeconfig` (None: the cluster it runs in)."""
-        return cls(await KubeClient.connect(kubeconfig, user_agent="moorage-operator"), settings, prober=prober)
+        return cls(await KubeClient.connect(kubeconfig, user_agent="moorage-operator"), settings, **parts)
 
     async def start(self) -> None:
         """Mirror the cluster, list our kinds, then start working; raises Unavailable where that takes too long."""

@@ -27,9 +27,9 @@ def read_token(path: Path) -> bytes:
     try:
         token = path.read_bytes().strip()
     except OSError as error:
-        raise InvalidSpec("InvalidSettings", f"reports.tokenFile: {error}") from error
+        raise InvalidSpec("InvalidSettings", f"token of usage reports: {error}") from error
     if len(token) < SHORTEST_TOKEN:
-        raise InvalidSpec("InvalidSettings", f"reports.tokenFile {path}: a token has {SHORTEST_TOKEN} bytes or more")
+        raise InvalidSpec("InvalidSettings", f"token of usage reports in {path}: it has {SHORTEST_TOKEN} bytes or more")
     return token
 
 

@@ -9,7 +9,7 @@ from moorage import __version__
 from moorage.api.common import duration_seconds
 from moorage.control.fleet import GPUs
 from moorage.control.section import Section
-from moorage.control.usage import LISTEN_SECONDS, SHOWN_SECONDS, WINDOW_SECONDS
+from moorage.control.usage import WINDOW_SECONDS
 from moorage.errors import InvalidSpec
 from moorage.planning.types import Defaults
 
@@ -56,21 +56,10 @@ class Downloads(Section):
     """Download Jobs that run at once in the whole cluster; the others wait by priority, then age."""
 
 
-class Reports(Section):
-    """What gateways tell of requests."""
-
-    token_file: str = ""
-    """File with the token that gateways bear; needed to take reports at all."""
-    listen_seconds: float = Field(default=LISTEN_SECONDS, ge=0)
-    """After a start nothing is concluded from silence for so long: every gateway has reported by then."""
-    totals_seconds: float = Field(default=SHOWN_SECONDS, ge=1)
-    """How often the totals in the status of one Model or alias may change."""
-
-
 class Scaling(Section):
     """How many servers run when."""
 
-    scale_down_after_seconds: float = Field(default=WINDOW_SECONDS, ge=1)
+    scale_down_after_seconds: int = Field(default=int(WINDOW_SECONDS), ge=1)
     """Load has to be lower for so long before a server goes; more load brings one at once."""
 
 
@@ -82,7 +71,6 @@ class Settings(Section):
     proxy: Proxy = Field(default_factory=Proxy)
     downloads: Downloads = Field(default_factory=Downloads)
     gpus: GPUs = Field(default_factory=GPUs)
-    reports: Reports = Field(default_factory=Reports)
     scaling: Scaling = Field(default_factory=Scaling)
     workers: int = Field(default=16, ge=1, le=256)
     resync_seconds: int = Field(default=600, ge=30)
