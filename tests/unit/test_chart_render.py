@@ -14,6 +14,7 @@ import yaml
 
 from moorage import names
 from moorage.api.crd import crd_files
+from moorage.control.main import command as operate
 from moorage.control.settings import Settings
 from moorage.gateway.main import command
 from tests.support import helm
@@ -154,6 +155,28 @@ def test_the_gateway_knows_its_own_grace_period_and_its_ports():
     command.make_context("gateway", container["args"][1:])  # every option exists and takes its value
 
 
+@pytest.mark.parametrize("case", VALUES)
+def test_gateways_and_operator_share_a_token_and_an_address(case):
+    found = helm.objects(VALUES[case])
+    secret = "shared-token" if case == "full" else helm.only(found, "Secret", "-reports")["metadata"]["name"]
+    args = {}
+    for who in ("operator", "gateway"):
+        pod = helm.only(found, "Deployment", f"-{who}")["spec"]["template"]["spec"]
+        volume = next(v for v in pod["volumes"] if v["name"] == "reports")
+        assert volume["secret"]["secretName"] == secret
+        mount = next(m for m in pod["containers"][0]["volumeMounts"] if m["name"] == "reports")
+        args[who] = pod["containers"][0]["args"]
+        file = args[who][
+            args[who].index({"operator": "--reports-token-file", "gateway": "--operator-token-file"}[who]) + 1
+        ]
+        assert file == f"{mount['mountPath']}/token"
+    service = helm.only(found, "Service", "-reports")
+    assert args["gateway"][args["gateway"].index("--operator") + 1] == (
+        f"http://{service['metadata']['name']}.{helm.NAMESPACE}.svc"
+    )
+    operate.make_context("operator", [a for a in args["operator"][1:] if "config" not in a])
+
+
 def test_a_single_gateway_does_not_keep_its_node_from_draining():
     kinds = [obj["kind"] for obj in helm.objects({"gateway": {"replicas": 1}})]
     assert "PodDisruptionBudget" not in kinds
@@ -177,7 +200,12 @@ def test_without_scrapers_the_metrics_port_is_closed_to_all():
     found = helm.objects({"networkPolicy": {"enabled": True}})
     policy = helm.only(found, "NetworkPolicy", "-operator")
     assert policy["spec"]["policyTypes"] == ["Ingress"]
-    assert policy["spec"]["ingress"] == []
+    [reports] = policy["spec"]["ingress"]
+    assert reports["ports"] == [{"port": "reports", "protocol": "TCP"}], "for gateways alone"
+    gateway = helm.only(found, "Deployment", "-gateway")["spec"]["template"]["metadata"]["labels"].items()
+    assert reports["from"][0]["podSelector"]["matchLabels"].items() <= gateway
+    alone = helm.objects({"networkPolicy": {"enabled": True}, "gateway": {"enabled": False}})
+    assert helm.only(alone, "NetworkPolicy", "-operator")["spec"]["ingress"] == []
     clients = helm.only(found, "NetworkPolicy", "-gateway")["spec"]
     assert clients["policyTypes"] == ["Ingress"]
     assert clients["ingress"] == [{"ports": [{"port": "http", "protocol": "TCP"}]}]

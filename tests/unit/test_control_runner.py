@@ -12,6 +12,7 @@ from moorage.control.progress import ProgressPoller
 from moorage.control.runner import Runner
 from moorage.control.sidetasks import SideTasks
 from moorage.control.store import ALIAS, MODEL, Key, Store
+from moorage.control.usage import UsageBook
 from moorage.errors import Conflict, MoorageError
 from moorage.planning.types import Plan
 
@@ -55,7 +56,9 @@ def desk(server: Server, observer: Any = None) -> tuple[Store, Runner, Applier]:
     applier = Applier(stub, store, nothing, events)
     tasks: Any = SideTasks(nothing, nothing)
     parts: dict[str, Any] = {"progress": ProgressPoller(nothing), "gate": DownloadGate(1, list, nothing)}
-    runner = Runner(store, nothing, observer, applier, resolving=tasks, warming=tasks, ledger=Ledger(), **parts)
+    runner = Runner(
+        store, nothing, observer, applier, resolving=tasks, warming=tasks, ledger=Ledger(), usage=UsageBook(), **parts
+    )
     return store, runner, applier
 
 

@@ -42,6 +42,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: gateway
 {{- end }}
 
+{{/* The Secret with the token that gateways and operator share, and the Service that takes the reports. */}}
+{{- define "moorage.reportTokenSecret" -}}
+{{- default (printf "%s-reports" (include "moorage.fullname" .)) .Values.gateway.reportTokenSecret }}
+{{- end }}
+
 {{- define "moorage.image" -}}
 {{- default (printf "%s/moorage:%s" .Values.images.registry .Chart.AppVersion) .Values.images.moorage }}
 {{- end }}
@@ -73,6 +78,8 @@ gpus:
   products: {{ toJson .Values.gpus.products }}
   nodePools: {{ toJson .Values.gpus.nodePools }}
   nodeDeadline: {{ .Values.gpus.nodeDeadline | quote }}
+scaling:
+  scaleDownAfterSeconds: {{ int .Values.scaling.scaleDownAfterSeconds }}
 workers: {{ int .Values.operator.workers }}
 resyncSeconds: {{ int .Values.operator.resyncSeconds }}
 {{- end }}
