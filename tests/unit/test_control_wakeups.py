@@ -17,6 +17,7 @@ from moorage.control.progress import ProgressPoller
 from moorage.control.runner import Runner
 from moorage.control.sidetasks import SideTasks
 from moorage.control.store import DOWNLOAD, MODEL, Key, Store
+from moorage.control.usage import UsageBook
 from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS, PODS
 from moorage.manifests.common import stamped
 from moorage.planning.types import Plan, Progress
@@ -128,6 +129,7 @@ async def test_a_download_that_is_deleted_while_it_waits_leaves_the_queue():
     nothing: Any = None
     tasks: Any = SideTasks(nothing, nothing)
     parts: dict[str, Any] = {"progress": ProgressPoller(nothing), "gate": gate, "ledger": Ledger()}
+    parts["usage"] = UsageBook()
     runner = Runner(desk.store, desk.children, nothing, nothing, resolving=tasks, warming=tasks, **parts)
     gone, waits = Key(DOWNLOAD, "n", "gone"), Key(DOWNLOAD, "n", "waits")
     assert gate.ahead(gone, 0, "1") == 1
