@@ -53,6 +53,9 @@ OPERATOR: tuple[Right, ...] = (
     ),
     Right("", ("pods",), MIRROR, "why a server or a download does not run, which node it is on, what its result is"),
     Right("", ("nodes",), MIRROR, "which GPUs there are"),
+    Right(
+        "", ("resourcequotas", "limitranges"), MIRROR, "whether a namespace admits a server, said before the download"
+    ),
     Right("", ("persistentvolumes",), MIRROR, "which nodes can mount the volume that a model's files lie in"),
     Right("storage.k8s.io", ("storageclasses",), MIRROR, "whether a claim can be bound at all"),
     Right("", ("events",), ("create", "patch"), "tells people what happened, and counts what happens again"),

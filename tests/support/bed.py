@@ -125,7 +125,7 @@ class Bed:
         annotations = spec.pop("annotations", {})
         return await self.create("Model", name, spec, annotations=annotations)
 
-    async def bound_claim(self, name: str = "files") -> None:
+    async def bound_claim(self, name: str = "files", mode: str = "ReadWriteMany") -> None:
         """A claim that is bound to a volume on a path that only simulated nodes would have."""
         volume = f"{self.namespace}-{name}"
         size = {"storage": "10Gi"}
@@ -133,14 +133,14 @@ class Bed:
         await self.kube.create(
             {
                 "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume},
-                "spec": {"capacity": size, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/nowhere"},
+                "spec": {"capacity": size, "accessModes": [mode], "hostPath": {"path": "/nowhere"},
                          "claimRef": reference, "persistentVolumeReclaimPolicy": "Delete", "storageClassName": ""},
             }
         )  # fmt: skip
         await self.kube.create(
             {
                 "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": reference,
-                "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": size}, "volumeName": volume,
+                "spec": {"accessModes": [mode], "resources": {"requests": size}, "volumeName": volume,
                          "storageClassName": ""},
             }
         )  # fmt: skip

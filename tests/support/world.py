@@ -108,6 +108,8 @@ class World:
         self.ahead = 0
         self.usage = Usage()
         self.window: Window | None = None
+        self.quotas: tuple[dict[str, Any], ...] = ()
+        self.limit_ranges: tuple[dict[str, Any], ...] = ()
         self.volume: dict[str, Any] | None = None
         self.server: Server | None = None
 
@@ -140,6 +142,8 @@ class World:
                 inventory=build(self.nodes, [p for p in self.pods.values() if p["gpus"]], node_pools=self.node_pools),
                 resolved=self.resolved,
                 warmed=self.warmed,
+                quotas=self.quotas,
+                limit_ranges=self.limit_ranges,
                 volume=self.volume,
                 usage=self.usage,
             )
@@ -256,6 +260,12 @@ class World:
     def annotate(self, key: str, value: str) -> "World":
         self.model["metadata"]["annotations"] = {**self.model["metadata"]["annotations"], key: value}
         return self
+
+    def answer_source(self) -> "World":
+        """The hub answers the Model's question; nothing is asked yet for the download."""
+        ask = next(a for a in self.asked if isinstance(a, Resolve))
+        self.resolved = Answer(ask.inputs, GGUF)
+        return self.settle()
 
     def answer_resolve(self, value: dict[str, Any] | None = None, reason: str = "", message: str = "") -> "World":
         """The hub answers the question that was asked, for the Model and the download alike."""

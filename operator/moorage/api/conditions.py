@@ -238,7 +238,7 @@ REASON_HELP: dict[Reason, str] = {
     Reason.NO_GPU_FREE: "A GPU is large enough, but all such GPUs are taken.",
     Reason.UNKNOWN_GPU_MEMORY: "Nodes have GPUs but neither an agent nor labels say how much memory they have.",
     Reason.INSUFFICIENT_MEMORY: "The server needs more memory than its node or its limit allows.",
-    Reason.QUOTA_EXCEEDED: "A ResourceQuota of the namespace refused the pod or claim.",
+    Reason.QUOTA_EXCEEDED: "A ResourceQuota or LimitRange of the namespace does not admit the pod or claim.",
     Reason.FORBIDDEN: "The API server refused what the operator wanted to write: rights or an admission policy.",
     Reason.SECRET_NOT_FOUND: "A Secret or ConfigMap that the source names, or its key, is not in the namespace.",
     Reason.CLAIM_NOT_FOUND: "The PersistentVolumeClaim that the spec names does not exist in the namespace.",

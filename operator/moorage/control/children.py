@@ -17,8 +17,10 @@ from moorage.kube.resources import (
     CLAIMS,
     DEPLOYMENTS,
     JOBS,
+    LIMIT_RANGES,
     NODES,
     PODS,
+    RESOURCE_QUOTAS,
     SERVICES,
     STORAGE_CLASSES,
     VOLUMES,
@@ -39,6 +41,8 @@ _KINDS: dict[Resource, Callable[[Manifest], Manifest | None]] = {
     NODES: projections.node,
     STORAGE_CLASSES: projections.storage_class,
     VOLUMES: projections.volume,
+    RESOURCE_QUOTAS: projections.quota,
+    LIMIT_RANGES: projections.limit_range,
 }
 
 # Whose name a child of each resource bears: a stranger that has it stands in the way of the owner's.
@@ -138,6 +142,14 @@ class Children:
         """Where the volume of `claim` (namespace, name) can be mounted and is; None where there is no such claim."""
         return self._volumes.facts(claim, self.inventory())
 
+    def bounds(self, namespace: str) -> tuple[tuple[Manifest, ...], tuple[Manifest, ...]]:
+        """The ResourceQuotas and the LimitRanges of a namespace."""
+        quotas, ranges = (
+            tuple(item for where, item in self.mirrors[kind].items.items() if where[0] == namespace)
+            for kind in (RESOURCE_QUOTAS, LIMIT_RANGES)
+        )
+        return quotas, ranges
+
     def storage_class_trouble(self, wanted: str | None) -> str | None:
         """Why a claim with class `wanted` (None: the default) could never bind; None where it could."""
         classes = self.mirrors[STORAGE_CLASSES].items.values()
@@ -157,6 +169,8 @@ class Children:
             return lambda _where, _old, _new: self._changed_around()
         if resource == PODS:
             return self._pod_changed
+        if resource in (RESOURCE_QUOTAS, LIMIT_RANGES):
+            return lambda where, _old, _new: self._bounds_changed(where[0])
         if resource == VOLUMES:
             return lambda _where, old, new: self._volume_changed((new or old or {})["claim"])
         return lambda where, old, new: self._changed(resource, where, old, new)
@@ -173,6 +187,12 @@ class Children:
         for claim in self._volumes.pod_changed(where, old, new):
             self._volume_changed(claim)
         self._changed(PODS, where, old, new)
+
+    def _bounds_changed(self, namespace: str) -> None:
+        """What a namespace may have concerns those in it that wait."""
+        for key in self._store.unready():
+            if key.namespace == namespace:
+                self._wake(key)
 
     def _volume_changed(self, claim: Where) -> None:
         """A volume came, or a pod took it or let it go: that concerns the downloads of its claim, and their Models."""

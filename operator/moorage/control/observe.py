@@ -52,6 +52,7 @@ class Observer:
         """Snapshot of a Model."""
         children, where = self._children, (key.namespace, names.model_child(key.name))
         download = self._download_of(key, obj)
+        quotas, limit_ranges = children.bounds(key.namespace)
         claim = ((obj.get("status") or {}).get("source") or {}).get("claimName")
         files = self._store.get(download) if download else None
         claim = claim or ((files or {}).get("status") or {}).get("claimName")
@@ -70,6 +71,8 @@ class Observer:
             warmed=self._warming.answer(key),
             volume=children.volume((key.namespace, claim)) if claim else None,
             usage=self._usage.of(key),
+            quotas=quotas,
+            limit_ranges=limit_ranges,
         )
 
     def _download_of(self, key: Key, obj: Manifest) -> Key | None:

@@ -242,6 +242,23 @@ def node(obj: Manifest) -> Manifest | None:
     }
 
 
+def quota(obj: Manifest) -> Manifest | None:
+    """A ResourceQuota: what it grants, what is used of that, and the pods it is for."""
+    spec, status = obj.get("spec", {}), obj.get("status", {})
+    scoped = (spec.get("scopeSelector") or {}).get("matchExpressions") or ()
+    return {
+        "name": obj["metadata"]["name"],
+        "hard": dict(status.get("hard") or spec.get("hard") or {}),
+        "used": dict(status.get("used") or {}),
+        "selectors": [*({"scopeName": s, "operator": "Exists"} for s in spec.get("scopes") or ()), *scoped],
+    }
+
+
+def limit_range(obj: Manifest) -> Manifest | None:
+    """A LimitRange: its items as they are."""
+    return {"name": obj["metadata"]["name"], "items": list((obj.get("spec") or {}).get("limits") or ())}
+
+
 def storage_class(obj: Manifest) -> Manifest | None:
     """A StorageClass: its name, whether it is the default, and when it binds."""
     annotations = obj["metadata"].get("annotations") or {}

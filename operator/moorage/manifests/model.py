@@ -131,7 +131,7 @@ def _container(pod: ServerPod) -> Manifest:
             "env": [*env, *pod.env],
             "envFrom": list(pod.env_from),
             "ports": [{"name": names.ENGINE_PORT_NAME, "containerPort": engine.port}],
-            "resources": _resources(pod),
+            "resources": resources(pod.resources, pod.memory_request_mib, pod.gpu_resource, pod.gpus),
             "securityContext": container_security(),
             "startupProbe": _probe(engine.startup),
             "readinessProbe": _probe(engine.readiness),
@@ -146,13 +146,14 @@ def _container(pod: ServerPod) -> Manifest:
     )
 
 
-def _resources(pod: ServerPod) -> Manifest:
-    requests = {"memory": f"{pod.memory_request_mib}Mi", **pod.resources.get("requests", {})}
-    limits = dict(pod.resources.get("limits", {}))
-    if "memory" in limits and "memory" not in pod.resources.get("requests", {}):
+def resources(asked: Manifest, memory_mib: int, gpu_resource: str = "", gpus: int = 0) -> Manifest:
+    """The core/v1 ResourceRequirements of a server: what the spec asks for, else `memory_mib`; and its GPUs."""
+    requests = {"memory": f"{memory_mib}Mi", **asked.get("requests", {})}
+    limits = dict(asked.get("limits", {}))
+    if "memory" in limits and "memory" not in asked.get("requests", {}):
         requests["memory"] = limits["memory"]  # a request above the limit would be refused
-    if pod.gpus:
-        limits[pod.gpu_resource] = str(pod.gpus)
+    if gpus:
+        limits[gpu_resource] = str(gpus)
     return without_none({"requests": requests, "limits": limits})
 
 

@@ -6,11 +6,12 @@ from moorage.api.conditions import ModelCondition as C
 from moorage.api.conditions import Reason
 from moorage.api.model_status import PlacementStatus, RejectedNodes, RemedyStatus
 from moorage.errors import InvalidSpec
+from moorage.manifests.model import resources
 from moorage.placement.decide import decide
 from moorage.placement.inventory import Inventory
 from moorage.placement.remedies import CACHE, CONTEXT, SEQUENCES, Settings, Space, remedies
 from moorage.placement.request import Candidate, Decision, Request
-from moorage.planning import node_pools
+from moorage.planning import node_pools, quota
 from moorage.planning.model_engine import AS_WRITTEN, Changes, asked_of, context_length, engine_of, sequences
 from moorage.planning.model_memory import memory, need
 from moorage.planning.model_pass import ModelPass
@@ -49,7 +50,7 @@ def _on_cpu(step: ModelPass) -> str | None:
     why = "runs on the CPU, as accelerator.vendor None asks"
     nodes = step.status.placement.nodes if step.status.placement else []
     step.status.placement = PlacementStatus(count=0, vendor="None", reason=why, nodes=nodes)
-    if refused := remember_memory(step, 0):
+    if refused := remember_memory(step, 0) or admission(step):
         return refused
     step.done(C.PLACED, Reason.NO_ACCELERATOR_NEEDED, why)
     return None
@@ -130,11 +131,36 @@ def owner(step: ModelPass) -> str:
 
 
 def _take(step: ModelPass, found: Decision, inputs: str) -> str | None:
-    chosen = found.candidate
-    before = step.status.placement
+    before, status = step.status.placement, _status(step, found, inputs)
     asleep = step.replicas == 0 and found.reason in _COMING
-    status = PlacementStatus(
-        count=chosen.gpus if chosen else None,
+    if found.candidate is None:
+        step.status.placement = status
+        remember_memory(step, (step.model.spec.accelerator.count or 1))
+        if asleep:
+            _asleep(step, found)
+            return None
+        if before is None or (before.reason, before.inputs_hash) != (found.message, inputs):
+            step.status.remedies = remedies_of(step)
+        remedy = "" if step.seen.inventory and step.seen.inventory.has_gpus else NO_GPU_REMEDY
+        return step.stop(C.PLACED, found.reason, found.message + remedy)
+    node_pools.remember(step, status, found)
+    step.status.placement, step.status.remedies = status, []
+    if refused := remember_memory(step, found.candidate.gpus) or admission(step, found):
+        return refused
+    if found.placed:
+        step.done(C.PLACED, found.reason, found.message)
+    elif asleep:
+        _asleep(step, found)
+    else:
+        node_pools.waits(step, found)  # and the steps go on: the autoscaler looks for pods that wait
+    if step.replicas:
+        step.reserve = found.reservations(owner(step))
+    return None
+
+
+def _status(step: ModelPass, found: Decision, inputs: str) -> PlacementStatus:
+    return PlacementStatus(
+        count=found.candidate.gpus if found.candidate else None,
         vendor=found.vendor or None,
         gpu_class=found.gpu_class or None,
         gpu_memory_mib=found.memory_mib or None,
@@ -146,29 +172,24 @@ def _take(step: ModelPass, found: Decision, inputs: str) -> str | None:
         ],
         inputs_hash=inputs,
     )
-    if chosen is None:
-        step.status.placement = status
-        remember_memory(step, (step.model.spec.accelerator.count or 1))
-        if not asleep and (before is None or (before.reason, before.inputs_hash) != (found.message, inputs)):
-            step.status.remedies = remedies_of(step)
-        if asleep:
-            step.done(C.PLACED, Reason.PLACED, f"asleep; loaded now it would have to wait: {found.message}")
-            return None
-        remedy = "" if step.seen.inventory and step.seen.inventory.has_gpus else NO_GPU_REMEDY
-        return step.stop(C.PLACED, found.reason, found.message + remedy)
-    node_pools.remember(step, status, found)
-    step.status.placement, step.status.remedies = status, []
-    if refused := remember_memory(step, chosen.gpus):
-        return refused
-    if found.placed:
-        step.done(C.PLACED, found.reason, found.message)
-    elif asleep:
-        step.done(C.PLACED, Reason.PLACED, f"asleep; loaded now it would have to wait: {found.message}")
-    else:
-        node_pools.waits(step, found)  # and the steps go on: the autoscaler looks for pods that wait
-    if step.replicas:
-        step.reserve = found.reservations(owner(step))
-    return None
+
+
+def _asleep(step: ModelPass, found: Decision) -> None:
+    step.done(C.PLACED, Reason.PLACED, f"asleep; loaded now it would have to wait: {found.message}")
+
+
+def admission(step: ModelPass, found: Decision | None = None) -> str | None:
+    """Say whether the namespace does not admit a server; asked only as long as there is no pod of the Model."""
+    pods = [p for p in step.seen.pods if p["labels"].get(names.COMPONENT) == "server"]
+    if not step.replicas or any(p["phase"] not in ("Failed", "Succeeded") for p in pods):
+        return None
+    spec, gpus = step.model.spec, found.candidate.gpus if found and found.candidate else 0
+    devices = {found.resource: gpus} if found and found.dra else {}
+    host_mib = (step.status.memory and step.status.memory.host_mib) or 1024
+    resource = found.resource if found and not found.dra else ""
+    asked = resources(spec.resources or {}, host_mib, resource, gpus if resource else 0)
+    why = quota.refusal(asked, devices, spec.priority_class_name, step.seen.quotas, step.seen.limit_ranges)
+    return step.stop(C.PLACED, Reason.QUOTA_EXCEEDED, why) if why else None
 
 
 def remedies_of(step: ModelPass) -> list[RemedyStatus]:

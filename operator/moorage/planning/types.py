@@ -149,6 +149,8 @@ class ObservedModel:
     warmed: Answer | None = None
     volume: Manifest | None = None  # of the claim that the files lie in, as control/volumes.py puts it together
     usage: Usage = field(default_factory=Usage)
+    quotas: tuple[Manifest, ...] = ()  # of the namespace
+    limit_ranges: tuple[Manifest, ...] = ()
 
 
 @dataclass(frozen=True)
