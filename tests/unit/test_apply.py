@@ -10,6 +10,8 @@ from moorage.errors import Forbidden
 from moorage.manifests.common import stamped
 from moorage.planning.types import Plan, PlannedEvent
 
+POD = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "m", "namespace": "n"}}
+DEPLOYMENT = stamped(POD)
 SERVICE = stamped({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "m", "namespace": "n"}})
 
 
@@ -71,6 +73,7 @@ class Taking(Refusing):
     def __init__(self) -> None:
         super().__init__("")
         self.taken: list[str] = []
+        self.made: dict[Any, str] = {}
 
     async def apply(self, manifest: dict[str, Any], *, force: bool) -> dict[str, Any]:
         self.taken.append(manifest["kind"])
@@ -80,8 +83,11 @@ class Taking(Refusing):
         self.taken.append("status")
         return {"metadata": {"name": "m", "namespace": "n", "uid": "u", "resourceVersion": "2"}}
 
-    def remember(self, *_: Any) -> None:
-        return None
+    def remember(self, resource: Any, where: Any, wanted: str, _uid: str) -> None:
+        self.made[resource, where] = wanted
+
+    def applied(self, resource: Any, where: Any) -> str | None:
+        return self.made.get((resource, where))
 
 
 async def test_children_go_before_words_while_many_wait():
@@ -99,3 +105,20 @@ async def test_children_go_before_words_while_many_wait():
     assert stub.taken == ["Service", "status"]
     crowd[0] = False
     assert await applier.apply(key, owner, plan) is True
+
+
+async def test_pods_go_before_services_while_many_wait():
+    """The API server makes Services one at a time; a worker that waits for one starts no other Model's pod."""
+    stub: Any = Taking()
+    applier = Applier(stub, Store(), stub, Told(), lambda: True)  # type: ignore[arg-type]
+    owner = {"metadata": {"name": "m", "namespace": "n", "resourceVersion": "1"}}
+    key, plan = Key(MODEL, "n", "m"), Plan(apply=(DEPLOYMENT, SERVICE), status={"phase": "Loading"})
+    seen = []
+    for _ in range(3):
+        done = await applier.apply(key, owner, plan)
+        seen.append((done, tuple(stub.taken)))
+    assert seen == [
+        (False, ("Deployment",)),
+        (False, ("Deployment", "Service")),
+        (True, ("Deployment", "Service", "status")),
+    ]

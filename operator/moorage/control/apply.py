@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from moorage import names
 from moorage.control import metrics
@@ -46,14 +46,15 @@ class Applier:
     async def apply(self, key: Key, owner: Manifest, plan: Plan) -> bool:
         """Write what `plan` asks for: first deletions, then children (together), then the status and its Events.
 
-        False where the status waits for another pass: while many others wait (`crowded`), children go before words, and
-        by the time that the words' turn comes there is more to say at once. Where a child could not be written neither
-        is the status, and nothing is told: raises Refused or the ApiError.
+        False where the rest waits for another pass: while many others wait (`crowded`), pods go before Services and
+        children before words; by the time that the words' turn comes there is more to say at once. Where a child could
+        not be written neither is the status, and nothing is told: raises Refused or the ApiError.
         """
         for ref in plan.delete:
             await self._delete(ref)
+        children = self._pods_first(plan.apply) if self._crowded() else plan.apply
         outcomes = await asyncio.gather(
-            *(self._child(m) for m in plan.apply), *(self._patch(p.ref, p.body) for p in plan.patch),
+            *(self._child(m) for m in children), *(self._patch(p.ref, p.body) for p in plan.patch),
             return_exceptions=True,
         )  # fmt: skip
         failures = [o for o in outcomes if isinstance(o, BaseException)]
@@ -91,12 +92,11 @@ class Applier:
         """Apply one child; whether that took a request."""
         if manifest["kind"] == DOWNLOAD:
             return await self._shared_download(manifest)
+        if self._stands(manifest):
+            return False
         resource, meta = resource_of(manifest), manifest["metadata"]
         where = (meta["namespace"], meta["name"])
-        wanted = meta["annotations"][names.MANIFEST_HASH]
         live = self._children.get(resource, where)
-        if self._children.applied(resource, where) == wanted or (live and live.get("manifestHash") == wanted):
-            return False
         try:
             made = await self._kube.apply(manifest, force=live is not None and "stranger" not in live)
         except Conflict as error:
@@ -107,8 +107,24 @@ class Applier:
             raise Refused(reason, error.message, manifest["kind"]) from error
         except Invalid as error:
             raise Refused("InvalidSpec", error.message, manifest["kind"]) from error
-        self._children.remember(resource, where, wanted, made["metadata"]["uid"])
+        self._children.remember(resource, where, meta["annotations"][names.MANIFEST_HASH], made["metadata"]["uid"])
         return True
+
+    def _stands(self, manifest: Manifest) -> bool:
+        """Whether a child already is as `manifest` says."""
+        resource, meta = resource_of(manifest), manifest["metadata"]
+        where, wanted = (meta["namespace"], meta["name"]), meta["annotations"][names.MANIFEST_HASH]
+        live = self._children.get(resource, where)
+        return self._children.applied(resource, where) == wanted or bool(live and live.get("manifestHash") == wanted)
+
+    def _pods_first(self, manifests: Sequence[Manifest]) -> Sequence[Manifest]:
+        """Those that start pods, if any is still to be made: a server takes longest to load, and Services wait in line.
+
+        The API server makes one Service at a time (its ClusterIP allocator holds a lock while it writes the address:
+        pkg/registry/core/service/ipallocator/cidrallocator.go), so that workers would wait for nothing else.
+        """
+        starting = [m for m in manifests if m["kind"] in ("Deployment", "Job") and not self._stands(m)]
+        return starting or manifests
 
     async def _shared_download(self, manifest: Manifest) -> bool:
         """Make the ModelDownload where there is none; one that is there is another Model's too, or a person's."""
