@@ -29,6 +29,7 @@ STEPS = (C.ACCEPTED, C.PLACED, C.DOWNLOADED, C.SERVING)
 
 EVENTS = {
     (C.ACCEPTED, FALSE, "*"): "*",
+    (C.PLACED, TRUE, Reason.NO_ACCELERATOR_NEEDED): "",  # nothing was looked for
     (C.PLACED, TRUE, "*"): "Placed",
     (C.PLACED, FALSE, "*"): "*",
     (C.DOWNLOADED, FALSE, Reason.DOWNLOADING): "Downloading",
