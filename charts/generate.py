@@ -17,6 +17,7 @@ CHART = Path(__file__).resolve().parent / "moorage"
 ROLES = {
     "operator": rbac.OPERATOR,
     "gateway": rbac.GATEWAY,
+    "gateway-own": rbac.GATEWAY_OWN,
     "viewer": rbac.VIEWER,
     "editor": (*rbac.VIEWER, *rbac.EDITOR),
 }

@@ -13,6 +13,7 @@ from moorage import __version__
 COMMANDS = {
     "operator": "moorage.control.main:command",
     "gateway": "moorage.gateway.main:command",
+    "key": "moorage.gateway.key_command:command",
     "download": "moorage.download.main:command",
     "bench": "moorage.bench.main:command",
     "estimate": "moorage.estimate.main:command",

@@ -22,6 +22,14 @@ MODEL_LABEL = f"{GROUP}/model"
 DOWNLOAD_LABEL = f"{GROUP}/download"
 CLAIM_LABEL = f"{GROUP}/claim"  # on pods that have to run where others with the same volume do
 
+# A Secret that is an API key of the gateway, and what the key may do.
+KEY_LABEL = f"{GROUP}/api-key"
+KEY_NAMESPACES = f"{GROUP}/namespaces"
+KEY_ALIASES = f"{GROUP}/aliases"
+KEY_REQUESTS = f"{GROUP}/requests-per-minute"
+KEY_TOKENS = f"{GROUP}/tokens-per-minute"
+KEY_CONCURRENCY = f"{GROUP}/max-concurrency"
+
 # Annotations on children: what was applied (equal hash: no request), what shaped the pod (equal: only replicas move).
 MANIFEST_HASH = f"{GROUP}/manifest-hash"
 INPUTS_HASH = f"{GROUP}/inputs-hash"

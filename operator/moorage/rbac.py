@@ -70,6 +70,11 @@ GATEWAY: tuple[Right, ...] = (
 )
 """Rights of the gateway's ServiceAccount, in all namespaces. It writes nothing."""
 
+GATEWAY_OWN: tuple[Right, ...] = (
+    Right("", ("secrets",), MIRROR, "API keys (their hashes), by label; a Role cannot name the label"),
+)
+"""Rights of the gateway's ServiceAccount in its own namespace, where clients need API keys."""
+
 KINDS = ("models", "modelaliases", "modeldownloads")
 
 VIEWER: tuple[Right, ...] = (

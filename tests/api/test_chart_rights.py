@@ -87,7 +87,12 @@ def release(api_cluster: TestCluster) -> Iterator[Release]:
     name = f"chart-{uuid.uuid4().hex[:6]}"
     api_cluster.kubectl("create", "namespace", name)
     api_cluster.kubectl("label", "namespace", name, RESTRICTED)
-    values = {"crds": {"enabled": False}, "sources": {"allowPrivateHosts": True}, "fullnameOverride": name}
+    values = {
+        "crds": {"enabled": False},
+        "sources": {"allowPrivateHosts": True},
+        "fullnameOverride": name,
+        "gateway": {"requireKeys": True},
+    }
     command = ("install", name, str(helm.CHART), "--namespace", name)
     helm.helm(*command, values=values, kubeconfig=api_cluster.kubeconfig)
     token = api_cluster.kubectl("-n", name, "create", "token", name).stdout.strip()
@@ -188,15 +193,18 @@ async def test_the_gateways_rights_are_enough_and_not_one_too_many(
     async with ApiProxy(api_cluster.kubeconfig, tmp_path) as proxy:
         kubeconfig = proxy.kubeconfig_for(release.gateway_token, f"{release.name}-gateway")
         async with await KubeClient.connect(kubeconfig, user_agent="gateway") as client:
-            following = asyncio.create_task(ClusterRoutes(client, "default", Hold(), tables.append).follow())
+            routes = ClusterRoutes(client, "default", Hold(), tables.append, release.name)
+            following = asyncio.create_task(routes.follow())
             try:
                 await eventually(lambda: tables, 20, "a routing table")
-                await eventually(lambda: sum(s.is_watch for s in proxy.requests) >= 3, 20, "three watches")
+                await eventually(lambda: sum(s.is_watch for s in proxy.requests) >= 4, 20, "four watches")
             finally:
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)
         assert [(s.method, s.path) for s in proxy.requests if s.status == 403] == []
-        assert set().union(*map(used, proxy.requests)) == granted(rbac.GATEWAY)
+        assert set().union(*map(used, proxy.requests)) == granted(rbac.GATEWAY) | granted(rbac.GATEWAY_OWN)
+        secrets = {s.path.partition("?")[0] for s in proxy.requests if "/secrets" in s.path}
+        assert secrets == {f"/api/v1/namespaces/{release.name}/secrets"}, "those of its own namespace, and no others"
 
 
 async def a_download_is_paused_and_cancelled(bed: Bed, hub: HubServer, storage: str) -> None:

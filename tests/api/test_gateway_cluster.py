@@ -13,9 +13,11 @@ import pytest
 from moorage.control.operator import Operator
 from moorage.gateway.app import Gateway
 from moorage.gateway.cluster import SERVERS, ClusterRoutes
+from moorage.gateway.keys import Key, digest, manifest
 from moorage.gateway.routes import Hold, Snapshot
 from moorage.kube.client import KubeClient
-from moorage.kube.resources import ENDPOINT_SLICES, MODEL_ALIASES, MODELS
+from moorage.kube.resources import ENDPOINT_SLICES, MODEL_ALIASES, MODELS, SECRETS
+from moorage.names import KEY_REQUESTS
 from tests.conftest import TestCluster
 from tests.process.gateway.support import QUICK, Client, Reply, get, post
 from tests.support.apiproxy import FOREVER, ApiProxy
@@ -54,12 +56,12 @@ class Followed:
 
 
 @asynccontextmanager
-async def followed(kubeconfig: Path, namespace: str) -> AsyncIterator[Followed]:
+async def followed(kubeconfig: Path, namespace: str, keys: str | None = None) -> AsyncIterator[Followed]:
     gateway = Gateway(QUICK)
     made = Followed(gateway)
     await gateway.start(("127.0.0.1", 0), ("127.0.0.1", 0))
     async with await KubeClient.connect(kubeconfig, user_agent="gateway-test") as client:
-        following = asyncio.create_task(ClusterRoutes(client, namespace, Hold(), made.apply).follow())
+        following = asyncio.create_task(ClusterRoutes(client, namespace, Hold(), made.apply, keys).follow())
         try:
             yield made
         finally:
@@ -184,3 +186,34 @@ async def test_names_of_other_namespaces_and_what_is_listed(bed: Bed, kwok_clust
         listed = [entry["id"] for entry in (await gateway.ask(get("/v1/models"))).json["data"]]
         assert [name for name in listed if "/" not in name] == ["chat", "m"]
         assert gateway.reached(f"{bed.namespace}/chat") == ["m"]
+
+
+async def test_secrets_are_keys_as_soon_as_they_are_made_and_until_they_are_deleted(
+    bed: Bed, kwok_cluster: TestCluster, caplog: pytest.LogCaptureFixture
+):
+    def asked(secret: str) -> bytes:
+        return get("/v1/models", Authorization=f"Bearer {secret}")
+
+    await bed.model("m", replicas=0)
+    async with followed(kwok_cluster.kubeconfig, bed.namespace, bed.namespace) as gateway:
+        await eventually(lambda: gateway.times, 20, "a table")
+        refused = await gateway.ask(asked("sk-one"))
+        assert refused.status == 401
+        assert "no API key has been made" in refused.error["message"]
+
+        key = Key("one", (digest("sk-one"),), namespaces=(bed.namespace,))
+        await bed.kube.create({**manifest(key, bed.namespace), "type": "Opaque"})
+        await eventually(lambda: gateway.table.keys == (key,), 5, "the key")
+        assert [entry["id"] for entry in (await gateway.ask(asked("sk-one"))).json["data"]] == ["m"]
+        assert (await gateway.ask(asked("sk-two"))).status == 401
+
+        slip = {"metadata": {"annotations": {KEY_REQUESTS: "sixty"}}}
+        await bed.kube.merge_patch(SECRETS, bed.namespace, "one", slip)
+        await eventually(lambda: gateway.table.keys == (), 5, "a key with a slip, closed")
+        assert "requests-per-minute is a whole number" in caplog.text
+        await bed.kube.merge_patch(SECRETS, bed.namespace, "one", {"metadata": {"annotations": {KEY_REQUESTS: "60"}}})
+        await eventually(lambda: gateway.table.keys, 5, "the key again")
+        await bed.kube.delete(SECRETS, bed.namespace, "one")
+        await eventually(lambda: gateway.table.keys == (), 5, "no key")
+        assert (await gateway.ask(asked("sk-one"))).status == 401
+    assert "sk-one" not in caplog.text

@@ -31,7 +31,10 @@ def test_the_chart_has_the_version_of_the_package():
 
 @pytest.mark.parametrize("role", ROLES)
 def test_rendered_roles_have_exactly_the_rights_of_the_table(role):
-    rendered = helm.only(helm.objects(), "ClusterRole", role)["rules"]
+    if role == "gateway-own":
+        rendered = helm.only(helm.objects({"gateway": {"requireKeys": True}}), "Role", "-gateway")["rules"]
+    else:
+        rendered = helm.only(helm.objects(), "ClusterRole", role)["rules"]
     table = [{"apiGroups": [r.group], "resources": [*r.resources], "verbs": [*r.verbs]} for r in ROLES[role]]
     assert rendered == table
 
@@ -58,21 +61,27 @@ def test_crds_can_be_left_to_uninstall_and_left_out():
 def test_every_right_names_resources_that_the_client_knows():
     """A misspelt resource would be a right that never works, and no API server complains about it."""
     known = {(resource.group, resource.plural) for resource in resources.RESOURCES}
-    rights = chain(rbac.OPERATOR, rbac.GATEWAY, rbac.EDITOR, rbac.VIEWER)
+    rights = chain(rbac.OPERATOR, rbac.GATEWAY, rbac.GATEWAY_OWN, rbac.EDITOR, rbac.VIEWER)
     named = {(right.group, name.partition("/")[0]) for right in rights for name in right.resources}
     assert named <= known
     assert {kind.plural for kind in KINDS} == set(rbac.KINDS)
 
 
 def test_no_right_is_unbounded():
-    for right in chain(rbac.OPERATOR, rbac.GATEWAY, rbac.EDITOR, rbac.VIEWER):
+    for right in chain(rbac.OPERATOR, rbac.GATEWAY, rbac.GATEWAY_OWN, rbac.EDITOR, rbac.VIEWER):
         assert "*" not in (right.group, *right.resources, *right.verbs), right
         assert not {"bind", "escalate", "impersonate"} & set(right.verbs), right
         assert len(right.why) > 10, right
 
 
 def test_the_gateway_only_reads():
-    assert {verb for right in rbac.GATEWAY for verb in right.verbs} == {"list", "watch"}
+    assert {verb for right in (*rbac.GATEWAY, *rbac.GATEWAY_OWN) for verb in right.verbs} == {"list", "watch"}
+
+
+def test_the_gateway_reads_secrets_only_where_keys_are_needed_and_only_its_own():
+    assert [right.resources for right in rbac.GATEWAY_OWN] == [("secrets",)]
+    assert not any("secrets" in right.resources for right in rbac.GATEWAY)
+    assert not any(obj["kind"] in ("Role", "RoleBinding") for obj in helm.objects())
 
 
 def test_secrets_are_only_read_by_name():

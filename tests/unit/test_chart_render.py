@@ -216,7 +216,7 @@ def test_the_notes_show_a_model_that_the_api_has():
     text = re.search(r"<<'MODEL'\n(.*?)\n +MODEL", notes, re.S)
     assert text
     model = yaml.safe_load(text[1])
-    assert "THERE IS NO AUTHENTICATION YET" in notes
+    assert "IT NEEDS NO KEY" in notes
     assert f"deployment/{helm.only(helm.objects(), 'Deployment', '-operator')['metadata']['name']}" in notes
     assert model["apiVersion"] == names.API_VERSION
     spec = yaml.safe_load(crd_files()["moorage.dev_models.yaml"])["spec"]["versions"][0]["schema"]
@@ -229,6 +229,8 @@ def test_the_notes_show_a_model_that_the_api_has():
         ({"crds": {"keep": False}}, "will delete every Model"),
         ({"networkPolicy": {"enabled": True}}, "networkPolicy.namespaces is empty"),
         ({"gateway": {"enabled": False}}, "port-forward service/qwen3-0-6b"),
+        ({"gateway": {"requireKeys": True}}, "moorage key create me --namespace"),
+        ({"gateway": {"tls": {"secretName": "t"}}}, "curl https://127.0.0.1:8000/v1/chat/completions --insecure"),
     ],
 )
 def test_the_notes_warn(values, words):

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moorage.errors import InvalidSpec
-from moorage.gateway.routes import Alias, Hold, Key, Model, Parameters, Snapshot
+from moorage.gateway.keys import Key, digest
+from moorage.gateway.routes import Alias, Hold, Model, Parameters, Snapshot
 from moorage.gateway.routes_document import read_routes
 
 
@@ -91,14 +92,15 @@ def test_a_table_that_makes_no_sense_is_refused(models, aliases, says):
 
 
 def test_keys_are_found_by_their_text_and_allow_what_they_say():
-    keys = [Key("all", hashlib.sha256(b"one").digest()), Key("few", hashlib.sha256(b"two").digest(), frozenset({"a"}))]
+    keys = [Key("all", (digest("one"),)), Key("few", (digest("two"),), frozenset({"a"}))]
     table = Snapshot.build([Model("m")], [], keys)
     assert table.closed
     assert not Snapshot.build([]).closed
     found = [table.find_key(secret) for secret in (b"one", b"two", b"three", b"", hashlib.sha256(b"one").digest())]
     assert [key and key.name for key in found] == ["all", "few", None, None, None]
-    assert [key.allows("a") for key in keys] == [True, True]
-    assert [key.allows("b") for key in keys] == [True, False]
+    routes = Snapshot.build([Model("a"), Model("b")]).routes
+    assert [routes["a"].allowed(key, "a") for key in keys] == [True, True]
+    assert [routes["b"].allowed(key, "b") for key in keys] == [True, False]
 
 
 CONTRACT = """

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import logging
+import ssl
 import time
 from dataclasses import replace
+from typing import Any
 
 from moorage.gateway.admin import Admin
 from moorage.gateway.demand import Demand
@@ -45,11 +47,13 @@ class Gateway:
         self.proxy.swap(snapshot)
         self._routed = True
 
-    async def start(self, listen: Address, admin: Address) -> None:
-        """Listen on both addresses; port 0 picks a free one. Raises OSError."""
+    async def start(self, listen: Address, admin: Address, tls: ssl.SSLContext | None = None) -> None:
+        """Listen on both addresses, for clients with `tls` if given; port 0 picks a free one. Raises OSError."""
         loop = asyncio.get_running_loop()
-        for listener, (host, port) in ((self.public, listen), (self.admin, admin)):
-            server = await loop.create_server(listener.connect, host, port, backlog=_BACKLOG)
+        limits = {"ssl_handshake_timeout": self.settings.handshake_timeout, "ssl_shutdown_timeout": _LAST_WORDS}
+        options: dict[str, Any] = {"ssl": tls, **limits} if tls else {}
+        for listener, (host, port), more in ((self.public, listen, options), (self.admin, admin, {})):
+            server = await loop.create_server(listener.connect, host, port, backlog=_BACKLOG, **more)
             self._servers.append(server)
         self.address, self.admin_address = (server.sockets[0].getsockname()[:2] for server in self._servers)
         self._sweep()

@@ -1,4 +1,4 @@
-"""Follows a cluster: what Models, ModelAliases and EndpointSlices say becomes the routing table.
+"""Follows a cluster: what Models, ModelAliases, EndpointSlices and API keys say becomes the routing table.
 
 Read-only. While the API server is away the last table stays in force: engines and clients need nobody else.
 """
@@ -10,22 +10,26 @@ from collections.abc import Callable
 from typing import Any
 
 from moorage import names
-from moorage.errors import Unavailable
+from moorage.errors import InvalidSpec, Unavailable
 from moorage.gateway import cluster_table
 from moorage.gateway.cluster_table import AliasFacts, ModelFacts, SliceFacts
+from moorage.gateway.keys import Key, key_of
 from moorage.gateway.routes import Hold, Snapshot
 from moorage.kube.client import KubeClient
 from moorage.kube.reflector import Reflector
-from moorage.kube.resources import ENDPOINT_SLICES, MODEL_ALIASES, MODELS
+from moorage.kube.resources import ENDPOINT_SLICES, MODEL_ALIASES, MODELS, SECRETS
 
 log = logging.getLogger(__name__)
 
 # EndpointSlices copy their Service's labels, so that other people's thousands never cross the wire.
 SERVERS = f"{names.MANAGED_BY}=moorage,{names.COMPONENT}=server"
+KEYS = f"{names.KEY_LABEL}=true"
 
 
 class ClusterRoutes:
-    """Three mirrors and the table made of them, given to `apply` at most once in `interval` seconds.
+    """Mirrors and the table made of them, given to `apply` at most once in `interval` seconds.
+
+    With `keys_namespace` clients need an API key, and that is where the keys are.
 
     The first change after a pause is in force at once; those that come on its heels share the next table.
     """
@@ -36,6 +40,7 @@ class ClusterRoutes:
         default_namespace: str,
         own_hold: Hold,
         apply: Callable[[Snapshot], None],
+        keys_namespace: str | None = None,
         interval: float = 0.02,
     ) -> None:
         self._default_namespace = default_namespace
@@ -53,16 +58,23 @@ class ClusterRoutes:
         self.slices: Reflector[SliceFacts] = Reflector(
             client, ENDPOINT_SLICES, project=cluster_table.slice_facts, on_change=self._note, label_selector=SERVERS
         )
+        self._mirrors: list[Reflector[Any]] = [self.models, self.aliases, self.slices]
+        self.keys: Reflector[Key] | None = None
+        if keys_namespace:
+            self.keys = Reflector(
+                client, SECRETS, project=_key, on_change=self._note, namespace=keys_namespace, label_selector=KEYS
+            )
+            self._mirrors.append(self.keys)
 
     async def follow(self) -> None:
-        """Mirror and make tables, for ever; the first one when all three lists are complete."""
+        """Mirror and make tables, for ever; the first one when all lists are complete."""
         async with asyncio.TaskGroup() as tasks:
-            for mirror in (self.models, self.aliases, self.slices):
+            for mirror in self._mirrors:
                 tasks.create_task(mirror.run())
             tasks.create_task(self._build())
 
     async def _build(self) -> None:
-        for mirror in (self.models, self.aliases, self.slices):
+        for mirror in self._mirrors:
             await _listed(mirror)
         log.info("the cluster has %d Models and %d aliases", len(self.models.items), len(self.aliases.items))
         while True:
@@ -84,10 +96,20 @@ class ClusterRoutes:
             self.slices.items,
             default_namespace=self._default_namespace,
             own_hold=self._own_hold,
+            keys=self.keys.items.values() if self.keys else (),
+            closed=self.keys is not None,
         )
 
     def _note(self, *_: Any) -> None:
         self._changed.set()
+
+
+def _key(secret: dict[str, Any]) -> Key | None:
+    try:
+        return key_of(secret)
+    except InvalidSpec as error:
+        log.error("Secret %s is no API key and lets nobody in: %s", secret["metadata"]["name"], error)
+        return None
 
 
 async def _listed(mirror: Reflector[Any]) -> None:

@@ -15,6 +15,7 @@ from moorage.api.alias import AliasSpec
 from moorage.api.common import duration_seconds
 from moorage.api.request import ModelRequest
 from moorage.engines.choice import AUTO, default_sequences
+from moorage.gateway.keys import Key
 from moorage.gateway.routes import Alias, Hold, Model, Parameters, Snapshot
 
 Manifest = dict[str, Any]
@@ -97,12 +98,17 @@ def build(
     *,
     default_namespace: str,
     own_hold: Hold,
+    keys: Iterable[Key] = (),
+    closed: bool = False,
 ) -> Snapshot:
-    """The routing table of all these; `own_hold` holds requests for a Model's own name."""
+    """The routing table of all these; `own_hold` holds requests for a Model's own name; `closed`: a key is needed."""
     endpoints = _endpoints(slices)
 
     def shown(key: ObjectKey) -> str:
         return key[1] if key[0] == default_namespace else "/".join(key)
+
+    def others(key: ObjectKey) -> tuple[str, ...]:
+        return ("/".join(key),) if key[0] == default_namespace else ()
 
     routed = [
         Model(
@@ -112,16 +118,19 @@ def build(
             endpoints=endpoints.get((key[0], names.dns_label(key[1])), ()),
             max_in_flight=facts.slots,
             defaults=facts.defaults,
+            namespace=key[0],
+            others=others(key),
         )
         for key, facts in models.items()
     ]
     leading = {key: found for key, facts in aliases.items() if (found := _present(key, facts, models))}
     return Snapshot.build(
         routed,
-        [_alias(shown, key, aliases[key], *found) for key, found in leading.items()],
+        [_alias(shown, key, aliases[key], *found, others(key)) for key, found in leading.items()],
+        keys,
         own=own_hold,
-        synonyms={"/".join(key): key[1] for key in (*models, *aliases) if key[0] == default_namespace},
         hidden=[shown(key) for key in aliases.keys() - leading.keys()],
+        closed=closed,
     )
 
 
@@ -151,6 +160,7 @@ def _alias(
     facts: AliasFacts,
     targets: Iterable[tuple[str, int]],
     fallbacks: Iterable[str],
+    others: tuple[str, ...],
 ) -> Alias:
     return Alias(
         name=shown(key),
@@ -159,4 +169,6 @@ def _alias(
         parameters=facts.parameters,
         hold=facts.hold,
         sticky_header=facts.sticky_header,
+        namespace=key[0],
+        others=others,
     )

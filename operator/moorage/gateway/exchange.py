@@ -19,6 +19,7 @@ from moorage.gateway.answer import EVENT_STREAM, STREAM_HEADERS, Answer, EventAn
 from moorage.gateway.demand import Demand
 from moorage.gateway.events import Usage
 from moorage.gateway.fleet import Endpoint, Fleet, ModelPool
+from moorage.gateway.limits import Meter
 from moorage.gateway.refusals import Refusal
 from moorage.gateway.request import Request
 from moorage.gateway.rewrite import Kind, Unusable
@@ -50,6 +51,7 @@ class Exchange:
 
     # Defaults are the class's: each that an instance had to set itself would cost every request.
     deadline = NEVER
+    meter: Meter | None = None  # of a key with limits
     _route: Route
     _stats: RouteStats
     _choices: tuple[Target, ...] = ()
@@ -338,3 +340,5 @@ class Exchange:
         stats.ended(outcome, self._started, now)
         stats.prompt_tokens += usage.prompt
         stats.completion_tokens += usage.completion
+        if self.meter is not None:
+            self.meter.end(usage.prompt + usage.completion, now)

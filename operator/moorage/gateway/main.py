@@ -28,6 +28,7 @@ from moorage.gateway.reporter import Operator, Reporter
 from moorage.gateway.routes import Hold
 from moorage.gateway.routes_file import RoutesFile
 from moorage.gateway.settings import Settings
+from moorage.gateway.tls import Certificate
 
 COULD_NOT_START = 3
 _DEFAULTS = Settings()
@@ -49,7 +50,26 @@ class HostPort(click.ParamType[Address]):
         return host.strip("[]"), int(port)
 
 
-@click.command("gateway")
+_HELP = """Serve one OpenAI-compatible address for all models.
+
+    Requests go to the Model or alias that they name; an alias adds its parameters, and a request for a sleeping Model
+    waits for it.
+
+    \b
+    Examples
+      moorage gateway --routes routes.yaml
+      moorage gateway --kubeconfig ~/.kube/config --default-namespace team-a
+
+    \b
+    Exit codes
+      0    drained after SIGTERM or SIGINT
+      1    a fault of this program
+      2    wrong usage
+      3    could not start: an address is taken, the routes file cannot be used, or there is no way into a cluster
+    """
+
+
+@click.command("gateway", help=_HELP)
 @click.option("--listen", type=HostPort(), default="0.0.0.0:8000", show_default=True, help="Where clients come.")
 @click.option(
     "--admin",
@@ -71,6 +91,21 @@ class HostPort(click.ParamType[Address]):
 @click.option(
     "--default-namespace",
     help="Where a name without a namespace is looked up; absent: the pod's or the kubeconfig's own, else `default`.",
+)
+@click.option(
+    "--tls-cert",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Serve HTTPS with this certificate chain (PEM); read again when it changes.",
+)
+@click.option("--tls-key", type=click.Path(dir_okay=False, path_type=Path), help="The certificate's private key (PEM).")
+@click.option(
+    "--require-keys",
+    is_flag=True,
+    help="Serve only who has an API key: a Secret that `moorage key create` makes (with --routes: one of the file).",
+)
+@click.option(
+    "--keys-namespace",
+    help="Where the Secrets of API keys are; absent: the pod's or the kubeconfig's own namespace.",
 )
 @click.option(
     "--operator",
@@ -113,6 +148,10 @@ def command(
     routes: Path | None,
     kubeconfig: Path | None,
     default_namespace: str | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    require_keys: bool,
+    keys_namespace: str | None,
     operator_url: str | None,
     operator_token_file: Path | None,
     max_body_bytes: int,
@@ -122,23 +161,7 @@ def command(
     grace_period: float,
     verbose: bool,
 ) -> None:
-    """Serve one OpenAI-compatible address for all models.
-
-    Requests go to the Model or alias that they name; an alias adds its parameters, and a request for a sleeping Model
-    waits for it.
-
-    \b
-    Examples
-      moorage gateway --routes routes.yaml
-      moorage gateway --kubeconfig ~/.kube/config --default-namespace team-a
-
-    \b
-    Exit codes
-      0    drained after SIGTERM or SIGINT
-      1    a fault of this program
-      2    wrong usage
-      3    could not start: an address is taken, the routes file cannot be used, or there is no way into a cluster
-    """
+    """See _HELP."""
     if routes and (kubeconfig or default_namespace or operator_url):
         raise click.UsageError(
             "--kubeconfig, --default-namespace and --operator are for a cluster, --routes is for none"
@@ -153,9 +176,12 @@ def command(
         drain_delay=drain_delay,
         grace_period=grace_period,
     )
+    if bool(tls_cert) != bool(tls_key):
+        raise click.UsageError("--tls-cert and --tls-key come together")
+    source = Source(routes, kubeconfig, default_namespace, require_keys, keys_namespace)
     operator = _operator(operator_url, operator_token_file, settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        sys.exit(runner.run(_serve(settings, listen, admin, Source(routes, kubeconfig, default_namespace), operator)))
+        sys.exit(runner.run(_serve(settings, Doors(listen, admin, tls_cert, tls_key), source, operator)))
 
 
 def _operator(url: str | None, token_file: Path | None, settings: Settings) -> Operator | None:
@@ -167,6 +193,28 @@ def _operator(url: str | None, token_file: Path | None, settings: Settings) -> O
         return Operator(url, token_file, settings)
     except InvalidSpec as error:
         raise click.BadParameter(str(error), param_hint="--operator") from None
+
+
+@dataclass(frozen=True)
+class Doors:
+    """Where people come in: clients, with HTTPS where there is a certificate, and those who watch."""
+
+    listen: Address
+    admin: Address
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+    @asynccontextmanager
+    async def opened(self, gateway: Gateway) -> AsyncIterator[None]:
+        """Listen; the certificate follows its files. Raises MoorageError or OSError."""
+        if not self.tls_cert or not self.tls_key:
+            await gateway.start(self.listen, self.admin)
+            yield
+            return
+        certificate = Certificate(self.tls_cert, self.tls_key, gateway.settings.certificate_poll)
+        await gateway.start(self.listen, self.admin, certificate.context)
+        async with _running(certificate.follow):
+            yield
 
 
 @dataclass(frozen=True)
@@ -184,6 +232,8 @@ class Source:
     routes: Path | None
     kubeconfig: Path | None = None
     default_namespace: str | None = None
+    require_keys: bool = False
+    keys_namespace: str | None = None
 
     @asynccontextmanager
     async def open(self, gateway: Gateway) -> AsyncIterator[Feed]:
@@ -191,7 +241,7 @@ class Source:
         settings = gateway.settings
         hold = Hold(settings.hold_max_pending, settings.hold_timeout)
         if self.routes:
-            file = RoutesFile(self.routes, hold, gateway.apply, settings.routes_poll)
+            file = RoutesFile(self.routes, hold, gateway.apply, settings.routes_poll, closed=self.require_keys)
             file.load()
             yield Feed(file.follow)
             return
@@ -202,18 +252,19 @@ class Source:
         async with await KubeClient.connect(self.kubeconfig, user_agent="moorage-gateway") as client:
             namespace = self.default_namespace or client.namespace
             log.info("names without a namespace are looked up in %s", namespace)
-            yield Feed(ClusterRoutes(client, namespace, hold, gateway.apply).follow, namespace)
+            keys = (self.keys_namespace or client.namespace) if self.require_keys else None
+            log.info("API keys are Secrets in %s", keys) if keys else log.warning("open: no API key is needed")
+            yield Feed(ClusterRoutes(client, namespace, hold, gateway.apply, keys).follow, namespace)
 
 
-async def _serve(settings: Settings, listen: Address, admin: Address, source: Source, operator: Operator | None) -> int:
+async def _serve(settings: Settings, doors: Doors, source: Source, operator: Operator | None) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     _raise_file_limit()
     gateway = Gateway(settings)
     try:
-        async with source.open(gateway) as feed:
-            await gateway.start(listen, admin)
+        async with source.open(gateway) as feed, doors.opened(gateway):
             _calm_collector()
             log.info("serving on %s:%d, admin on %s:%d", *gateway.address, *gateway.admin_address)
             async with _running(feed.follow), _reporting(gateway, feed.namespace, operator):

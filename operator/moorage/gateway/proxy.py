@@ -6,6 +6,7 @@ Only listed paths exist. An engine's other routes (loading adapters, slots, metr
 import itertools
 import os
 import re
+import time
 
 import orjson
 
@@ -13,10 +14,12 @@ from moorage.gateway import refusals, rewrite
 from moorage.gateway.demand import Demand
 from moorage.gateway.exchange import Exchange, Plant
 from moorage.gateway.fleet import Fleet
+from moorage.gateway.keys import Key, Limits
+from moorage.gateway.limits import Meter
 from moorage.gateway.refusals import Refusal
 from moorage.gateway.request import Request
 from moorage.gateway.rewrite import Kind, Unusable
-from moorage.gateway.routes import Key, Snapshot
+from moorage.gateway.routes import Route, Snapshot
 from moorage.gateway.server import ClientConnection
 from moorage.gateway.settings import Settings
 from moorage.gateway.stats import Stats
@@ -24,6 +27,7 @@ from moorage.gateway.upstream import EngineEndpoint
 
 MODELS_PATH = b"/v1/models"
 KINDS = {kind.value.encode(): kind for kind in Kind} | {b"/rerank": Kind.RERANK}
+_UNLIMITED = Limits()
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 
 
@@ -40,11 +44,13 @@ class Proxy:
         self._id_prefix = os.urandom(8).hex().encode()
         self._ids = itertools.count(1)
         self._listing: dict[Key | None, bytes] = {}
+        self._meters: dict[str, Meter] = {}  # by the key's name
 
     def swap(self, snapshot: Snapshot) -> None:
         """Put another routing table in force. Requests under way keep the one they began with."""
         self.snapshot = snapshot
         self._listing = {}
+        self._set_meters(snapshot)
         self.fleet.apply(snapshot)
 
     def check(self, request: Request) -> Refusal | None:
@@ -60,7 +66,7 @@ class Proxy:
             scheme, _, secret = request.headers.get(b"authorization", b"").partition(b" ")
             request.key = self.snapshot.find_key(secret.strip()) if scheme.lower() == b"bearer" else None
             if request.key is None:
-                return refusals.INVALID_KEY
+                return refusals.INVALID_KEY if self.snapshot.keys else refusals.NO_KEYS
         return None
 
     def start(self, request: Request, client: ClientConnection) -> None:
@@ -78,15 +84,24 @@ class Proxy:
             client.refuse(unusable.refusal)
             return
         request.body = b""
-        route = self.snapshot.routes.get(name)
-        if request.key is not None and not request.key.allows(name):
-            client.refuse(refusals.model_not_allowed(name))
-        elif route is None:
-            client.refuse(refusals.model_not_found(name))
-        else:
-            exchange = Exchange(self._plant, client, request, kind, body, self._request_id(request))
-            client.job = exchange
-            exchange.start(route)
+        found = self._route(name, request.key)
+        if isinstance(found, Refusal):
+            client.refuse(found)
+            return
+        meter = self._meters.get(request.key.name) if request.key is not None else None
+        if meter is not None and (refusal := meter.admit(time.monotonic())) is not None:
+            client.refuse(refusal)
+            return
+        exchange = Exchange(self._plant, client, request, kind, body, self._request_id(request))
+        exchange.meter = meter
+        client.job = exchange
+        exchange.start(found)
+
+    def _route(self, name: str, key: Key | None) -> Route | Refusal:
+        route = self.snapshot.route(name, key)
+        if key is not None and not (route.allowed(key, name) if route is not None else _may_know(key, name)):
+            return refusals.model_not_allowed(name)
+        return route or refusals.model_not_found(name)
 
     def refused(self, refusal: Refusal) -> None:
         """See server.Handler."""
@@ -98,11 +113,38 @@ class Proxy:
             return given
         return b"%b%08x" % (self._id_prefix, next(self._ids))
 
+    def _set_meters(self, snapshot: Snapshot) -> None:
+        """Give each key with limits its meter; one whose limits stay goes on counting."""
+        known, self._meters = self._meters, {}
+        for key in snapshot.keys:
+            if key.limits == _UNLIMITED:
+                continue
+            meter = self._meters[key.name] = known.get(key.name) or Meter(key.limits, time.monotonic())
+            if meter.limits != key.limits:
+                meter.set(key.limits, time.monotonic())
+
     def _models(self, key: Key | None) -> bytes:
         """What `/v1/models` says to `key`: the Models and aliases it may use."""
         found = self._listing.get(key)
         if found is None:
-            names = [name for name in self.snapshot.listed if key is None or key.allows(name)]
-            data = [{"id": name, "object": "model", "created": 0, "owned_by": "moorage"} for name in names]
+            names = [self._shown(name, key) for name in self.snapshot.listed]
+            data = [{"id": name, "object": "model", "created": 0, "owned_by": "moorage"} for name in names if name]
             found = self._listing[key] = orjson.dumps({"object": "list", "data": data})
         return found
+
+    def _shown(self, name: str, key: Key | None) -> str:
+        """What `key` calls the route `name`: as short as leads there; empty where it may not use it."""
+        route = self.snapshot.routes[name]
+        if key is None:
+            return name
+        if not route.allowed(key, name):
+            return ""
+        bare = name.removeprefix(f"{route.namespace}/")
+        return bare if self.snapshot.route(bare, key) is route else name
+
+
+def _may_know(key: Key, name: str) -> bool:
+    """Whether `key` may know that there is nothing called `name`."""
+    if key.names is not None:
+        return False
+    return key.namespaces is None or "/" not in name or name.partition("/")[0] in key.namespaces

@@ -62,7 +62,7 @@ def model_not_found(name: str) -> Refusal:
 
 
 def model_not_allowed(name: str) -> Refusal:
-    """403: the key may not use this name, or the name does not exist: a limited key is not told which."""
+    """403: the key may not use this name, or it does not exist: who asks for what is not theirs is not told which."""
     return Refusal(403, "model_not_allowed", f"This API key may not use the model `{name[:200]}`.", param="model")
 
 
@@ -82,6 +82,12 @@ def hold_timeout(name: str) -> Refusal:
     return Refusal(504, "hold_timeout", f"The model `{name}` did not become available in time.")
 
 
+def rate_limited(limit: str, retry_after: int) -> Refusal:
+    """429: the key has used up `limit`."""
+    return Refusal(429, "rate_limit_exceeded", f"This API key is limited to {limit}; try again later.", retry_after)
+
+
+NO_KEYS = Refusal(401, "invalid_api_key", "This gateway serves nobody yet: no API key has been made for it.")
 INVALID_KEY = Refusal(401, "invalid_api_key", "Incorrect or missing API key.")
 UNKNOWN_PATH = Refusal(404, "unknown_url", "There is no such path here.")
 ONLY_POST = Refusal(405, "method_not_allowed", "This method is not allowed here.", allow="POST")

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import httptools
 
 from moorage.gateway import refusals
+from moorage.gateway.keys import Key
 from moorage.gateway.refusals import Refusal
-from moorage.gateway.routes import Key
 from moorage.gateway.settings import Settings
 
 # Said twice, these would let two parties read one request in two ways.

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 from moorage.errors import InvalidSpec
+from moorage.gateway.keys import Key
 from moorage.gateway.rewrite import Rewrite
 
 _HASH_RANGE = 1 << 64
@@ -41,7 +42,8 @@ class Hold:
 class Model:
     """A Model as the gateway sees it. `endpoints` are `host:port`; none: it sleeps.
 
-    `max_in_flight` is the number of requests one endpoint serves at once (the engine's slots); 0: no limit.
+    `name` is the one that is shown, `others` lead there too. `max_in_flight` is the number of requests one endpoint
+    serves at once (the engine's slots); 0: no limit.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Model:
     endpoints: tuple[str, ...] = ()
     max_in_flight: int = 0
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    namespace: str = ""  # of the cluster; a file has none
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,19 +66,8 @@ class Alias:
     parameters: Parameters = Parameters()
     hold: Hold = Hold()
     sticky_header: str = ""
-
-
-@dataclass(frozen=True)
-class Key:
-    """An API key: the SHA-256 of its text, and the names it may use; None: every one."""
-
-    name: str
-    sha256: bytes
-    names: frozenset[str] | None = None
-
-    def allows(self, name: str) -> bool:
-        """Whether this key may use the Model or alias `name`."""
-        return self.names is None or name in self.names
+    namespace: str = ""
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +89,16 @@ class Route:
     fallbacks: tuple[Target, ...]
     hold: Hold
     sticky_header: bytes
+    namespace: str = ""
+
+    def allowed(self, key: Key, asked: str) -> bool:
+        """Whether `key` may use this route, which a client called `asked`."""
+        if key.namespaces is not None and self.namespace not in key.namespaces:
+            return False
+        if key.names is None or asked in key.names or self.name in key.names:
+            return True
+        bare = self.name.removeprefix(f"{self.namespace}/")
+        return bare in key.names or f"{self.namespace}/{bare}" in key.names
 
     def pick(self, token: bytes) -> Target:
         """The target for `token`, by weight. Every replica of the gateway picks the same without talking.
@@ -112,21 +115,25 @@ class Route:
 class Snapshot:
     """One generation of the routing table."""
 
-    __slots__ = ("_keys", "closed", "listed", "models", "routes")
+    __slots__ = ("_keys", "closed", "keys", "listed", "models", "routes")
 
     def __init__(
         self,
         models: Mapping[str, Model],
         routes: Mapping[str, Route],
-        keys: Iterable[Key],
-        synonyms: Mapping[str, str] | None = None,
+        keys: Iterable[Key] = (),
+        others: Mapping[str, str] | None = None,
+        *,
+        closed: bool = False,
     ) -> None:
         self.models: Mapping[str, Model] = MappingProxyType(dict(models))
         self.listed = tuple(sorted(routes))  # each Model and alias once, whatever other names lead there
-        others = {other: routes[name] for other, name in (synonyms or {}).items() if name in routes}
-        self.routes: Mapping[str, Route] = MappingProxyType(others | dict(routes))
-        self._keys = {key.sha256: key for key in keys}
-        self.closed = bool(self._keys)  # whether a key is needed
+        more = {other: routes[name] for other, name in (others or {}).items() if name in routes}
+        self.routes: Mapping[str, Route] = MappingProxyType(more | dict(routes))
+        self.keys = tuple(keys)
+        # Of two Secrets that are one key the one whose name comes first counts.
+        self._keys = {one: key for key in reversed(self.keys) for one in key.digests}
+        self.closed = closed or bool(self.keys)  # whether a key is needed
 
     @classmethod
     def build(
@@ -136,23 +143,34 @@ class Snapshot:
         keys: Iterable[Key] = (),
         *,
         own: Hold = Hold(),
-        synonyms: Mapping[str, str] | None = None,
         hidden: Iterable[str] = (),
+        closed: bool = False,
     ) -> Self:
         """The table of these facts; `own` holds requests for a Model's own name. An alias hides a Model of its name.
 
-        `synonyms` are further names of Models and aliases; `hidden` names lead nowhere, even where a Model has them.
+        `hidden` names lead nowhere, even where a Model has them; a `closed` table wants a key even if there is none.
 
         Raises InvalidSpec where two things of one kind share a name, or an alias points at a Model that is not there.
         """
-        by_name = _unique(models, "model")
+        by_name, by_alias = _unique(models, "model"), _unique(aliases, "alias")
         routes = {name: _own_route(model, own) for name, model in by_name.items()}
-        routes |= {name: _alias_route(alias, by_name) for name, alias in _unique(aliases, "alias").items()}
+        routes |= {name: _alias_route(alias, by_name) for name, alias in by_alias.items()}
         for name in hidden:
             routes.pop(name, None)
-        listed = list(keys)
+        others = {other: name for name, named in (by_name | by_alias).items() for other in named.others}
+        listed = sorted(keys, key=lambda key: key.name)
         _unique(listed, "API key")
-        return cls(by_name, routes, listed, synonyms)
+        return cls(by_name, routes, listed, others, closed=closed)
+
+    def route(self, name: str, key: Key | None) -> Route | None:
+        """Where a request for `name` goes that comes with `key`; None: there is nothing of that name."""
+        if key is None or key.namespaces is None:
+            return self.routes.get(name)
+        whole = self.routes.get(name) if "/" in name else None
+        if whole is not None and whole.namespace in key.namespaces:
+            return whole
+        found = (self.routes.get(f"{namespace}/{name}") for namespace in key.namespaces)
+        return next((route for route in found if route is not None), whole)
 
     def find_key(self, secret: bytes) -> Key | None:
         """The key whose text is `secret`.
@@ -162,7 +180,9 @@ class Snapshot:
         """
         digest = hashlib.sha256(secret).digest()
         key = self._keys.get(digest)
-        return key if key is not None and hmac.compare_digest(key.sha256, digest) else None
+        if key is None:
+            return None
+        return key if any(hmac.compare_digest(one, digest) for one in key.digests) else None
 
 
 def _unique(things: Iterable[_T], kind: str) -> dict[str, _T]:
@@ -176,7 +196,7 @@ def _unique(things: Iterable[_T], kind: str) -> dict[str, _T]:
 
 def _own_route(model: Model, hold: Hold) -> Route:
     target = Target(model, Rewrite.of(model.served_name or model.name, (model.defaults,)))
-    return Route(model.name, "", (target,), (1,), (), hold, b"")
+    return Route(model.name, "", (target,), (1,), (), hold, b"", model.namespace)
 
 
 def _alias_route(alias: Alias, models: Mapping[str, Model]) -> Route:
@@ -195,6 +215,7 @@ def _alias_route(alias: Alias, models: Mapping[str, Model]) -> Route:
         fallbacks=tuple(_target(alias, name, models) for name in alias.fallbacks),
         hold=alias.hold,
         sticky_header=alias.sticky_header.lower().encode("latin-1", "replace"),
+        namespace=alias.namespace,
     )
 
 

@@ -1,6 +1,7 @@
 """`routes.yaml` as a routing table: what `moorage gateway --routes` reads instead of a cluster. Pure.
 
-    apiKeys: [{name: team-a, sha256: HEX, aliases: ["*"]}]     # none: open
+    apiKeys: [{name: team-a, sha256: HEX, aliases: ["*"],
+               requestsPerMinute: 0, tokensPerMinute: 0, maxConcurrency: 0}]     # none: open; 0: no limit
     models:  [{name: qwen3-8b, engine: LlamaCpp, servedName: qwen3-8b, endpoints: ["127.0.0.1:9001"], maxInFlight: 4,
                request: {defaults: {}}}]
     aliases: [{name: chat, targets: [{model: qwen3-8b, weight: 100}], fallbacks: [], stickyHeader: "",
@@ -17,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.alias_generators import to_camel
 
 from moorage.errors import InvalidSpec
-from moorage.gateway.routes import Alias, Hold, Key, Model, Parameters, Snapshot
+from moorage.gateway.keys import Key, Limits
+from moorage.gateway.routes import Alias, Hold, Model, Parameters, Snapshot
 
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 Address = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$")]
@@ -71,6 +73,9 @@ class _ApiKey(_Part):
     name: Name
     sha256: str = Field(pattern=r"^[0-9a-fA-F]{64}$")
     aliases: list[Name] = ["*"]
+    requests_per_minute: int = Field(default=0, ge=0)
+    tokens_per_minute: int = Field(default=0, ge=0)
+    max_concurrency: int = Field(default=0, ge=0)
 
 
 class _Model(_Part):
@@ -97,8 +102,10 @@ class _Document(_Part):
     aliases: list[_Alias] = []
 
 
-def read_routes(text: str | bytes, own_hold: Hold) -> tuple[Snapshot, list[str]]:
+def read_routes(text: str | bytes, own_hold: Hold, *, closed: bool = False) -> tuple[Snapshot, list[str]]:
     """The table in `text`, and the keys in it that mean nothing; `own_hold` is for Models called by their own name.
+
+    A `closed` table serves nobody without an API key, even where it has none.
 
     Raises InvalidSpec with what to change where the text is no YAML, is empty, or has the wrong shape.
     """
@@ -115,6 +122,7 @@ def read_routes(text: str | bytes, own_hold: Hold) -> tuple[Snapshot, list[str]]
         [_alias(a) for a in document.aliases],
         [_key(k) for k in document.api_keys],
         own=own_hold,
+        closed=closed,
     )
     return snapshot, document.unknown()
 
@@ -144,4 +152,5 @@ def _alias(given: _Alias) -> Alias:
 
 def _key(given: _ApiKey) -> Key:
     names = None if "*" in given.aliases else frozenset(given.aliases)
-    return Key(given.name, bytes.fromhex(given.sha256), names)
+    limits = Limits(given.requests_per_minute, given.tokens_per_minute, given.max_concurrency)
+    return Key(given.name, (bytes.fromhex(given.sha256),), names, limits=limits)

@@ -22,17 +22,20 @@ class RoutesFile:
     believed: at 20 ms it is in force within 60 ms.
     """
 
-    def __init__(self, path: Path, own_hold: Hold, apply: Callable[[Snapshot], None], poll: float) -> None:
+    def __init__(
+        self, path: Path, own_hold: Hold, apply: Callable[[Snapshot], None], poll: float, *, closed: bool = False
+    ) -> None:
         self._path = path
         self._own_hold = own_hold
         self._apply = apply
         self._poll = poll
+        self._closed = closed
         self._read: _Stamp | None = None  # of the version that was read last, good or bad
 
     def load(self) -> None:
         """Put the file as it is in force. Raises InvalidSpec or OSError."""
         self._read = self._stamp()
-        snapshot, unknown = read_routes(self._path.read_bytes(), self._own_hold)
+        snapshot, unknown = read_routes(self._path.read_bytes(), self._own_hold, closed=self._closed)
         if unknown:
             log.warning("%s: keys that mean nothing here: %s", self._path, ", ".join(sorted(set(unknown))))
         self._apply(snapshot)

@@ -17,6 +17,7 @@ class Settings:
     head_timeout: float = 75.0  # for a whole request head; also how long a connection may stay idle
     body_timeout: float = 30.0
     write_timeout: float = 60.0  # for a client that takes nothing of an answer
+    handshake_timeout: float = 10.0  # of TLS
     linger_timeout: float = 5.0  # how long a refused upload is read on, so that the client sees the refusal
 
     # Engines.
@@ -43,6 +44,7 @@ class Settings:
     last_report_timeout: float = 2.0  # what of the reserve the operator has to take the last usage report
 
     routes_poll: float = 0.02
+    certificate_poll: float = 1.0
 
     @property
     def sweep_interval(self) -> float:

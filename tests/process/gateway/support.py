@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import socket
 import struct
@@ -12,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from moorage.gateway.app import Gateway
-from moorage.gateway.routes import Alias, Hold, Key, Model, Snapshot
+from moorage.gateway.keys import Key, digest
+from moorage.gateway.routes import Alias, Hold, Model, Snapshot
 from moorage.gateway.settings import Settings
 from tests.support.eventually import eventually
 from tests.support.mockengine import Behaviour, MockEngine
@@ -145,8 +145,8 @@ def chat(model: str = "m", text: str = "hello", **more: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": text}], **more}
 
 
-def key(name: str, secret: str, names: Iterable[str] | None = None) -> Key:
-    return Key(name, hashlib.sha256(secret.encode()).digest(), None if names is None else frozenset(names))
+def key(name: str, secret: str, names: Iterable[str] | None = None, **more: Any) -> Key:
+    return Key(name, (digest(secret),), None if names is None else frozenset(names), **more)
 
 
 class Bed:

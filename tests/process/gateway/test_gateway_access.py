@@ -2,11 +2,27 @@
 
 import hashlib
 import hmac
+from dataclasses import replace
 
 import pytest
 
-from moorage.gateway.routes import Alias
-from tests.process.gateway.support import CHAT, OK, RawEngine, always, chat, get, key, model, post, serving
+from moorage.gateway.keys import Limits
+from moorage.gateway.routes import Alias, Model, Snapshot
+from tests.process.gateway.support import (
+    CHAT,
+    OK,
+    RawEngine,
+    address,
+    always,
+    chat,
+    get,
+    key,
+    mock,
+    model,
+    post,
+    serving,
+)
+from tests.support.eventually import eventually
 
 ALIASES = [Alias("chat", (("m", 1),)), Alias("other", (("m", 1),))]
 KEYS = [key("all", "sk-all"), key("team", "sk-team", ["chat"])]
@@ -102,3 +118,84 @@ async def test_keys_are_in_no_log_and_no_answer(caplog):
         page = (await bed.admin("/metrics")).body.decode()
     for text in (caplog.text, page, *(reply.body.decode() + str(reply.headers) for reply in replies)):
         assert "sk-" not in text
+
+
+async def test_where_keys_are_needed_and_there_is_none_nobody_is_served_and_told_why():
+    async with RawEngine(always(OK)) as engine, serving() as bed:
+        bed.gateway.apply(Snapshot.build([model("m", engine)], closed=True))
+        for headers in ({}, bearer("sk-any")):
+            reply = await bed.ask(chat(), **headers)
+            assert (reply.status, reply.error["code"]) == (401, "invalid_api_key")
+            assert "no API key has been made" in reply.error["message"]
+        assert engine.sides == []
+
+
+TEAMS = [
+    Model("m", namespace="default", others=("default/m",)),
+    Model("a/m", namespace="a"),
+    Model("b/m", namespace="b"),
+]
+
+
+async def test_bare_names_and_the_list_are_those_of_the_keys_namespaces():
+    keys = [key("a", "sk-a", namespaces=("a",)), key("ab", "sk-ab", namespaces=("b", "a")), key("all", "sk-all")]
+    async with RawEngine(always(OK)) as engine:
+        models = [replace(m, endpoints=(address(engine),), served_name=m.name) for m in TEAMS]
+        async with serving(models, keys=keys) as bed:
+
+            async def reached(name: str, secret: str) -> str:
+                reply = await bed.ask(chat(name), **bearer(secret))
+                return engine.requests[-1].body["model"] if reply.status == 200 else reply.error["code"]
+
+            assert [await reached("m", secret) for secret in ("sk-a", "sk-ab", "sk-all")] == ["a/m", "b/m", "m"]
+            assert [await reached("a/m", secret) for secret in ("sk-a", "sk-ab", "sk-all")] == ["a/m"] * 3
+            assert await reached("b/m", "sk-a") == await reached("b/nothing", "sk-a") == "model_not_allowed"
+            assert await reached("nothing", "sk-a") == await reached("a/nothing", "sk-a") == "model_not_found"
+            for secret, names in (("sk-a", ["m"]), ("sk-ab", ["a/m", "m"]), ("sk-all", ["a/m", "b/m", "m"])):
+                listed = (await bed.raw(get("/v1/models", **bearer(secret)))).json["data"]
+                assert sorted(entry["id"] for entry in listed) == names
+
+
+async def test_a_key_over_its_limit_is_429_with_the_time_to_wait_and_others_are_not():
+    keys = [key("few", "sk-few", limits=Limits(requests_per_minute=2)), key("many", "sk-many")]
+    async with RawEngine(always(OK)) as engine, serving([model("m", engine)], keys=keys) as bed:
+        assert [(await bed.ask(chat(), **bearer("sk-few"))).status for _ in range(3)] == [200, 200, 429]
+        reply = await bed.ask(chat(), **bearer("sk-few"))
+        assert (reply.error["code"], reply.error["type"]) == ("rate_limit_exceeded", "rate_limit_error")
+        assert 25 <= int(reply.headers["retry-after"]) <= 30
+        assert (await bed.ask(chat(), **bearer("sk-many"))).status == 200
+        bed.apply([model("m", engine)], keys=keys)
+        assert (await bed.ask(chat(), **bearer("sk-few"))).status == 429, "another table is no amnesty"
+        bed.apply([model("m", engine)], keys=[key("few", "sk-few", limits=Limits(requests_per_minute=3))])
+        assert (await bed.ask(chat(), **bearer("sk-few"))).status == 200, "other limits count anew"
+        assert (await bed.raw(get("/v1/models", **bearer("sk-few")))).status == 200, "the list costs nothing"
+
+
+async def test_tokens_count_when_the_stream_ends():
+    keys = [key("few", "sk-few", limits=Limits(tokens_per_minute=10))]
+    async with mock() as engine, serving([model("m", engine)], keys=keys) as bed:
+        assert (await bed.ask(chat(stream=True, max_tokens=9), **bearer("sk-few"))).status == 200
+        reply = await bed.ask(chat(), **bearer("sk-few"))
+        assert (reply.status, reply.error["code"]) == (429, "rate_limit_exceeded")
+        assert "10 tokens a minute" in reply.error["message"]
+
+
+async def test_requests_at_once_count_held_ones_and_those_that_leave_give_their_place_back():
+    keys = [key("few", "sk-few", limits=Limits(max_concurrency=2))]
+    async with serving([model("m")], keys=keys) as bed:
+        async with bed.client() as one, bed.client() as two:
+            for client in (one, two):
+                await client.post(chat(), **bearer("sk-few"))
+            await eventually(lambda: bed.gateway.proxy.fleet.held == 2)
+            assert (await bed.ask(chat(), **bearer("sk-few"))).status == 429
+        await eventually(lambda: bed.gateway.proxy.fleet.held == 0)
+        async with bed.client() as client:
+            await client.post(chat(), **bearer("sk-few"))
+            await eventually(lambda: bed.gateway.proxy.fleet.held == 1)
+
+
+async def test_no_key_reaches_an_engine():
+    keys = [key("few", "sk-few", limits=Limits(max_concurrency=2))]
+    async with RawEngine(always(OK)) as engine, serving([model("m", engine)], keys=keys) as bed:
+        await bed.ask(chat(), X_Api_Key="sk-few", Cookie="key=sk-few", **bearer("sk-few"))
+        assert "sk-few" not in str(engine.requests[0].headers) + engine.requests[0].data.decode()
