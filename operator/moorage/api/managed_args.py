@@ -1,7 +1,9 @@
 """The engine arguments that Moorage sets itself, so that `spec.args` and `spec.env` may not set them again.
 
 One place for the names: the CRD's rules refuse them, the engines build their command lines from the same table.
-Source: `llama-server --help` of the pinned version; its parser takes `_` for `-` in names that start with `--`.
+Source: `llama-server --help` and `vllm serve --help=all` of the pinned versions; both take `_` for `-` in names that
+start with `--`. Which engine serves a Model may be known only when its files are, so the arguments of both are refused
+for every Model; what only one of them has would end the start of the other anyway.
 """
 
 from moorage.api.common import Rule
@@ -34,7 +36,29 @@ LLAMA_CPP_ARGS_BY_OWNER: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# The same for vLLM.
+VLLM_ARGS_BY_OWNER: dict[str, tuple[str, ...]] = {
+    "spec.source": ("--tokenizer", "--revision", "--code-revision", "--tokenizer-revision", "--hf-config-path"),
+    "metadata.name": ("--served-model-name",),
+    "spec.contextLength": ("--max-model-len",),
+    "spec.maxSequences": ("--max-num-seqs",),
+    "spec.kvCacheType": ("--kv-cache-dtype",),
+    "spec.vllm.dtype": ("--dtype",),
+    "spec.vllm.maxBatchedTokens": ("--max-num-batched-tokens",),
+    "spec.vllm.enforceEager": ("--enforce-eager", "--no-enforce-eager"),
+    "spec.vllm.trustRemoteCode": ("--trust-remote-code", "--no-trust-remote-code"),
+    "spec.toolCalling": ("--enable-auto-tool-choice", "--no-enable-auto-tool-choice", "--tool-call-parser"),
+    "spec.reasoningParser": ("--reasoning-parser",),
+    "spec.chatTemplate": ("--chat-template", "--chat-template-file"),
+    "spec.accelerator": (
+        *("--gpu-memory-utilization", "--device-memory-utilization", "--kv-cache-memory-bytes"),
+        *("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp"),
+    ),
+    MOORAGE: ("--uds", "--config", "--headless", "--grpc", "--root-path", "--ssl-keyfile", "--ssl-certfile"),
+}
+
 LLAMA_CPP_MANAGED_ARGS = frozenset(name for names in LLAMA_CPP_ARGS_BY_OWNER.values() for name in names)
+VLLM_MANAGED_ARGS = frozenset(name for names in VLLM_ARGS_BY_OWNER.values() for name in names)
 
 # Environment variables by which llama-server takes the same arguments.
 LLAMA_CPP_ENV_BY_OWNER: dict[str, tuple[str, ...]] = {
@@ -61,6 +85,12 @@ LLAMA_CPP_ENV_BY_OWNER: dict[str, tuple[str, ...]] = {
     ),
 }
 
+VLLM_ENV_BY_OWNER: dict[str, tuple[str, ...]] = {
+    "spec.chatTemplate": ("LLAMA_ARG_CHAT_TEMPLATE", "LLAMA_ARG_CHAT_TEMPLATE_FILE"),
+    "spec.accelerator": ("VLLM_CPU_KVCACHE_SPACE",),
+    MOORAGE: ("VLLM_API_KEY",),
+}
+
 
 def _refusals(subject: str, owners: dict[str, tuple[str, ...]], where: str) -> tuple[Rule, ...]:
     """One rule per owner: the string is none of its names. `subject` is CEL for the name in it."""
@@ -79,11 +109,19 @@ def _instead(owner: str) -> str:
     return f"Moorage sets this from {owner}; change it there and"
 
 
+def _joined(*tables: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """One table: an owner that several have sets what each of them says."""
+    owners = dict.fromkeys(owner for table in tables for owner in table)
+    return {o: tuple(dict.fromkeys(name for table in tables for name in table.get(o, ()))) for o in owners}
+
+
 ARG_RULES = (
     Rule(
         "!self.matches('^-[^ =]* ')",
         "write an argument and its value as two items of spec.args, not as one with a space between them",
     ),
-    *_refusals("self.split('=')[0].replace('_', '-')", LLAMA_CPP_ARGS_BY_OWNER, "spec.args"),
+    *_refusals(
+        "self.split('=')[0].replace('_', '-')", _joined(LLAMA_CPP_ARGS_BY_OWNER, VLLM_ARGS_BY_OWNER), "spec.args"
+    ),
 )
-ENV_RULES = _refusals("self", LLAMA_CPP_ENV_BY_OWNER, "spec.env")
+ENV_RULES = _refusals("self", _joined(LLAMA_CPP_ENV_BY_OWNER, VLLM_ENV_BY_OWNER), "spec.env")

@@ -18,7 +18,7 @@ from moorage.api.corev1 import (
     Resources,
     Tolerations,
 )
-from moorage.api.engine_settings import KVCacheType, LlamaCpp
+from moorage.api.engine_settings import VLLM, ChatTemplate, KVCacheType, LlamaCpp, ReasoningParser, ToolCalling
 from moorage.api.managed_args import ARG_RULES
 from moorage.api.model_status import ModelStatus
 from moorage.api.request import ModelRequest
@@ -31,6 +31,7 @@ class Engine(StrEnum):
 
     AUTO = "Auto"
     LLAMA_CPP = "LlamaCpp"
+    VLLM = "VLLM"
 
 
 class RolloutStrategy(StrEnum):
@@ -109,6 +110,34 @@ class ModelSpec(SpecPart):
             "spec.llamaCpp.flashAttention to true",
         ),
         Rule(
+            "!has(self.llamaCpp) || !has(self.vllm)",
+            "spec.llamaCpp and spec.vllm are settings of two engines and one serves a Model; remove one of the two",
+        ),
+        Rule(
+            "self.engine != 'VLLM' || !has(self.llamaCpp)",
+            "spec.llamaCpp has no effect with spec.engine VLLM; remove one of the two",
+        ),
+        Rule(
+            "self.engine != 'LlamaCpp' || !has(self.vllm)",
+            "spec.vllm has no effect with spec.engine LlamaCpp; remove one of the two",
+        ),
+        Rule(
+            "self.kvCacheType != 'fp8' || (self.engine != 'LlamaCpp' && !has(self.llamaCpp))",
+            "llama.cpp has no cache of type fp8; set spec.kvCacheType to f16, q8_0 or q4_0",
+        ),
+        Rule(
+            "self.kvCacheType in ['f16', 'fp8'] || (self.engine != 'VLLM' && !has(self.vllm))",
+            "vLLM has no cache of this type; set spec.kvCacheType to f16 or fp8",
+        ),
+        Rule(
+            "!has(self.maxSequences) || self.maxSequences <= 16 || (self.engine != 'LlamaCpp' && !has(self.llamaCpp))",
+            "llama.cpp serves at most 16 requests at once; lower spec.maxSequences",
+        ),
+        Rule(
+            "!has(self.reasoningParser) || (self.engine != 'LlamaCpp' && !has(self.llamaCpp))",
+            "spec.reasoningParser is for vLLM; llama.cpp finds the reasoning by the chat template",
+        ),
+        Rule(
             "self.accelerator.vendor != 'None' || !has(self.llamaCpp) || !has(self.llamaCpp.gpuLayers) "
             "|| self.llamaCpp.gpuLayers == 0",
             "spec.llamaCpp.gpuLayers needs a GPU, but spec.accelerator.vendor is None; remove one of the two",
@@ -117,7 +146,9 @@ class ModelSpec(SpecPart):
 
     source: ModelSource = Field(description="Where the model's files come from; exactly one of the fields.")
     engine: Engine = Field(
-        default=Engine.AUTO, description="Server that runs the model. Auto: by the files' format; GGUF means llama.cpp."
+        default=Engine.AUTO,
+        description="Server that runs the model. Auto: by the files' format, llama.cpp for GGUF and vLLM for "
+        "safetensors.",
     )
     image: (
         Annotated[
@@ -138,13 +169,30 @@ class ModelSpec(SpecPart):
         "for, 8192 at most.",
     )
     max_sequences: int | None = Field(
-        default=None, ge=1, le=16, description="Requests served at once by one replica. Absent: 4."
+        default=None,
+        ge=1,
+        le=1024,
+        description="Requests served at once by one replica. Absent: 4 with llama.cpp (16 at most), 64 with vLLM. "
+        "llama.cpp keeps cache for all of them in full length, vLLM for 4 at least.",
     )
     kv_cache_type: KVCacheType = Field(
         default=KVCacheType.F16,
-        description="Number format of the KV cache; q8_0 takes half the memory of f16, q4_0 a quarter.",
+        description="Number format of the KV cache. llama.cpp: q8_0 takes half the memory of f16, q4_0 a quarter. "
+        "vLLM: f16 is the model's own 16-bit format, fp8 takes half of it.",
     )
     llama_cpp: LlamaCpp | None = Field(default=None, description="Settings of the llama.cpp server.")
+    vllm: VLLM | None = Field(default=None, description="Settings of the vLLM server.")
+    tool_calling: ToolCalling | None = Field(
+        default=None,
+        description="Whether and how tool calls are read. Absent: as the model's chat template shows them.",
+    )
+    reasoning_parser: ReasoningParser | None = Field(
+        default=None,
+        description="How vLLM tells reasoning from the answer, such as qwen3 or deepseek_r1. Absent: it does not.",
+    )
+    chat_template: ChatTemplate | None = Field(
+        default=None, description="The chat template to use instead of the model's own."
+    )
     accelerator: Accelerator = Field(default=Accelerator(), description="Which accelerators one replica uses.")
     node_selector: Labels = Field(default={}, description="Labels that a node must have, as in core/v1.")
     tolerations: Tolerations = Field(default=[], description="Taints that the pods tolerate, as in core/v1.")

@@ -44,7 +44,7 @@ class ModelSummary(StatusPart):
 class EngineStatus(StatusPart):
     """The engine in use."""
 
-    name: StatusWord | None = Field(default=None, description="LlamaCpp.")
+    name: StatusWord | None = Field(default=None, description="LlamaCpp or VLLM.")
     version: StatusWord | None = Field(default=None, description="Version of the server.")
     image: Annotated[str, Cut(512)] | None = Field(default=None, description="Image the pods run.")
     reason: Sentence | None = Field(default=None, description="Why this engine.")
@@ -60,7 +60,7 @@ class SourceStatus(StatusPart):
     url: Annotated[str, Cut(2048)] | None = Field(default=None, description="Where a person can look at the source.")
     repo: StatusWord | None = Field(default=None, description="Repository on the hub.")
     files: Annotated[list[StatusPath], Cut(64)] = Field(default=[], description="Files to serve, the first 64.")
-    main_file: StatusPath | None = Field(default=None, description="File that the server is given.")
+    main_file: StatusPath | None = Field(default=None, description="File that the server is given, or whose folder.")
     file_count: Count | None = Field(default=None, description="Number of files.")
     size_bytes: Count | None = Field(default=None, description="Size of all files.")
     format: StatusWord | None = Field(default=None, description="GGUF or Safetensors.")
@@ -69,6 +69,9 @@ class SourceStatus(StatusPart):
     size_class: SizeClass | None = Field(default=None, description="Tiny, Small, Medium or Large, by parameters.")
     quantization: StatusWord | None = Field(default=None, description="Quantization of the weights, such as Q4_K_M.")
     context_length: Count | None = Field(default=None, description="Tokens the model was trained for.")
+    tool_call_parser: StatusWord | None = Field(
+        default=None, description="vLLM's name for how the chat template writes tool calls."
+    )
     license: StatusWord | None = Field(default=None, description="License as the source states it.")
     inputs_hash: StatusWord | None = Field(default=None, description="Hash of the spec fields this was resolved from.")
     header: HeaderJson | None = Field(

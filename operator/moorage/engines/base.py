@@ -30,13 +30,16 @@ class Asked:
     """A Model's settings and what is known of its files.
 
     `header` is what sizing keeps of the files' header (JSON; empty: not known), `trained_context` the tokens that the
-    model was trained for (0: not known), `size_bytes` all files together.
+    model was trained for (0: not known), `size_bytes` all files together. `tool_parser` reads the tool calls that the
+    chat template shows (empty: none is known). `remote_code_allowed`: programs out of a repository may be run here.
     """
 
     spec: ModelSpec
     header: str = ""
     trained_context: int = 0
     size_bytes: int = 0
+    tool_parser: str = ""
+    remote_code_allowed: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ class Start:
     """What a container is started with, beside what was asked.
 
     `model_path` is absolute, inside the container; `gpus` 0 means CPU only, `gpu_memory_mib` is the nominal memory of
-    one (0: not known); `cpus` are the whole CPUs the pod may use, None where it was given no share.
+    one (0: not known) and `memory_limit_mib` what a person says is needed of it (0: nothing); `cpus` are the whole CPUs
+    the pod may use, None where it was given no share; `chat_template` is the path of a template to use instead of the
+    model's own.
     """
 
     name: str
@@ -52,7 +57,9 @@ class Start:
     serving: Serving
     gpus: int = 0
     gpu_memory_mib: int = 0
+    memory_limit_mib: int = 0
     cpus: int | None = None
+    chat_template: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ class Engine(ABC):
 
     name            as `spec.engine` and the gateway's table write it; `title` as people do
     format          of the files it serves, as `status.source.format` writes it; `files` as people do
+    loads_folder    it is given the model's folder, not its main file
     default_sequences  requests served at once where the spec says nothing; `most_sequences` the most it may say
     cache_types     number formats of the KV cache, from the least to the greatest loss
     gpu_counts      GPUs of one node that a replica may use; `unsplittable` says which of them a model forbids
@@ -107,6 +115,7 @@ class Engine(ABC):
     title: ClassVar[str]
     format: ClassVar[str]
     files: ClassVar[str]
+    loads_folder: ClassVar[bool]
     default_sequences: ClassVar[int]
     most_sequences: ClassVar[int]
     cache_types: ClassVar[tuple[str, ...]]

@@ -4,9 +4,10 @@ from typing import Final
 
 from moorage.engines.base import Engine
 from moorage.engines.llamacpp import LlamaCppEngine
+from moorage.engines.vllm import VllmEngine
 
 AUTO: Final = "Auto"
-ENGINES: Final[tuple[Engine, ...]] = (LlamaCppEngine(),)
+ENGINES: Final[tuple[Engine, ...]] = (LlamaCppEngine(), VllmEngine())
 BY_NAME: Final = {engine.name: engine for engine in ENGINES}
 BY_FORMAT: Final = {engine.format: engine for engine in ENGINES}
 

@@ -7,7 +7,7 @@ between builds, and `--fit` (on by default there) would quietly shrink the conte
 import json
 
 from moorage import names
-from moorage.api.engine_settings import LlamaCpp
+from moorage.api.engine_settings import AUTO_PARSER, LlamaCpp
 from moorage.engines.base import (
     Asked,
     Engine,
@@ -35,6 +35,7 @@ class LlamaCppEngine(Engine):
     title = "llama.cpp"
     format = "GGUF"
     files = "GGUF files"
+    loads_folder = False
     default_sequences = 4
     most_sequences = 16
     cache_types = ("f16", "q8_0", "q4_0")
@@ -44,6 +45,17 @@ class LlamaCppEngine(Engine):
 
     def refusal(self, asked: Asked) -> str:
         """See Engine. llama-server would cut a context that is too long without a word."""
+        spec = asked.spec
+        if spec.vllm:
+            return "spec.vllm has no effect on GGUF files, which llama.cpp serves; remove it, or see spec.llamaCpp"
+        if spec.kv_cache_type not in self.cache_types:
+            return f"llama.cpp has no cache of type {spec.kv_cache_type}; set spec.kvCacheType to f16, q8_0 or q4_0"
+        if (spec.max_sequences or 0) > self.most_sequences:
+            return f"llama.cpp serves at most {self.most_sequences} requests at once; lower spec.maxSequences"
+        if spec.reasoning_parser:
+            return "spec.reasoningParser is for vLLM; llama.cpp finds the reasoning by the chat template, so remove it"
+        if spec.tool_calling and (spec.tool_calling.parser != AUTO_PARSER or not spec.tool_calling.enabled):
+            return "llama.cpp reads tool calls by the chat template, always; remove spec.toolCalling"
         return beyond_training(asked, ("--rope", "--yarn"))
 
     def unsplittable(self, asked: Asked, gpus: int) -> str:
@@ -126,6 +138,8 @@ def arguments(asked: Asked, start: Start) -> tuple[str, ...]:
     ]
     if start.gpus > 1:  # equal shares, as the memory plan counts; the default splits by what is free at that moment
         args += ["--split-mode", "layer", "--tensor-split", ",".join(["1"] * start.gpus)]
+    if start.chat_template:
+        args += ["--chat-template-file", start.chat_template]
     return (*args, *asked.spec.args)
 
 

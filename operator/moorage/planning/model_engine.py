@@ -28,7 +28,14 @@ def engine_of(step: ModelPass) -> Engine:
 def asked_of(step: ModelPass) -> Asked:
     """What the engine is asked."""
     source = step.source
-    return Asked(step.model.spec, source.header or "", source.context_length or 0, source.size_bytes or 0)
+    return Asked(
+        spec=step.model.spec,
+        header=source.header or "",
+        trained_context=source.context_length or 0,
+        size_bytes=source.size_bytes or 0,
+        tool_parser=source.tool_call_parser or "",
+        remote_code_allowed=step.seen.defaults.remote_code_allowed,
+    )
 
 
 def check(step: ModelPass) -> None:

@@ -108,6 +108,7 @@ def take_header(source: SourceStatus, facts: Manifest) -> None:
     source.parameters = facts.get("parameters") or source.parameters
     source.quantization = facts.get("quantization") or source.quantization
     source.context_length = facts.get("contextLength") or source.context_length
+    source.tool_call_parser = facts.get("toolCallParser") or source.tool_call_parser
     source.header = facts.get("header") or source.header
     source.size_class = size_class(source.parameters)
 

@@ -16,12 +16,16 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True)
 class Defaults:
-    """What the installation decides for every Model: images, and what a source may be."""
+    """What the installation decides for every Model: images, what a source may be, and what a server may run."""
 
     moorage_image: str
     llamacpp_image: str
     llamacpp_nvidia_image: str = ""
     llamacpp_amd_image: str = ""
+    vllm_image: str = ""
+    vllm_nvidia_image: str = ""
+    vllm_amd_image: str = ""
+    remote_code_allowed: bool = False
     huggingface_endpoint: str = "https://huggingface.co"
     allowed_hosts: tuple[str, ...] = ()
     denied_networks: tuple[str, ...] = ()
@@ -32,7 +36,10 @@ class Defaults:
 
     def engine_image(self, engine: str, vendor: str | None) -> str:
         """The image of `engine` for a vendor's GPUs, or for the CPU; empty where the installation has none."""
-        images = {"LlamaCpp": (self.llamacpp_image, self.llamacpp_nvidia_image, self.llamacpp_amd_image)}
+        images = {
+            "LlamaCpp": (self.llamacpp_image, self.llamacpp_nvidia_image, self.llamacpp_amd_image),
+            "VLLM": (self.vllm_image, self.vllm_nvidia_image, self.vllm_amd_image),
+        }
         cpu, nvidia, amd = images[engine]
         return {"Nvidia": nvidia, "AMD": amd}.get(vendor or "", cpu)
 

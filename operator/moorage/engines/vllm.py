@@ -1,0 +1,195 @@
+"""vLLM's OpenAI server, `vllm serve` (pinned version: images/vllm-cpu/VERSION).
+
+Every argument that shapes memory or speed is explicit: vLLM's own defaults depend on the GPU and change between
+versions. A replica has its GPUs to itself, so the plan is what the model needs at least, and vLLM may use the rest of
+the GPU for its cache: `--gpu-memory-utilization` is what the GPU's memory leaves, not what the need takes. On CPUs the
+cache gets exactly what the plan says.
+"""
+
+import json
+from dataclasses import replace
+
+from moorage import names
+from moorage.api.engine_settings import VLLM, DType, KVCacheType
+from moorage.engines.base import (
+    Asked,
+    Engine,
+    EngineContainer,
+    Probe,
+    Scratch,
+    Serving,
+    Start,
+    beyond_training,
+    startup_seconds,
+)
+from moorage.engines.tool_calls import tool_parser
+from moorage.placement import memory
+from moorage.sizing.need import MemoryNeed
+from moorage.sizing.transformer import TransformerModel
+from moorage.sizing.vllm import VllmPlan, VllmSettings, tensor_parallel_problem, vllm_cpu_plan, vllm_plan
+
+FULL_SEQUENCES = 4
+"""Requests of full length that the cache must hold at once; vLLM serves more of them where they are shorter."""
+MOST_UTILIZATION = 0.92
+"""vLLM's own default; above it the warm-up of the sampler was seen to fail (gpt-oss-20b at 0.95 of 80 GB)."""
+CPU_CACHE_BYTES = 1 << 30
+"""Cache on CPUs where the header is not known; vLLM's own default would be most of the node's memory."""
+START_SECONDS = 1200
+"""What a start may take beside reading the weights: imports, compiling graphs, capturing them, profiling."""
+DRAIN_SECONDS = 20
+"""Time for running requests when the pod stops, within its 30 seconds less those before the signal."""
+KEEP_ALIVE_SECONDS = 75
+"""An idle connection stays longer than any client pools it; vLLM's own 5 s race with the gateway's 4."""
+HEALTH = "/health"  # nobody listens while the weights load; afterwards 200, or 503 when the engine's process died
+
+
+class VllmEngine(Engine):
+    """vLLM for safetensors files; see `moorage.engines.base.Engine`."""
+
+    name = "VLLM"
+    title = "vLLM"
+    format = "Safetensors"
+    files = "safetensors files"
+    loads_folder = True
+    default_sequences = 64
+    most_sequences = 1024
+    cache_types = ("f16", "fp8")
+    gpu_counts = (1, 2, 4, 8)
+    process_mib = 0  # counted in the need's host memory
+    sized_by_gpu = True
+
+    def refusal(self, asked: Asked) -> str:
+        """See Engine."""
+        spec, options = asked.spec, asked.spec.vllm or VLLM()
+        sequences = spec.max_sequences or self.default_sequences
+        if spec.llama_cpp:
+            return "spec.llamaCpp has no effect on safetensors files, which vLLM serves; remove it, or see spec.vllm"
+        if spec.kv_cache_type not in self.cache_types:
+            return f"vLLM has no cache of type {spec.kv_cache_type}; set spec.kvCacheType to f16 or fp8"
+        if options.trust_remote_code and not asked.remote_code_allowed:
+            return (
+                "spec.vllm.trustRemoteCode runs programs out of the repository, which this installation does not "
+                "allow; remove it, or have vllm.allowRemoteCode set in the chart's values"
+            )
+        tools = spec.tool_calling
+        if tools and tools.enabled and asked.header and not tool_parser(tools, asked.tool_parser):
+            return "the chat template shows no tool calls that are known here; name spec.toolCalling.parser"
+        if options.max_batched_tokens < sequences:
+            return f"spec.vllm.maxBatchedTokens must be at least spec.maxSequences, which is {sequences}"
+        return beyond_training(asked, ("--hf-overrides", "--hf_overrides"))
+
+    def unsplittable(self, asked: Asked, gpus: int) -> str:
+        """See Engine. Tensor parallelism shares out every matrix, so its dimensions must come out even."""
+        return tensor_parallel_problem(_model(asked), gpus) if asked.header else ""
+
+    def need(self, asked: Asked, serving: Serving, gpus: int) -> MemoryNeed | None:
+        """See Engine."""
+        return _plan(asked, serving, gpus).need if asked.header else None
+
+    def container(self, asked: Asked, start: Start) -> EngineContainer:
+        """See Engine.
+
+        /dev/shm carries what vLLM's processes tell each other; the 64 MiB that runtimes give by default end its start.
+        """
+        shared_gib = max(start.gpus, 1)
+        return EngineContainer(
+            command=("vllm", "serve"),
+            args=arguments(asked, start),
+            port=names.ENGINE_PORT,
+            startup=Probe(HEALTH, period=1, timeout=5, failures=startup_seconds(asked.size_bytes, START_SECONDS)),
+            readiness=Probe(HEALTH, period=1, timeout=5, failures=5),
+            liveness=Probe(HEALTH, period=10, timeout=10, failures=6),
+            scratch=(Scratch("/tmp", "8Gi"), Scratch("/dev/shm", f"{shared_gib}Gi", memory=True)),
+            env=_environment(start),
+        )
+
+
+def arguments(asked: Asked, start: Start) -> tuple[str, ...]:
+    """Command line after `vllm serve`."""
+    spec, options, serving = asked.spec, asked.spec.vllm or VLLM(), start.serving
+    args = [
+        start.model_path,
+        *("--served-model-name", start.name),
+        *("--host", "0.0.0.0"),
+        *("--port", str(names.ENGINE_PORT)),
+        *("--max-model-len", str(serving.context_length)),
+        *("--max-num-seqs", str(serving.max_sequences)),
+        *("--max-num-batched-tokens", str(options.max_batched_tokens)),
+        *("--tensor-parallel-size", str(max(start.gpus, 1))),
+        *_memory(asked, start),
+        *("--dtype", options.dtype),
+        *("--kv-cache-dtype", _cache_type(serving)),
+        "--enforce-eager" if options.enforce_eager else "--no-enforce-eager",
+        *("--shutdown-timeout", str(DRAIN_SECONDS)),
+        "--no-enable-log-requests",
+        *("--disable-access-log-for-endpoints", "/health,/metrics"),
+    ]
+    if options.trust_remote_code:
+        args.append("--trust-remote-code")
+    if parser := tool_parser(spec.tool_calling, asked.tool_parser):
+        args += ["--enable-auto-tool-choice", "--tool-call-parser", parser]
+    if spec.reasoning_parser:
+        args += ["--reasoning-parser", spec.reasoning_parser]
+    if start.chat_template:
+        args += ["--chat-template", start.chat_template]
+    return (*args, *spec.args)
+
+
+def _memory(asked: Asked, start: Start) -> tuple[str, ...]:
+    """The arguments that bound memory: on CPUs the cache itself; on GPUs the share that vLLM may take.
+
+    That share is all that may be planned of a GPU, or what a person says is needed of it, and 0.92 at most, which also
+    holds for GPUs whose size nobody knows.
+    """
+    plan = _plan(asked, start.serving, start.gpus) if asked.header else None
+    if not start.gpus:
+        return ("--kv-cache-memory-bytes", str(plan.kv_cache_bytes if plan else CPU_CACHE_BYTES))
+    share = MOST_UTILIZATION
+    if plan and (total := start.gpu_memory_mib):
+        visible = total * memory.SHARE_PERMILLE // 1000
+        share = min(share, plan.utilization(visible, min(memory.usable_mib(total), start.memory_limit_mib or total)))
+    return ("--gpu-memory-utilization", f"{share:.3f}")
+
+
+def _plan(asked: Asked, serving: Serving, gpus: int) -> VllmPlan:
+    options = asked.spec.vllm or VLLM()
+    model = _model(asked)
+    settings = VllmSettings(
+        context_length=serving.context_length,
+        full_sequences=min(FULL_SEQUENCES, serving.max_sequences),
+        max_sequences=serving.max_sequences,
+        max_batched_tokens=options.max_batched_tokens,
+        cache_type=_cache_type(serving),
+        tensor_parallel=max(gpus, 1),
+        enforce_eager=options.enforce_eager,
+    )
+    return vllm_plan(model, settings) if gpus else vllm_cpu_plan(model, settings)
+
+
+def _model(asked: Asked) -> TransformerModel:
+    """The model as it will be held: float32 is asked for by few and doubles 16-bit weights and caches."""
+    model = TransformerModel.from_json(json.loads(asked.header))
+    if asked.spec.vllm and asked.spec.vllm.dtype == DType.FLOAT32:
+        doubled = 2 * model.weight_bytes if model.quantization in ("BF16", "F16") else model.weight_bytes
+        return replace(model, weight_bytes=doubled, cache_bytes_per_value=4)
+    return model
+
+
+def _cache_type(serving: Serving) -> str:
+    return "auto" if serving.kv_cache_type == KVCacheType.F16 else serving.kv_cache_type
+
+
+def _environment(start: Start) -> dict[str, str]:
+    """Nothing is fetched or reported; caches lie under /tmp, where PyTorch needs a user's name to find its own."""
+    env = {
+        "HOME": "/tmp",
+        "USER": "vllm",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_SECONDS),
+    }
+    if not start.gpus and start.cpus:  # bound to the pod's share, not to every CPU of the node
+        env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(start.cpus)}
+    return env
