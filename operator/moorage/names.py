@@ -49,6 +49,7 @@ ENGINE_PORT = 8080
 ENGINE_PORT_NAME = "http"
 PROGRESS_PORT = 9400
 MODEL_MOUNT = "/models"
+CHAT_TEMPLATE_MOUNT = "/etc/moorage/chat-template"
 
 _DNS_LABEL_LIMIT = 63
 

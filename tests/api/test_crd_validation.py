@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import pytest
 import yaml
 
-from moorage.api.managed_args import ARG_RULES, ENV_RULES, LLAMA_CPP_ARGS_BY_OWNER, LLAMA_CPP_ENV_BY_OWNER
+from moorage.api.managed_args import ARG_RULES, ARGS_BY_OWNER, ENV_BY_OWNER, ENV_RULES
 
 pytestmark = pytest.mark.api
 
@@ -77,13 +77,13 @@ def test_case(kubectl: Kubectl, kind: str, case: dict[str, Any]):
 @pytest.mark.parametrize(
     ("field", "owners", "rules"),
     [
-        ("args", LLAMA_CPP_ARGS_BY_OWNER, ARG_RULES[1:]),
-        ("env", LLAMA_CPP_ENV_BY_OWNER, ENV_RULES),
+        ("args", ARGS_BY_OWNER, ARG_RULES[1:]),
+        ("env", ENV_BY_OWNER, ENV_RULES),
     ],
 )
 def test_every_managed_name_is_refused(kubectl: Kubectl, field: str, owners: dict[str, tuple[str, ...]], rules):
     names = [name for names in owners.values() for name in names]
-    for some in (names[:32], names[32:]):
+    for some in (names[start : start + 32] for start in range(0, len(names), 32)):
         items = some if field == "args" else [{"name": name, "value": "1"} for name in some]
         result = kubectl(
             "create", "--dry-run=server", "-f", "-", input=manifest("Model", {"source": SOURCE, field: items})

@@ -27,12 +27,18 @@ from moorage.planning.types import (
     Window,
 )
 from moorage.planning.usage import Hearing, Usage
+from moorage.sizing.facts import transformer_facts
+from moorage.sizing.model import Confidence
+from moorage.sizing.transformer import TransformerModel
 
 DEFAULTS = Defaults(
     moorage_image="moorage:1",
     llamacpp_image="llamacpp:1",
     llamacpp_nvidia_image="llamacpp-cuda:1",
     llamacpp_amd_image="llamacpp-rocm:1",
+    vllm_image="vllm-cpu:1",
+    vllm_nvidia_image="vllm:1",
+    vllm_amd_image="vllm-rocm:1",
 )
 
 GGUF = {
@@ -49,6 +55,48 @@ GGUF = {
         "quantization": "Q4_K_M",
     },
 }
+
+
+SAFETENSORS = {
+    "commit": "d" * 40,
+    "url": "https://hub/org/qwen/tree/d",
+    "files": [
+        {"path": "config.json", "sizeBytes": 663},
+        {"path": "model.safetensors", "sizeBytes": 15_231_233_024, "sha256": "b" * 64},
+        {"path": "tokenizer.json", "sizeBytes": 7_031_673},
+    ],
+    "selected": True,
+    "facts": {
+        "format": "Safetensors",
+        "mainFile": "config.json",
+        "toolCallParser": "hermes",
+        **transformer_facts(
+            TransformerModel(
+                architecture="Qwen2ForCausalLM",
+                context_length=32768,
+                parameters=7_615_616_512,
+                quantization="BF16",
+                weight_bytes=15_231_233_024,
+                cache_bytes_per_value=2,
+                hidden=3584,
+                heads=28,
+                kv_heads=4,
+                key_length=128,
+                value_length=128,
+                latent_width=0,
+                full_layers=28,
+                window_layers=0,
+                window=0,
+                vocabulary=152064,
+                feed_forward=18944,
+                experts=0,
+                quantization_group=0,
+                confidence=Confidence.BOUNDED,
+            )
+        ),
+    },
+}
+"""Qwen2.5 7B as its repository tells it."""
 
 
 def gpu_node(name: str, mib: int, gpus: int = 1) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, Field
 
 from moorage.api.crd import KINDS, crd, crd_files, structural
-from moorage.api.managed_args import ARG_RULES, ENV_RULES, LLAMA_CPP_ARGS_BY_OWNER, LLAMA_CPP_MANAGED_ARGS
+from moorage.api.managed_args import ARG_RULES, ARGS_BY_OWNER, ENV_RULES
 from moorage.api.source import STORAGE_IS_IMMUTABLE
 
 CRDS = Path(__file__).resolve().parents[2] / "crds"
@@ -177,8 +177,8 @@ def test_names_of_the_kinds():
 
 
 def test_every_argument_has_one_owner():
-    names = [name for names in LLAMA_CPP_ARGS_BY_OWNER.values() for name in names]
-    assert len(names) == len(set(names)) == len(LLAMA_CPP_MANAGED_ARGS)
+    names = [name for names in ARGS_BY_OWNER.values() for name in names]
+    assert len(names) == len(set(names))
 
 
 class Leaf(BaseModel):

@@ -98,13 +98,18 @@ def test_a_source_that_says_no_is_told_in_its_words(reason: str, phase: str):
     assert world.condition("Ready")[1] == reason
 
 
-def test_a_repository_without_gguf_is_refused_with_a_reason():
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [({"format": "Safetensors"}, "no config.json"), ({}, "neither GGUF nor safetensors")],
+)
+def test_a_repository_without_a_model_is_refused_with_a_reason(facts: dict, words: str):
     world = World(model())
     world.settle()
-    facts = {**GGUF, "facts": {"format": "Safetensors"}}
-    world.resolved = Answer(world.asked[0].inputs, facts)
+    world.resolved = Answer(world.asked[0].inputs, {**GGUF, "facts": facts})
     world.settle()
-    assert world.condition("Accepted")[:2] == ("False", "UnsupportedFormat")
+    status, reason, message = world.condition("Accepted")
+    assert (status, reason) == ("False", "UnsupportedFormat")
+    assert words in message
     assert world.phase == "Blocked"
 
 

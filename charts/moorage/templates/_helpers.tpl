@@ -62,7 +62,12 @@ images:
   llamaCpp: {{ include "moorage.llamaCppImage" . | quote }}
   llamaCppNvidia: {{ .Values.images.llamaCppNvidia | quote }}
   llamaCppAmd: {{ .Values.images.llamaCppAmd | quote }}
+  vllm: {{ .Values.images.vllm | quote }}
+  vllmNvidia: {{ .Values.images.vllmNvidia | quote }}
+  vllmAmd: {{ .Values.images.vllmAmd | quote }}
   pullSecrets: {{ toJson .Values.images.pullSecrets }}
+vllm:
+  allowRemoteCode: {{ .Values.vllm.allowRemoteCode }}
 sources:
   huggingFaceEndpoint: {{ .Values.sources.huggingFaceEndpoint | quote }}
   allowPrivateHosts: {{ .Values.sources.allowPrivateHosts }}

@@ -181,12 +181,15 @@ class Facts(StatusPart):
     """What the header of the main file says."""
 
     format: StatusWord | None = Field(default=None, description="GGUF or Safetensors.")
-    main_file: StatusPath | None = Field(default=None, description="File that a server is given.")
+    main_file: StatusPath | None = Field(default=None, description="File that a server is given, or whose folder.")
     architecture: StatusWord | None = Field(default=None, description="Architecture, such as qwen3.")
     context_length: Count | None = Field(default=None, description="Tokens the model was trained for.")
     parameters: Count | None = Field(default=None, description="Number of parameters.")
     quantization: StatusWord | None = Field(default=None, description="Quantization of the weights, such as Q4_K_M.")
     layers: Count | None = Field(default=None, description="Number of layers.")
+    tool_call_parser: StatusWord | None = Field(
+        default=None, description="vLLM's name for how the chat template writes tool calls."
+    )
     header: HeaderJson | None = Field(
         default=None, description="What the memory need is computed from, as JSON; for Moorage itself."
     )

@@ -7,7 +7,6 @@ from pydantic import Field
 
 from moorage.api.common import ObjectName, Rule, SpecPart
 
-
 AUTO_PARSER = "Auto"
 
 

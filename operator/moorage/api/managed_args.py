@@ -49,16 +49,12 @@ VLLM_ARGS_BY_OWNER: dict[str, tuple[str, ...]] = {
     "spec.vllm.trustRemoteCode": ("--trust-remote-code", "--no-trust-remote-code"),
     "spec.toolCalling": ("--enable-auto-tool-choice", "--no-enable-auto-tool-choice", "--tool-call-parser"),
     "spec.reasoningParser": ("--reasoning-parser",),
-    "spec.chatTemplate": ("--chat-template", "--chat-template-file"),
     "spec.accelerator": (
         *("--gpu-memory-utilization", "--device-memory-utilization", "--kv-cache-memory-bytes"),
         *("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp"),
     ),
     MOORAGE: ("--uds", "--config", "--headless", "--grpc", "--root-path", "--ssl-keyfile", "--ssl-certfile"),
 }
-
-LLAMA_CPP_MANAGED_ARGS = frozenset(name for names in LLAMA_CPP_ARGS_BY_OWNER.values() for name in names)
-VLLM_MANAGED_ARGS = frozenset(name for names in VLLM_ARGS_BY_OWNER.values() for name in names)
 
 # Environment variables by which llama-server takes the same arguments.
 LLAMA_CPP_ENV_BY_OWNER: dict[str, tuple[str, ...]] = {
@@ -86,7 +82,6 @@ LLAMA_CPP_ENV_BY_OWNER: dict[str, tuple[str, ...]] = {
 }
 
 VLLM_ENV_BY_OWNER: dict[str, tuple[str, ...]] = {
-    "spec.chatTemplate": ("LLAMA_ARG_CHAT_TEMPLATE", "LLAMA_ARG_CHAT_TEMPLATE_FILE"),
     "spec.accelerator": ("VLLM_CPU_KVCACHE_SPACE",),
     MOORAGE: ("VLLM_API_KEY",),
 }
@@ -115,13 +110,13 @@ def _joined(*tables: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     return {o: tuple(dict.fromkeys(name for table in tables for name in table.get(o, ()))) for o in owners}
 
 
+ARGS_BY_OWNER = _joined(LLAMA_CPP_ARGS_BY_OWNER, VLLM_ARGS_BY_OWNER)
+ENV_BY_OWNER = _joined(LLAMA_CPP_ENV_BY_OWNER, VLLM_ENV_BY_OWNER)
 ARG_RULES = (
     Rule(
         "!self.matches('^-[^ =]* ')",
         "write an argument and its value as two items of spec.args, not as one with a space between them",
     ),
-    *_refusals(
-        "self.split('=')[0].replace('_', '-')", _joined(LLAMA_CPP_ARGS_BY_OWNER, VLLM_ARGS_BY_OWNER), "spec.args"
-    ),
+    *_refusals("self.split('=')[0].replace('_', '-')", ARGS_BY_OWNER, "spec.args"),
 )
-ENV_RULES = _refusals("self", _joined(LLAMA_CPP_ENV_BY_OWNER, VLLM_ENV_BY_OWNER), "spec.env")
+ENV_RULES = _refusals("self", ENV_BY_OWNER, "spec.env")

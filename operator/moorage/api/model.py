@@ -138,6 +138,10 @@ class ModelSpec(SpecPart):
             "spec.reasoningParser is for vLLM; llama.cpp finds the reasoning by the chat template",
         ),
         Rule(
+            "!has(self.chatTemplate) || !has(self.args) || !self.args.exists(arg, arg.startsWith('--chat-template'))",
+            "spec.chatTemplate and --chat-template in spec.args say the same; remove one of the two",
+        ),
+        Rule(
             "self.accelerator.vendor != 'None' || !has(self.llamaCpp) || !has(self.llamaCpp.gpuLayers) "
             "|| self.llamaCpp.gpuLayers == 0",
             "spec.llamaCpp.gpuLayers needs a GPU, but spec.accelerator.vendor is None; remove one of the two",

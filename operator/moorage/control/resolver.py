@@ -7,20 +7,21 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from moorage import names
+from moorage.engines.facts import broken, read_facts
 from moorage.errors import ApiError, NotFound, SourceError
 from moorage.hub import HubClient
 from moorage.kube.client import KubeClient
 from moorage.kube.resources import CONFIG_MAPS, SECRETS
 from moorage.planning.types import Defaults
 from moorage.sizing.errors import HeaderError
-from moorage.sizing.facts import header_facts
-from moorage.sizing.reading import File, Want, drive_async, read_gguf
+from moorage.sizing.reading import Want, drive_async
 from moorage.sources import Access, RepoFile, Repository, Selection, formats, select
-from moorage.sources.choice import main_file, needed, weights
+from moorage.sources.choice import needed
 from moorage.sources.urls import without_query
 
 Facts = dict[str, Any]
 _REMEMBERED = 256
+MAX_FILES = 64  # as many as a Model's status names; more are fetched by patterns
 
 
 class Resolver:
@@ -82,21 +83,15 @@ class Resolver:
         }
 
     async def _header(self, files: list[RepoFile], access: Access, url_of: Callable[[str], str]) -> Facts:
-        """What the header of the main file, or of all parts of a split one, says."""
-        head = main_file(files)
-        if head is None:
-            kinds = formats(f.path for f in files)
-            return {"format": next(iter(kinds))} if kinds else {}
-        parts = sorted((f for f in files if weights(f.path)), key=lambda f: f.path)
+        """What the headers of the model among `files` say."""
 
         def read(want: Want) -> Awaitable[bytes]:
             return self._hub.read_range(url_of(want.path), want.start, want.length, access)
 
         try:
-            header = await drive_async(read_gguf([File(f.path, f.size) for f in parts]), read)
-            return {"format": "GGUF", "mainFile": head, **header_facts(header)}
+            return await drive_async(read_facts(files), read)
         except HeaderError as error:
-            raise SourceError("UnexpectedContent", f"not a GGUF file: {error}", retryable=False) from error
+            raise SourceError("UnexpectedContent", broken(error, files), retryable=False) from error
 
     async def _access(self, namespace: str, token: dict[str, Any] | None, bundle: dict[str, Any] | None) -> Access:
         secret = await self._secret(namespace, token) if token else None
@@ -132,9 +127,11 @@ def _choose(available: list[RepoFile], spec: dict[str, Any], files: tuple[str, .
     include, exclude = tuple(spec.get("include") or ()), tuple(spec.get("exclude") or ())
     quantization = spec.get("quantization")
     chosen = select(available, Selection(include, exclude, (), quantization))
-    if include or exclude or quantization:
-        return chosen, bool(quantization) or "GGUF" in formats(f.path for f in chosen)
-    return needed(chosen)
+    gguf = "GGUF" in formats(f.path for f in chosen)
+    if include or quantization or (exclude and gguf):
+        return chosen, bool(quantization) or gguf
+    found, selected = needed(chosen)
+    return found, selected and (gguf or len(found) <= MAX_FILES)
 
 
 def _pin(namespace: str, spec: dict[str, Any], revision: str, files: tuple[str, ...]) -> str:

@@ -21,7 +21,17 @@ class Images(Section):
     llama_cpp: str = f"ghcr.io/moorage/llamacpp-cpu:{__version__}"
     llama_cpp_nvidia: str = "ghcr.io/ggml-org/llama.cpp:server-cuda-b11669"
     llama_cpp_amd: str = "ghcr.io/ggml-org/llama.cpp:server-rocm-b11669"
+    vllm: str = "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo:v0.32.0"
+    vllm_nvidia: str = "docker.io/vllm/vllm-openai:v0.32.0"
+    vllm_amd: str = "docker.io/vllm/vllm-openai-rocm:v0.32.0"
     pull_secrets: tuple[str, ...] = ()
+
+
+class Vllm(Section):
+    """What vLLM may do here."""
+
+    allow_remote_code: bool = False
+    """Whether spec.vllm.trustRemoteCode may run programs that come with a model."""
 
 
 class Sources(Section):
@@ -67,6 +77,7 @@ class Settings(Section):
     """All settings, with the defaults that a process beside a cluster gets."""
 
     images: Images = Field(default_factory=Images)
+    vllm: Vllm = Field(default_factory=Vllm)
     sources: Sources = Field(default_factory=Sources)
     proxy: Proxy = Field(default_factory=Proxy)
     downloads: Downloads = Field(default_factory=Downloads)
@@ -82,6 +93,10 @@ class Settings(Section):
             llamacpp_image=self.images.llama_cpp,
             llamacpp_nvidia_image=self.images.llama_cpp_nvidia,
             llamacpp_amd_image=self.images.llama_cpp_amd,
+            vllm_image=self.images.vllm,
+            vllm_nvidia_image=self.images.vllm_nvidia,
+            vllm_amd_image=self.images.vllm_amd,
+            remote_code_allowed=self.vllm.allow_remote_code,
             huggingface_endpoint=self.sources.hugging_face_endpoint,
             allowed_hosts=self.sources.allowed_hosts,
             denied_networks=self.sources.denied_networks,

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from moorage.download.volume import storage
+from moorage.engines.facts import broken, read_facts
 from moorage.sizing.errors import HeaderError
-from moorage.sizing.facts import header_facts
-from moorage.sizing.reading import File, Want, drive, read_gguf
-from moorage.sources import Reason, RepoFile, formats, source_error
-from moorage.sources.choice import main_file, weights
+from moorage.sizing.reading import Want, drive
+from moorage.sources import Reason, RepoFile, source_error
 
 
 def model_facts(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
@@ -17,16 +16,10 @@ def model_facts(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
     Raises SourceError: AmbiguousSelection where there are several models, UnexpectedContent for a broken header.
     """
     found = [RepoFile(file["path"], file["sizeBytes"]) for file in files]
-    head = main_file(found)
-    if head is None:
-        kinds = formats(file.path for file in found)
-        return {"format": next(iter(kinds))} if kinds else {}
-    parts = sorted((File(f.path, f.size) for f in found if weights(f.path)), key=lambda part: part.path)
     try:
-        header = drive(read_gguf(parts), lambda want: _read(folder, want))
-        return {"format": "GGUF", "mainFile": head, **header_facts(header)}
+        return drive(read_facts(found), lambda want: _read(folder, want))
     except HeaderError as error:
-        raise source_error(Reason.UNEXPECTED_CONTENT, f"not a GGUF file: {error}") from error
+        raise source_error(Reason.UNEXPECTED_CONTENT, broken(error, found)) from error
 
 
 def _read(folder: Path, want: Want) -> bytes:

@@ -103,6 +103,7 @@ class Engine(ABC):
 
     name            as `spec.engine` and the gateway's table write it; `title` as people do
     format          of the files it serves, as `status.source.format` writes it; `files` as people do
+    weights_pattern  of the names of weight files that only it serves
     loads_folder    it is given the model's folder, not its main file
     default_sequences  requests served at once where the spec says nothing; `most_sequences` the most it may say
     cache_types     number formats of the KV cache, from the least to the greatest loss
@@ -115,6 +116,7 @@ class Engine(ABC):
     title: ClassVar[str]
     format: ClassVar[str]
     files: ClassVar[str]
+    weights_pattern: ClassVar[str]
     loads_folder: ClassVar[bool]
     default_sequences: ClassVar[int]
     most_sequences: ClassVar[int]

@@ -35,6 +35,7 @@ class LlamaCppEngine(Engine):
     title = "llama.cpp"
     format = "GGUF"
     files = "GGUF files"
+    weights_pattern = "*.gguf"
     loads_folder = False
     default_sequences = 4
     most_sequences = 16

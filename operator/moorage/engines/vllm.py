@@ -50,6 +50,7 @@ class VllmEngine(Engine):
     title = "vLLM"
     format = "Safetensors"
     files = "safetensors files"
+    weights_pattern = "*.safetensors"
     loads_folder = True
     default_sequences = 64
     most_sequences = 1024

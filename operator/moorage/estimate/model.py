@@ -15,7 +15,7 @@ from moorage.sizing.model import LlamaModel
 from moorage.sizing.reading import File, Want, drive, drive_async, read_gguf, read_transformer
 from moorage.sizing.transformer import TransformerModel
 from moorage.sources import Access, HostPolicy, RepoFile, Repository, Selection, formats, select
-from moorage.sources.choice import needed
+from moorage.sources.choice import model_files
 
 _PART: Final = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _MAX_ENTRIES: Final = 10_000
@@ -80,28 +80,16 @@ async def from_repository(repository: Repository, include: Sequence[str]) -> Fac
 
 def reading_of(files: Sequence[RepoFile], name: str) -> Reading["Facts"]:
     """The reading that suits `files`: of their one GGUF model, else of the safetensors beside config.json."""
-    kinds = formats(file.path for file in files)
-    if "GGUF" in kinds:
-        chosen, _ = needed(files)
-        header = yield from read_gguf([File(file.path, file.size) for file in sorted(chosen, key=lambda f: f.path)])
-        return Facts.of_gguf(header, name)
-    if "Safetensors" not in kinds:
+    found = model_files(files)
+    if found is None:
+        if "Safetensors" in formats(file.path for file in files):
+            raise HeaderError("there are safetensors files but no config.json beside them")
         raise HeaderError("there is no GGUF and no safetensors file")
-    top = {file.path: file.size for file in files if "/" not in file.path}
-    if "config.json" not in top:
-        raise HeaderError("there are safetensors files but no config.json")
-    weights = _weights(top)
-    if not weights:
-        raise HeaderError("there is no safetensors file beside config.json")
-    model = yield from read_transformer(File("config.json", top["config.json"]), weights)
+    weights = [File(file.path, file.size) for file in found.weights]
+    if found.config is None:
+        return Facts.of_gguf((yield from read_gguf(weights)), name)
+    model = yield from read_transformer(File(found.config.path, found.config.size), weights)
     return Facts(model, name, model.parameters, model.quantization)
-
-
-def _weights(top: dict[str, int]) -> list[File]:
-    """The weight files that vLLM loads: those beside config.json, less a second copy in the original layout."""
-    names = [name for name in top if name.endswith(".safetensors")]
-    copies = [name for name in names if not name.startswith("consolidated")]
-    return [File(name, top[name]) for name in copies or names]
 
 
 def _size(path: Path) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moorage import names
+from moorage.api.engine_settings import ConfigMapKey
 from moorage.engines.base import EngineContainer, Probe, Scratch
 from moorage.manifests.common import Manifest, container_security, metadata, pod_security, stamped, without_none
 
@@ -21,6 +22,7 @@ class ServerPod:
     engine: EngineContainer
     claim: str
     memory_request_mib: int
+    chat_template: ConfigMapKey | None = None
     gpu_resource: str = ""
     gpus: int = 0
     node: str = ""
@@ -105,6 +107,7 @@ def pod_template(model: str, pod: ServerPod) -> Manifest:
             "volumes": [
                 {"name": "models", "persistentVolumeClaim": {"claimName": pod.claim, "readOnly": True}},
                 *({"name": _volume_name(s.path), "emptyDir": _empty_dir(s)} for s in pod.engine.scratch),
+                *_chat_template(pod.chat_template),
             ],
             **pod.passthrough,
         }
@@ -141,6 +144,7 @@ def _container(pod: ServerPod) -> Manifest:
             "volumeMounts": [
                 {"name": "models", "mountPath": names.MODEL_MOUNT, "readOnly": True},
                 *({"name": _volume_name(s.path), "mountPath": s.path} for s in engine.scratch),
+                *_chat_template_mount(pod.chat_template),
             ],
         }
     )
@@ -164,6 +168,19 @@ def _probe(probe: Probe) -> Manifest:
         "timeoutSeconds": probe.timeout,
         "failureThreshold": probe.failures,
     }
+
+
+def _chat_template(key: ConfigMapKey | None) -> list[Manifest]:
+    if key is None:
+        return []
+    items = [{"key": key.key, "path": key.key}]
+    return [{"name": "chat-template", "configMap": {"name": key.name, "items": items}}]
+
+
+def _chat_template_mount(key: ConfigMapKey | None) -> list[Manifest]:
+    if key is None:
+        return []
+    return [{"name": "chat-template", "mountPath": names.CHAT_TEMPLATE_MOUNT, "readOnly": True}]
 
 
 def _empty_dir(scratch: Scratch) -> Manifest:

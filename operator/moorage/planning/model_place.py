@@ -91,14 +91,13 @@ def _inventory(step: ModelPass) -> Inventory:
 def request(step: ModelPass, plans: tuple[Candidate, ...], *, replacing: bool) -> Request:
     """The Model's request in placement's words."""
     spec, gpu = step.model.spec, step.model.spec.accelerator
-    override = gpu.memory_per_gpu_override
     affinity = (spec.affinity or {}).get("nodeAffinity")
     return Request(
         owner=owner(step),
         candidates=plans,
         vendor=gpu.vendor,
         count=gpu.count,
-        memory_override_mib=-(-quantity_bytes(override) // MIB) if override else None,
+        memory_override_mib=override_mib(step),
         node_selector=spec.node_selector,
         tolerations=spec.tolerations,
         node_affinity=affinity,
@@ -123,6 +122,12 @@ def _one_node(step: ModelPass) -> bool:
         return one_node(step.seen.volume)
     storage = step.model.spec.storage
     return not storage.claim_name and one_node({"accessModes": [str(mode) for mode in storage.access_modes]})
+
+
+def override_mib(step: ModelPass) -> int | None:
+    """MiB needed on each GPU, where the spec says so itself."""
+    override = step.model.spec.accelerator.memory_per_gpu_override
+    return -(-quantity_bytes(override) // MIB) if override else None
 
 
 def owner(step: ModelPass) -> str:

@@ -16,7 +16,7 @@ from moorage.planning.draft import FALSE, TRUE, UNKNOWN
 from moorage.planning.model_engine import asked_of, engine_of, serving_of
 from moorage.planning.model_memory import memory
 from moorage.planning.model_pass import ModelPass
-from moorage.planning.model_place import candidates, decision, remember_memory
+from moorage.planning.model_place import candidates, decision, override_mib, remember_memory
 from moorage.planning.pods import Trouble, first_trouble
 from moorage.planning.startup import startup_of
 from moorage.planning.types import Manifest, Patch, Ref, WarmUp
@@ -117,7 +117,9 @@ def inputs_of(step: ModelPass, image: str) -> str:
     spec = step.model.spec.model_dump(mode="json", exclude=shapeless, exclude_none=True, exclude_defaults=True)
     source, placed = step.source, step.status.placement
     where = [source.claim_name, source.path, source.main_file, source.resolved_revision]
-    gpus = [placed.vendor, placed.count] if placed else []
+    gpus: list[object] = [placed.vendor, placed.count] if placed else []
+    if placed and engine_of(step).sized_by_gpu:
+        gpus.append(placed.gpu_memory_mib)
     return names.digest([spec, where, gpus, image, _restart(step)])
 
 
@@ -131,8 +133,11 @@ def _surge(step: ModelPass) -> bool:
 
 
 def model_path(step: ModelPass) -> str:
-    """Absolute path of the main file inside the container."""
+    """Absolute path of the main file inside the container, or of its folder where the engine loads that."""
     folder, file = (step.source.path or "").strip("/"), step.source.main_file or ""
+    if engine_of(step).loads_folder:
+        file = file.rpartition("/")[0]
+        return "/".join(part for part in (names.MODEL_MOUNT, folder, file) if part)
     if f"/{folder}".endswith(f"/{file}"):  # a pre-filled claim whose path names the file itself
         return f"{names.MODEL_MOUNT}/{folder}"
     return "/".join(part for part in (names.MODEL_MOUNT, folder, file) if part)
@@ -163,7 +168,11 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
         serving=serving_of(step),
         gpus=gpus,
         gpu_memory_mib=(placed.gpu_memory_mib if placed else 0) or 0,
+        memory_limit_mib=override_mib(step) or 0,
         cpus=whole_cpus(resources),
+        chat_template=f"{names.CHAT_TEMPLATE_MOUNT}/{spec.chat_template.config_map_key_ref.key}"
+        if spec.chat_template
+        else "",
     )
     chosen = (step.decision or decision(step, candidates(step), replacing=True)) if gpus else None
     volume = step.seen.volume
@@ -179,6 +188,7 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
         image=image,
         engine=engine_of(step).container(asked_of(step), start),
         claim=step.source.claim_name or "",
+        chat_template=spec.chat_template.config_map_key_ref if spec.chat_template else None,
         memory_request_mib=(step.status.memory or memory(step, gpus)).host_mib or 1024,
         gpu_resource=chosen.resource or RESOURCES.get(_vendor(step) or "", "") if chosen else "",
         gpus=gpus,

@@ -5,16 +5,18 @@ from moorage.api.conditions import DownloadCondition, DownloadPhase, Reason, get
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.download import DownloadSpec, ModelDownload
 from moorage.api.model_status import SizeClass, SourceStatus
-from moorage.engines.choice import mismatch
+from moorage.engines.choice import AUTO, ENGINES, mismatch
 from moorage.errors import InvalidSpec
 from moorage.manifests.common import stamped
 from moorage.planning import text
 from moorage.planning.draft import TRUE
 from moorage.planning.model_pass import PERSON, ModelPass
 from moorage.planning.types import Manifest, Resolve
+from moorage.sources.choice import CONFIG, OTHER_WEIGHTS
 from moorage.sources.urls import without_query
 
 _BILLION = 10**9
+MAX_PATTERNS = 32  # as many as spec.source.huggingFace.exclude takes
 MAX_FILES = 64  # as many as status.source.files holds
 
 # Reasons of a download that is not Ready which its Models repeat; all others are Downloading to them.
@@ -44,7 +46,27 @@ def size_class(parameters: int | None) -> SizeClass | None:
 def inputs_of(step: ModelPass) -> str:
     """Hash of what the source is resolved from, and of a person's request to resolve it again."""
     asked = step.model.metadata.annotations.get(names.REFRESH_AT, "")
-    return names.inputs(step.model.spec.source.identity(), asked, step.source.inputs_hash)
+    identity: object = step.model.spec.source.identity()
+    if others := _of_other_engines(step):
+        identity = [identity, others]
+    return names.inputs(identity, asked, step.source.inputs_hash)
+
+
+def _of_other_engines(step: ModelPass) -> tuple[str, ...]:
+    """Patterns of weights for engines that the spec does not want, of a repository that may hold several formats."""
+    wanted = step.model.spec.engine.value
+    if wanted == AUTO or not step.model.spec.source.hugging_face:
+        return ()
+    return tuple(engine.weights_pattern for engine in ENGINES if engine.name != wanted)
+
+
+def _wanted(step: ModelPass) -> Manifest:
+    """The source as it is to be resolved."""
+    source = step.model.spec.source.dump()
+    if others := _of_other_engines(step):
+        hub = source["huggingFace"]
+        source["huggingFace"] = {**hub, "exclude": [*hub.get("exclude", ()), *others]}
+    return source
 
 
 def accept(step: ModelPass) -> str | None:
@@ -63,7 +85,7 @@ def accept(step: ModelPass) -> str | None:
     answer = step.seen.resolved
     if answer is not None and answer.inputs == inputs and answer.value is not None:
         return _accept_facts(step, inputs, answer.value)
-    step.ask.append(Resolve(inputs, spec.dump()))
+    step.ask.append(Resolve(inputs, _wanted(step)))
     if answer is None or answer.inputs != inputs:
         return step.wait(C.ACCEPTED, "asking the source for its files")
     return step.stop(C.ACCEPTED, answer.reason, answer.message)
@@ -73,6 +95,9 @@ def _accept_facts(step: ModelPass, inputs: str, value: Manifest) -> str | None:
     facts = value.get("facts") or {}
     if why := mismatch(step.model.spec.engine.value, facts.get("format")):
         return step.stop(C.ACCEPTED, Reason.UNSUPPORTED_FORMAT, why)
+    if not facts.get("mainFile"):
+        text_ = "the source holds safetensors files but no config.json beside them, which vLLM needs"
+        return step.stop(C.ACCEPTED, Reason.UNSUPPORTED_FORMAT, text_)
     if value.get("selected") and len(value["files"]) > MAX_FILES:
         text_ = f"the model lies in {len(value['files'])} files; {MAX_FILES} are the most that can be named and served"
         return step.stop(C.ACCEPTED, Reason.UNSUPPORTED_FORMAT, text_)
@@ -119,7 +144,8 @@ def accepted_text(source: SourceStatus) -> str:
         return "the spec is valid"
     parts = [source.quantization, source.architecture, f"{text.size(source.size_bytes)}"]
     what = ", ".join(p for p in parts if p)
-    return f"{source.main_file or source.repo}: {what}"
+    named = source.repo if source.main_file and source.main_file.endswith(CONFIG) else source.main_file
+    return f"{named or source.repo or 'the model'}: {what}"
 
 
 def _download_name(step: ModelPass) -> str:
@@ -211,6 +237,8 @@ def _manifest(step: ModelPass) -> Manifest:
         body["huggingFace"].pop("quantization", None)
         if source.files:
             body["huggingFace"].update(include=[], exclude=[])
+        elif not body["huggingFace"].get("include"):
+            body["huggingFace"]["exclude"] = [*body["huggingFace"].get("exclude", ()), *OTHER_WEIGHTS][:MAX_PATTERNS]
     wanted: Manifest = {"source": body}
     if source.files and "huggingFace" in body:
         wanted["files"] = list(source.files)

@@ -1,0 +1,57 @@
+"""What is read of a model's files, wherever they lie: which they are, and what their headers and templates say."""
+
+import re
+from collections.abc import Generator, Sequence
+from typing import Any, Final
+
+from moorage.engines.tool_calls import parser_for
+from moorage.sizing.errors import HeaderError
+from moorage.sizing.facts import header_facts, transformer_facts
+from moorage.sizing.reading import File, Want, read_gguf, read_transformer
+from moorage.sources import RepoFile, formats
+from moorage.sources.choice import ModelFiles, model_files
+
+MAX_TEMPLATE_BYTES: Final = 32 << 20
+"""A tokenizer_config.json that lists every added token can have megabytes."""
+
+_ESCAPE: Final = re.compile(r"\\u([0-9a-fA-F]{4})")
+
+Reading = Generator[Want, bytes, dict[str, Any]]
+
+
+def read_facts(files: Sequence[RepoFile]) -> Reading:
+    """`format`, `mainFile` and header facts of the one model among `files`; without one only the format, if any.
+
+    Raises HeaderError for broken headers, and SourceError as `model_files` does.
+    """
+    found = model_files(files)
+    if found is None:
+        kinds = formats(file.path for file in files)
+        return {"format": next(iter(kinds))} if kinds else {}
+    told = {"format": found.format, "mainFile": found.main}
+    weights = [File(file.path, file.size) for file in found.weights]
+    if found.config is None:
+        return told | header_facts((yield from read_gguf(weights)))
+    model = yield from read_transformer(File(found.config.path, found.config.size), weights)
+    parser = parser_for((yield from _template(found)))
+    return told | transformer_facts(model) | ({"toolCallParser": parser} if parser else {})
+
+
+def _template(found: ModelFiles) -> Generator[Want, bytes, str]:
+    """The file with the chat template as text; JSON is searched as it stands."""
+    if found.template is None or not 0 < found.template.size <= MAX_TEMPLATE_BYTES:
+        return ""
+    data = yield Want(found.template.path, 0, found.template.size)
+    return unescaped(data)
+
+
+def unescaped(data: bytes) -> str:
+    """`data` as text with JSON's escapes of characters beyond ASCII undone, for templates that stand in JSON."""
+    text = data.decode("utf-8", "replace")
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
+
+
+def broken(error: HeaderError, files: Sequence[RepoFile]) -> str:
+    """`error` in a sentence that says which kind of file was expected."""
+    gguf = "GGUF" in formats(file.path for file in files)
+    return f"not a {'GGUF file' if gguf else 'safetensors model'}: {error}"
