@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from moorage import names
 from moorage.control import metrics
@@ -29,6 +29,14 @@ class Refused(MoorageError):
         self.kind = kind
 
 
+LAST = "Service"
+"""What is made when all else is: a server takes longest to load, and the API server makes one Service at a time.
+
+Its ClusterIP allocator holds a lock while it writes the address (pkg/registry/core/service/ipallocator), so that in a
+crowd all workers would wait in that line and start nobody's pod.
+"""
+
+
 class Applier:
     """Applies manifests, patches, deletions, status and Events of plans; what needs no request makes none."""
 
@@ -44,7 +52,7 @@ class Applier:
         self._crowded = crowded
 
     async def apply(self, key: Key, owner: Manifest, plan: Plan) -> bool:
-        """Write what `plan` asks for: first deletions, then children (together), then the status and its Events.
+        """Write what `plan` asks for: deletions, children and patches, Services, then the status and its Events.
 
         False where the rest waits for another pass: while many others wait (`crowded`), pods go before Services and
         children before words; by the time that the words' turn comes there is more to say at once. Where a child could
@@ -52,21 +60,27 @@ class Applier:
         """
         for ref in plan.delete:
             await self._delete(ref)
-        children = self._pods_first(plan.apply) if self._crowded() else plan.apply
-        outcomes = await asyncio.gather(
-            *(self._child(m) for m in children), *(self._patch(p.ref, p.body) for p in plan.patch),
-            return_exceptions=True,
-        )  # fmt: skip
-        failures = [o for o in outcomes if isinstance(o, BaseException)]
-        if failures:
-            raise min(failures, key=_passing_first)
-        if any(outcomes) and self._crowded():
+        made = await self._together(
+            *(self._child(m) for m in plan.apply if m["kind"] != LAST),
+            *(self._patch(p.ref, p.body) for p in plan.patch),
+        )
+        if made and self._crowded():
+            return False
+        made = await self._together(*(self._child(m) for m in plan.apply if m["kind"] == LAST))
+        if made and self._crowded():
             return False
         if plan.status is not None:
             await self.status(key, owner, plan.status)
         for event in plan.events:
             self._events.record(owner, "Warning" if event.type == "Warning" else "Normal", event.reason, event.message)
         return True
+
+    async def _together(self, *writes: Awaitable[bool]) -> bool:
+        """All `writes` at once; whether any took a request. Raises what time may mend first, if anything failed."""
+        outcomes = await asyncio.gather(*writes, return_exceptions=True)
+        if failures := [o for o in outcomes if isinstance(o, BaseException)]:
+            raise min(failures, key=_passing_first)
+        return any(outcomes)
 
     async def status(self, key: Key, owner: Manifest, status: Manifest) -> None:
         """Write `status` unless it already stands there; the store learns it at once, before the watch tells.
@@ -117,15 +131,6 @@ class Applier:
         live = self._children.get(resource, where)
         return self._children.applied(resource, where) == wanted or bool(live and live.get("manifestHash") == wanted)
 
-    def _pods_first(self, manifests: Sequence[Manifest]) -> Sequence[Manifest]:
-        """Those that start pods, if any is still to be made: a server takes longest to load, and Services wait in line.
-
-        The API server makes one Service at a time (its ClusterIP allocator holds a lock while it writes the address:
-        pkg/registry/core/service/ipallocator/cidrallocator.go), so that workers would wait for nothing else.
-        """
-        starting = [m for m in manifests if m["kind"] in ("Deployment", "Job") and not self._stands(m)]
-        return starting or manifests
-
     async def _shared_download(self, manifest: Manifest) -> bool:
         """Make the ModelDownload where there is none; one that is there is another Model's too, or a person's."""
         key = Key(DOWNLOAD, manifest["metadata"]["namespace"], manifest["metadata"]["name"])
@@ -137,12 +142,13 @@ class Applier:
             log.info("%s was made by someone else meanwhile", key)  # the watch brings it
         return True
 
-    async def _patch(self, ref: Ref, body: Manifest) -> None:
+    async def _patch(self, ref: Ref, body: Manifest) -> bool:
         resource = resource_of({"apiVersion": ref.api_version, "kind": ref.kind})
         try:
             await self._kube.merge_patch(resource, ref.namespace, ref.name, {"metadata": {"uid": ref.uid}, **body})
         except NotFound:
             log.info("%s %s/%s was deleted before it could be patched", ref.kind, ref.namespace, ref.name)
+        return False  # nobody waits for what it makes
 
     async def _delete(self, ref: Ref) -> None:
         resource = resource_of({"apiVersion": ref.api_version, "kind": ref.kind})
