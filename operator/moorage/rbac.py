@@ -57,6 +57,7 @@ OPERATOR: tuple[Right, ...] = (
         "", ("resourcequotas", "limitranges"), MIRROR, "whether a namespace admits a server, said before the download"
     ),
     Right("", ("persistentvolumes",), MIRROR, "which nodes can mount the volume that a model's files lie in"),
+    Right("", ("namespaces",), MIRROR, "their labels, by which Models permit aliases of other namespaces"),
     Right("storage.k8s.io", ("storageclasses",), MIRROR, "whether a claim can be bound at all"),
     Right("", ("events",), ("create", "patch"), "tells people what happened, and counts what happens again"),
     Right("", ("secrets",), ("get",), "tokens that a source names, one by one: never listed"),
@@ -67,6 +68,7 @@ OPERATOR: tuple[Right, ...] = (
 GATEWAY: tuple[Right, ...] = (
     Right(GROUP, ("models", "modelaliases"), MIRROR, "which names there are and where requests for them go"),
     Right("discovery.k8s.io", ("endpointslices",), MIRROR, "the addresses of ready servers"),
+    Right("", ("namespaces",), MIRROR, "their labels, by which Models permit aliases of other namespaces"),
 )
 """Rights of the gateway's ServiceAccount, in all namespaces. It writes nothing."""
 

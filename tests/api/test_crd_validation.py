@@ -199,11 +199,16 @@ class TestAStoredObject:
         assert row[8:] == ["downloading", "abc1234", "1/3", "2", "files"]
 
     def test_columns_of_aliases(self, kubectl: Kubectl):
-        status = {"summary": {"targets": "kept", "ready": "1/1", "message": "serving"}}
+        summary = {"targets": "kept", "ready": "1/1", "message": "serving", "defaults": "temperature=0"}
+        used = {"requests": 3, "lastUsed": "2026-01-01T00:00:00Z"}
+        status = {"summary": summary, "revision": 2, "usage": used}
         assert patch(kubectl, "modelalias", {"status": status}, "--subresource=status").returncode == 0
         head, row = table(kubectl, "mda")
-        assert head == ["NAME", "TARGETS", "READY", "AGE", "MESSAGE"]
-        assert [*row[:3], row[4]] == ["kept", "kept", "1/1", "serving"]
+        assert head == ["NAME", "TARGETS", "READY", "REVISION", "AGE", "MESSAGE"]
+        assert [*row[:4], row[5]] == ["kept", "kept", "1/1", "2", "serving"]
+        head, row = table(kubectl, "mda", "-o", "wide")
+        assert head[6:] == ["DEFAULTS", "REQUESTS", "LAST USED"]
+        assert row[6:8] == ["temperature=0", "3"]
 
     def test_selecting_by_field(self, kubectl: Kubectl):
         status = {"phase": "Ready", "source": {"sizeClass": "Tiny"}}

@@ -152,6 +152,39 @@ async def test_an_alias_is_true_to_its_targets(bed: Bed, operator: Operator):
     await bed.until_condition("chat", "Resolved", "False", "TargetNotFound", resource=MODEL_ALIASES)
 
 
+async def test_an_alias_of_another_namespace_follows_permission_and_labels(
+    bed: Bed, operator: Operator, kwok_cluster: TestCluster
+):
+    allowed = {"from": "Selector", "selector": {"matchLabels": {"team": bed.namespace}}}
+    await bed.model("m", allowedNamespaces=allowed)
+    await bed.until_condition("m", "Ready", "True")
+    async with Bed.made(kwok_cluster.kubeconfig) as other:
+        pointing = {"targets": [{"modelRef": {"name": "m", "namespace": bed.namespace}}]}
+        await other.create("ModelAlias", "chat", pointing)
+        await other.until_condition("chat", "Ready", "False", "TargetNotPermitted", resource=MODEL_ALIASES)
+        assert "usedBy" not in (await bed.get(MODELS, "m"))["status"]
+        kwok_cluster.kubectl("label", "namespace", other.namespace, f"team={bed.namespace}")
+        await other.until_condition("chat", "Ready", "True", resource=MODEL_ALIASES)
+        await bed.until(MODELS, "m", lambda m: m["status"].get("usedBy") == [f"{other.namespace}/chat"])
+        kwok_cluster.kubectl("label", "namespace", other.namespace, "team-")
+        await other.until_condition("chat", "Ready", "False", "TargetNotPermitted", resource=MODEL_ALIASES)
+        await bed.until(MODELS, "m", lambda m: "usedBy" not in m["status"])
+        every = {"from": "All", "selector": None}
+        await bed.kube.merge_patch(MODELS, bed.namespace, "m", {"spec": {"allowedNamespaces": every}})
+        await other.until_condition("chat", "Ready", "True", resource=MODEL_ALIASES)
+
+
+async def test_two_that_claim_one_name(bed: Bed, operator: Operator):
+    await bed.model("old", replicas=0, servedNames=["gpt-4o"])
+    await bed.until_condition("old", "Ready", "True")
+    await asyncio.sleep(1.1)  # creation times have whole seconds
+    await bed.create("ModelAlias", "young", {"targets": [{"modelRef": {"name": "old"}}], "servedNames": ["gpt-4o"]})
+    await bed.until_condition("young", "NameConflict", "True", "NameConflict", resource=MODEL_ALIASES)
+    assert not condition(await bed.get(MODELS, "old"), "NameConflict")
+    await bed.kube.merge_patch(MODELS, bed.namespace, "old", {"spec": {"servedNames": []}})
+    await bed.until(MODEL_ALIASES, "young", lambda a: not condition(a, "NameConflict"))
+
+
 async def test_a_deleted_child_comes_back(bed: Bed, operator: Operator):
     await bed.model()
     await bed.until_condition("m", "Ready", "True")

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moorage.api.alias import ModelAlias
+from moorage.api.naming import AllowedNamespaces
 from moorage.errors import InvalidSpec
 from moorage.gateway import cluster_table
 from moorage.gateway.cluster_table import AliasFacts, ModelFacts, SliceFacts, alias_facts, model_facts, slice_facts
@@ -17,29 +18,36 @@ from moorage.gateway.routes import Hold, Snapshot
 OWN = Hold(7, 8.0)
 
 
-def model(**spec: Any) -> ModelFacts:
-    return model_facts({"spec": {"source": {"downloadRef": {"name": "d"}}, **spec}})
+def model(made: str = "", **spec: Any) -> ModelFacts:
+    meta = {"creationTimestamp": made} if made else {}
+    return model_facts({"metadata": meta, "spec": {"source": {"downloadRef": {"name": "d"}}, **spec}})
 
 
-def alias(*targets: str, fallbacks: tuple[str, ...] = (), **spec: Any) -> AliasFacts:
-    return alias_facts(
-        {
-            "spec": {
-                "targets": [{"modelRef": {"name": name}} for name in targets],
-                "fallbacks": [{"modelRef": {"name": name}} for name in fallbacks],
-                **spec,
-            }
-        }
-    )
+def ref(name: str) -> dict[str, Any]:
+    namespace, slash, rest = name.partition("/")
+    return {"modelRef": {"namespace": namespace, "name": rest} if slash else {"name": name}}
+
+
+def alias(*targets: str, fallbacks: tuple[str, ...] = (), namespace: str = "default", **spec: Any) -> AliasFacts:
+    meta = {"namespace": namespace, "creationTimestamp": spec.pop("made", "")}
+    spec = {"targets": [ref(name) for name in targets], "fallbacks": [ref(name) for name in fallbacks], **spec}
+    return alias_facts({"metadata": meta, "spec": spec})
 
 
 def build(
-    models: dict, aliases: dict | None = None, slices: dict | None = None, namespace: str = "default"
+    models: dict,
+    aliases: dict | None = None,
+    slices: dict | None = None,
+    namespace: str = "default",
+    labels: dict[str, dict[str, str]] | None = None,
 ) -> Snapshot:
     def full(objects: dict | None) -> dict:
         return {key if isinstance(key, tuple) else ("default", key): facts for key, facts in (objects or {}).items()}
 
-    return cluster_table.build(full(models), full(aliases), full(slices), default_namespace=namespace, own_hold=OWN)
+    namespaces = {("", name): found for name, found in (labels or {}).items()}
+    return cluster_table.build(
+        full(models), full(aliases), full(slices), namespaces, default_namespace=namespace, own_hold=OWN
+    )
 
 
 def reached(table: Snapshot, name: str) -> list[str]:
@@ -74,7 +82,7 @@ def test_an_alias_hides_a_model_of_its_name_under_both_names():
 
 
 def test_an_alias_points_at_the_models_of_its_own_namespace():
-    table = build({"m": model(), ("team", "m"): model()}, {("team", "chat"): alias("m")})
+    table = build({"m": model(), ("team", "m"): model()}, {("team", "chat"): alias("m", namespace="team")})
     assert reached(table, "team/chat") == ["team/m"]
     assert "chat" not in table.routes
 
@@ -99,10 +107,79 @@ def test_an_alias_that_points_at_nothing_leads_nowhere_and_still_hides_its_model
 
 def test_a_target_without_weight_gets_nothing_even_when_it_is_the_only_one_left():
     targets = [{"modelRef": {"name": "gone"}}, {"modelRef": {"name": "m"}, "weight": 0}]
-    facts = alias_facts({"spec": {"targets": targets}})
+    facts = alias_facts({"metadata": {"namespace": "default"}, "spec": {"targets": targets}})
     assert "chat" not in build({"m": model()}, {"chat": facts}).routes
     both = build({"m": model(), "gone": model()}, {"chat": facts})
     assert reached(both, "chat") == ["gone"]
+
+
+def to_shared(allowed: dict[str, Any] | None, labels: dict[str, str]) -> Snapshot:
+    """Namespace `team` points at Model `m` of namespace `shared`."""
+    shared = model(**({"allowedNamespaces": allowed} if allowed else {}))
+    pointing = {("team", "chat"): alias("shared/m", namespace="team")}
+    return build({("shared", "m"): shared}, pointing, labels={"team": labels})
+
+
+@pytest.mark.parametrize(
+    ("allowed", "permitted"),
+    [
+        (None, False),
+        ({"from": "Same"}, False),
+        ({"from": "All"}, True),
+        ({"from": "Selector", "selector": {"matchLabels": {"env": "prod"}}}, True),
+        ({"from": "Selector", "selector": {"matchLabels": {"env": "test"}}}, False),
+        ({"from": "Selector", "selector": {"matchExpressions": [{"key": "env", "operator": "Exists"}]}}, True),
+        ({"from": "Selector", "selector": {}}, True),
+    ],
+)
+def test_a_model_of_another_namespace_is_reached_where_it_permits_that(allowed: dict[str, Any] | None, permitted: bool):
+    table = to_shared(allowed, {"env": "prod"})
+    assert ("team/chat" in table.routes) is permitted
+    if permitted:
+        assert reached(table, "team/chat") == ["shared/m"]
+        assert table.models["shared/m"].served_name == "m"
+
+
+def test_a_namespace_that_nobody_knows_is_not_selected():
+    every = model(allowedNamespaces={"from": "Selector", "selector": {}})
+    assert "team/chat" not in build({("s", "m"): every}, {("team", "chat"): alias("s/m", namespace="team")}).routes
+
+
+def test_served_names_lead_to_whoever_has_them():
+    table = build(
+        {"a": model(servedNames=["llama3:instruct", "meta/llama-3"]), ("team", "b"): model(servedNames=["llama3:b"])},
+        {"chat": alias("a", servedNames=["gpt-4o"])},
+    )
+    assert table.routes["llama3:instruct"] is table.routes["default/llama3:instruct"] is table.routes["a"]
+    assert table.routes["meta/llama-3"] is table.routes["a"]
+    assert table.routes["team/llama3:b"] is table.routes["team/b"]
+    assert "llama3:b" not in table.routes
+    assert table.routes["gpt-4o"] is table.routes["chat"]
+    assert table.listed == ("a", "chat", "team/b"), "each Model and alias once"
+
+
+def test_of_two_claims_the_older_wins_and_own_names_beat_both():
+    models = {
+        "young": model("2026-01-02T00:00:00Z", servedNames=["x:1", "old"]),
+        "old": model("2026-01-01T00:00:00Z", servedNames=["x:1"]),
+    }
+    table = build(models)
+    assert table.routes["x:1"].name == "old"
+    assert table.routes["old"].name == "old"
+    del models["old"]
+    assert build(models).routes["x:1"].name == "young"
+
+
+def test_a_claim_that_reads_like_another_objects_full_name_is_lost():
+    table = build({"a": model(servedNames=["team/m"]), ("team", "m"): model()})
+    assert table.routes["team/m"].name == "team/m"
+    assert build({"a": model(servedNames=["team/m"])}).routes["team/m"].name == "a"
+
+
+def test_a_served_name_leads_to_its_model_even_where_an_alias_has_the_models_name():
+    table = build({"a": model(servedNames=["a:1"]), "b": model()}, {"a": alias("b")})
+    assert [t.model.name for t in table.routes["a:1"].targets] == ["a"]
+    assert reached(table, "a") == ["b"]
 
 
 def test_requests_are_rewritten_as_alias_and_model_say():
@@ -188,22 +265,31 @@ def test_a_slice_without_endpoints_means_asleep():
 def test_extra_parameters_that_are_not_extra_are_refused_when_read(extra: dict[str, Any]):
     spec = {"targets": [{"modelRef": {"name": "m"}}], "request": {"overrides": {"extra": extra}}}
     with pytest.raises(ValueError, match="extra"):
-        alias_facts({"spec": spec})
+        alias_facts({"metadata": {"namespace": "default"}, "spec": spec})
     with pytest.raises(InvalidSpec, match=r"request\.overrides\.extra"):
         ModelAlias.read({"metadata": {"name": "chat"}, "spec": spec})
 
 
 NAMES = st.sampled_from("abcd")
+SERVED = st.lists(st.sampled_from(["a", "x:1", "y", "team/a", "default/x"]), max_size=3, unique=True).map(tuple)
 KEYS = st.tuples(st.sampled_from(["default", "team"]), NAMES)
 ALIASES = st.builds(
     AliasFacts,
-    targets=st.lists(st.tuples(NAMES, st.integers(0, 3)), max_size=4).map(tuple),
-    fallbacks=st.lists(NAMES, max_size=3).map(tuple),
+    targets=st.lists(st.tuples(KEYS, st.integers(0, 3)), max_size=4).map(tuple),
+    fallbacks=st.lists(KEYS, max_size=3).map(tuple),
+    served_names=SERVED,
+    made=st.sampled_from(["1", "2"]),
+)
+MODELS = st.builds(
+    ModelFacts,
+    served_names=SERVED,
+    allowed=st.sampled_from([AllowedNamespaces(), AllowedNamespaces.model_validate({"from": "All"})]),
+    made=st.sampled_from(["1", "2"]),
 )
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.dictionaries(KEYS, st.just(ModelFacts())), st.dictionaries(KEYS, ALIASES))
+@given(st.dictionaries(KEYS, MODELS), st.dictionaries(KEYS, ALIASES))
 def test_whatever_points_where_a_table_is_made_and_every_route_reaches_a_model(models, aliases):
     table = build(models, aliases)
     for name, route in table.routes.items():

@@ -4,16 +4,33 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from moorage.api.common import Count, Cut, Duration, Line, ObjectName, Resource, Rule, SpecPart, StatusPart, StatusWord
+from moorage.api.common import (
+    Count,
+    Cut,
+    Duration,
+    Line,
+    Resource,
+    Rule,
+    Sentence,
+    SpecPart,
+    StatusPart,
+    StatusWord,
+    Time,
+)
 from moorage.api.conditions import Conditions
+from moorage.api.naming import ModelRef, ServedNames
 from moorage.api.request import AliasRequest
 from moorage.api.scaling import UsageStatus
 
+HISTORY_LIMIT = 50
 
-class ModelRef(SpecPart):
-    """A Model of the same namespace."""
 
-    name: ObjectName = Field(description="Name of the Model.")
+def _unique(field: str) -> str:
+    """CEL: each Model is named once in the list `field`; `namespace` is a word of CEL's own, hence the underscores."""
+    other = "has(other.modelRef.__namespace__) ? other.modelRef.__namespace__ : ''"
+    one = "has(one.modelRef.__namespace__) ? one.modelRef.__namespace__ : ''"
+    same = f"other.modelRef.name == one.modelRef.name && ({other}) == ({one})"
+    return f"self.{field}.all(one, self.{field}.exists_one(other, {same}))"
 
 
 class Target(SpecPart):
@@ -43,6 +60,17 @@ class Hold(SpecPart):
     timeout: Duration = Field(default="5m", description="How long a request waits before it gets 504, such as 5m.")
 
 
+class Requires(SpecPart):
+    """What the applications behind an alias count on."""
+
+    context_length: int = Field(
+        ge=512,
+        le=16777216,
+        description="Tokens that one request may use, prompt and answer together. A target with less makes the "
+        "condition Resolved false; it goes on serving.",
+    )
+
+
 class AliasSpec(SpecPart):
     """Where the name points."""
 
@@ -52,12 +80,11 @@ class AliasSpec(SpecPart):
             "at least one of spec.targets needs a weight above 0, or no request would be served",
         ),
         Rule(
-            "self.targets.all(one, self.targets.exists_one(other, other.modelRef.name == one.modelRef.name))",
+            _unique("targets"),
             "spec.targets names a Model twice; name it once, with the sum of the weights",
         ),
         Rule(
-            "!has(self.fallbacks) || self.fallbacks.all(one, "
-            "self.fallbacks.exists_one(other, other.modelRef.name == one.modelRef.name))",
+            f"!has(self.fallbacks) || {_unique('fallbacks')}",
             "spec.fallbacks names a Model twice; name it once, where it should be tried first",
         ),
     )
@@ -68,7 +95,13 @@ class AliasSpec(SpecPart):
     fallbacks: Annotated[list[Fallback], Field(max_length=8)] = Field(
         default=[], description="Models that serve when the chosen target cannot, in this order."
     )
+    served_names: ServedNames = Field(
+        default=[],
+        description="Further names that clients may use, such as llama3:instruct. Of two objects of a namespace that "
+        "claim one name the older has it, and the other says so in its condition NameConflict.",
+    )
     request: AliasRequest | None = Field(default=None, description="What is done to requests on their way.")
+    requires: Requires | None = Field(default=None, description="What the applications behind this name count on.")
     hold: Hold = Field(default=Hold(), description="How requests wait while no Model can take them.")
     sticky_header: (
         Annotated[
@@ -82,38 +115,69 @@ class AliasSpec(SpecPart):
         description="Header by which targets are chosen: requests with the same value go to the same target. Absent: "
         "each request on its own.",
     )
+    revision_history_limit: int = Field(
+        default=10,
+        ge=0,
+        le=HISTORY_LIMIT,
+        description="Earlier targets kept in status.history, for `moorage rollback`.",
+    )
 
 
 class AliasSummary(StatusPart):
     """What the columns of `kubectl get modelaliases` print."""
 
-    targets: StatusWord | None = Field(default=None, description="The targets and their weights in a line.")
+    targets: StatusWord | None = Field(default=None, description="The targets and their shares in a line.")
     ready: StatusWord | None = Field(default=None, description="Ready targets and all targets, such as 1/2.")
     message: Line | None = Field(default=None, description="What is going on, in a line.")
+    defaults: StatusWord | None = Field(default=None, description="The request's defaults and overrides in a line.")
 
 
 class StatusModelRef(StatusPart):
-    """A Model of the same namespace."""
+    """A Model."""
 
     name: StatusWord = Field(description="Name of the Model.")
+    namespace: StatusWord | None = Field(default=None, description="Its namespace, where it is not the alias' own.")
 
 
-class CurrentTarget(StatusPart):
-    """A target as it stands now."""
+class PastTarget(StatusPart):
+    """A target of some revision."""
 
     model_ref: StatusModelRef = Field(description="The Model.")
     weight: Count = Field(default=0, description="Share of the requests, relative to the other targets.")
-    ready: bool = Field(default=False, description="Whether the Model is ready.")
+
+
+class CurrentTarget(PastTarget):
+    """A target as it stands now."""
+
+    ready: bool = Field(default=False, description="Whether the Model can take requests, or wakes when one comes.")
+
+
+class Revision(StatusPart):
+    """Targets that the alias had for a while."""
+
+    revision: Count = Field(description="Number of the revision; each change of the targets makes a new one.")
+    targets: Annotated[list[PastTarget], Cut(8)] = Field(default=[], description="The targets.")
+    since: Time | None = Field(default=None, description="When Moorage saw them first.")
+    reason: Sentence | None = Field(
+        default=None, description="The annotation kubernetes.io/change-cause at that time, or what changed."
+    )
 
 
 class AliasStatus(StatusPart):
     """Where the name points now."""
 
     observed_generation: Count | None = Field(default=None, description="The metadata.generation this status is about.")
-    conditions: Conditions = Field(default=[], description="Resolved and Ready.")
+    conditions: Conditions = Field(
+        default=[],
+        description="Resolved, Ready and, only while they are true, NameConflict and Shadowing.",
+    )
     summary: AliasSummary | None = Field(default=None, description="What the columns print.")
+    revision: Count | None = Field(default=None, description="Number of the present revision.")
     current: Annotated[list[CurrentTarget], Cut(8)] = Field(default=[], description="The targets as they stand now.")
     usage: UsageStatus | None = Field(default=None, description="Requests that came through the gateways.")
+    history: Annotated[list[Revision], Cut(HISTORY_LIMIT + 1)] = Field(
+        default=[], description="The revisions, the present one first; spec.revisionHistoryLimit bounds the others."
+    )
 
 
 class ModelAlias(Resource):

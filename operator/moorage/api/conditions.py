@@ -61,6 +61,7 @@ class ModelCondition(StrEnum):
     BENCHMARKED = "Benchmarked"
     UP_TO_DATE = "UpToDate"
     ACTIVE = "Active"
+    NAME_CONFLICT = "NameConflict"
     RECONCILING = "Reconciling"
     STALLED = "Stalled"
     READY = "Ready"
@@ -79,9 +80,11 @@ class DownloadCondition(StrEnum):
 
 
 class AliasCondition(StrEnum):
-    """Condition types of a ModelAlias."""
+    """Condition types of a ModelAlias. NameConflict and Shadowing are there only while they are True."""
 
     RESOLVED = "Resolved"
+    NAME_CONFLICT = "NameConflict"
+    SHADOWING = "Shadowing"
     READY = "Ready"
 
 
@@ -144,6 +147,10 @@ class Reason(StrEnum):
     DOWNLOAD_FAILED = "DownloadFailed"
     TARGET_NOT_FOUND = "TargetNotFound"
     TARGET_NOT_READY = "TargetNotReady"
+    TARGET_NOT_PERMITTED = "TargetNotPermitted"
+    TARGET_FALLS_SHORT = "TargetFallsShort"
+    NAME_CONFLICT = "NameConflict"
+    SHADOWING = "Shadowing"
     # The server did not come up
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CRASH_LOOP = "CrashLoop"
@@ -244,8 +251,15 @@ REASON_HELP: dict[Reason, str] = {
     Reason.CLAIM_NOT_FOUND: "The PersistentVolumeClaim that the spec names does not exist in the namespace.",
     Reason.DOWNLOAD_NOT_FOUND: "The ModelDownload that `downloadRef` names does not exist in the namespace.",
     Reason.DOWNLOAD_FAILED: "The ModelDownload failed for good; its own conditions say why.",
-    Reason.TARGET_NOT_FOUND: "A Model that the alias points at does not exist in the namespace.",
-    Reason.TARGET_NOT_READY: "No Model that the alias points at is ready.",
+    Reason.TARGET_NOT_FOUND: "A Model that the alias points at does not exist; requests go past it.",
+    Reason.TARGET_NOT_READY: "A Model that the alias points at is not ready; its own conditions say why.",
+    Reason.TARGET_NOT_PERMITTED: "A Model of another namespace does not permit the alias to point at it; its "
+    "`spec.allowedNamespaces` says who may. Requests go past it.",
+    Reason.TARGET_FALLS_SHORT: "A Model that the alias points at offers less than the alias' `spec.requires`; it goes "
+    "on serving.",
+    Reason.NAME_CONFLICT: "Another object of the namespace has a name that this one claims in `spec.servedNames`: its "
+    "own name, or an older claim. Requests for the name go there.",
+    Reason.SHADOWING: "The alias has the name of a Model, so that requests for the name go where the alias points.",
     Reason.IMAGE_PULL_FAILED: "The engine image cannot be pulled; check its name, the registry and imagePullSecrets.",
     Reason.CRASH_LOOP: "The server exits again and again; the message has its last words.",
     Reason.OUT_OF_MEMORY: "The server ran out of GPU or host memory; lower contextLength or maxSequences.",

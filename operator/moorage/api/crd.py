@@ -97,8 +97,10 @@ KINDS = (
         columns=(
             Column("Targets", ".status.summary.targets"),
             Column("Ready", ".status.summary.ready"),
+            Column("Revision", ".status.revision", "integer"),
             AGE,
             Column("Message", ".status.summary.message"),
+            Column("Defaults", ".status.summary.defaults", wide=True),
             Column("Requests", ".status.usage.requests", "integer", wide=True),
             Column("Last used", ".status.usage.lastUsed", "date", wide=True),
         ),

@@ -21,6 +21,7 @@ from moorage.api.corev1 import (
 from moorage.api.engine_settings import VLLM, ChatTemplate, KVCacheType, LlamaCpp, ReasoningParser, ToolCalling
 from moorage.api.managed_args import ARG_RULES
 from moorage.api.model_status import ModelStatus
+from moorage.api.naming import AllowedNamespaces, ServedNames
 from moorage.api.request import ModelRequest
 from moorage.api.scaling import LARGEST, Preemption, Scaling
 from moorage.api.source import STORAGE_IS_IMMUTABLE, ModelSource, Storage
@@ -236,6 +237,14 @@ class ModelSpec(SpecPart):
     )
     request: ModelRequest | None = Field(
         default=None, description="Parameters of requests that come through the gateway."
+    )
+    served_names: ServedNames = Field(
+        default=[],
+        description="Further names that clients may use, such as llama3:instruct. Of two objects of a namespace that "
+        "claim one name the older has it, and the other says so in its condition NameConflict.",
+    )
+    allowed_namespaces: AllowedNamespaces = Field(
+        default=AllowedNamespaces(), description="Whose aliases may point at this Model."
     )
     description: Text | None = Field(default=None, description="A sentence for the people who choose a model.")
     purpose: Purpose | None = Field(default=None, description="What the model is meant for; a field to select by.")

@@ -203,7 +203,7 @@ class ModelStatus(StatusPart):
     conditions: Conditions = Field(
         default=[],
         description="Accepted, Downloaded, Placed, Serving, Benchmarked, UpToDate, Active, Reconciling, "
-        "Stalled, Ready.",
+        "Stalled, Ready, and NameConflict while another object has one of the served names.",
     )
     replicas: Count | None = Field(default=None, description="Servers that exist.")
     ready_replicas: Count | None = Field(default=None, description="Servers that are ready.")
@@ -224,4 +224,7 @@ class ModelStatus(StatusPart):
     benchmark: BenchmarkStatus | None = Field(default=None, description="The last benchmark.")
     scaling: ScalingStatus | None = Field(default=None, description="What is remembered of sleep.")
     usage: UsageStatus | None = Field(default=None, description="Requests that came through the gateways.")
+    used_by: Annotated[list[StatusWord], Cut(64)] = Field(
+        default=[], description="Aliases that point here, as namespace/name; those that allowedNamespaces permits."
+    )
     template: StatusWord | None = Field(default=None, description="Hash of the inputs of the pods last applied.")

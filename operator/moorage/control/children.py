@@ -18,6 +18,7 @@ from moorage.kube.resources import (
     DEPLOYMENTS,
     JOBS,
     LIMIT_RANGES,
+    NAMESPACES,
     NODES,
     PODS,
     RESOURCE_QUOTAS,
@@ -39,6 +40,7 @@ _KINDS: dict[Resource, Callable[[Manifest], Manifest | None]] = {
     CLAIMS: projections.claim,
     PODS: projections.pod,
     NODES: projections.node,
+    NAMESPACES: projections.namespace,
     STORAGE_CLASSES: projections.storage_class,
     VOLUMES: projections.volume,
     RESOURCE_QUOTAS: projections.quota,
@@ -150,6 +152,11 @@ class Children:
         )
         return quotas, ranges
 
+    def namespace_labels(self, namespace: str) -> dict[str, str] | None:
+        """Labels of a namespace; None where there is none of that name."""
+        found = self.mirrors[NAMESPACES].items.get(("", namespace))
+        return found["labels"] if found else None
+
     def storage_class_trouble(self, wanted: str | None) -> str | None:
         """Why a claim with class `wanted` (None: the default) could never bind; None where it could."""
         classes = self.mirrors[STORAGE_CLASSES].items.values()
@@ -171,6 +178,8 @@ class Children:
             return self._pod_changed
         if resource in (RESOURCE_QUOTAS, LIMIT_RANGES):
             return lambda where, _old, _new: self._bounds_changed(where[0])
+        if resource == NAMESPACES:
+            return lambda where, _old, _new: self._namespace_changed(where[1])
         if resource == VOLUMES:
             return lambda _where, old, new: self._volume_changed((new or old or {})["claim"])
         return lambda where, old, new: self._changed(resource, where, old, new)
@@ -193,6 +202,14 @@ class Children:
         for key in self._store.unready():
             if key.namespace == namespace:
                 self._wake(key)
+
+    def _namespace_changed(self, namespace: str) -> None:
+        """Other labels may permit other aliases: those of the namespace look again, and the Models they point at."""
+        for alias in self._store.guests(namespace):
+            self._wake(alias)
+            for model in self._store.links(alias):
+                if model.kind == MODEL:
+                    self._wake(model)
 
     def _volume_changed(self, claim: Where) -> None:
         """A volume came, or a pod took it or let it go: that concerns the downloads of its claim, and their Models."""

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 from moorage import names
+from moorage.control import naming
 from moorage.control.children import Children
 from moorage.control.gate import DownloadGate
 from moorage.control.ledger import Ledger
@@ -18,6 +19,7 @@ from moorage.planning.types import (
     ObservedAlias,
     ObservedDownload,
     ObservedModel,
+    Pointing,
     Server,
     Window,
 )
@@ -73,6 +75,11 @@ class Observer:
             usage=self._usage.of(key),
             quotas=quotas,
             limit_ranges=limit_ranges,
+            taken=naming.taken(self._store, key, obj),
+            aliases=tuple(
+                Pointing(alias.namespace, alias.name, children.namespace_labels(alias.namespace))
+                for alias in naming.aliases_of(self._store, key)
+            ),
         )
 
     def _download_of(self, key: Key, obj: Manifest) -> Key | None:
@@ -133,5 +140,13 @@ class Observer:
 
     def alias(self, key: Key, obj: Manifest) -> ObservedAlias:
         """Snapshot of a ModelAlias."""
-        models = {k.name: self._store.get(k) for k in self._store.links(key)}
-        return ObservedAlias(alias=obj, now=now(), models=models, usage=self._usage.of(key))
+        models = {f"{k.namespace}/{k.name}": self._store.get(k) for k in self._store.links(key) if k.kind == MODEL}
+        return ObservedAlias(
+            alias=obj,
+            now=now(),
+            models=models,
+            namespace_labels=self._children.namespace_labels(key.namespace),
+            taken=naming.taken(self._store, key, obj),
+            shadows=Key(MODEL, key.namespace, key.name) in self._store,
+            usage=self._usage.of(key),
+        )

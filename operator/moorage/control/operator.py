@@ -152,6 +152,8 @@ class Operator:
     def _object_changed(self, key: Key, change: Change) -> None:
         if change.wanted:
             self._wake(key)
+            for claimant in self.store.claimants(key.namespace, key.name):
+                self._wake(claimant)
         for dependent in self.store.dependents(key):
             self._wake(dependent)
 

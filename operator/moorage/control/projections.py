@@ -259,6 +259,11 @@ def limit_range(obj: Manifest) -> Manifest | None:
     return {"name": obj["metadata"]["name"], "items": list((obj.get("spec") or {}).get("limits") or ())}
 
 
+def namespace(obj: Manifest) -> Manifest | None:
+    """A Namespace: its labels, by which Models permit aliases."""
+    return {"labels": dict(obj["metadata"].get("labels") or {})}
+
+
 def storage_class(obj: Manifest) -> Manifest | None:
     """A StorageClass: its name, whether it is the default, and when it binds."""
     annotations = obj["metadata"].get("annotations") or {}

@@ -20,6 +20,8 @@ SETTLED = ("Ready", "ScaledToZero")
 MODEL, DOWNLOAD, ALIAS = "Model", "ModelDownload", "ModelAlias"
 CLAIM = "PersistentVolumeClaim"
 """Claims are not kept here, but a download may name one, and wants to hear of it."""
+NAME = "name"
+"""Neither are names that clients use: whoever claims one wants to hear of the others that do."""
 
 
 class Key(NamedTuple):
@@ -49,7 +51,7 @@ class _Entry(NamedTuple):
 
 
 class Store:
-    """Newest known object per key, with reverse links: claim to downloads, download to Models, Model to aliases.
+    """Newest known object per key, with reverse links: claim to downloads, download to Models, Model to aliases, names.
 
     `changed(key, change)` hears of every change, whoever brought it (a watch or our own write); `linked(key)` of every
     key that something began or ceased to name.
@@ -111,6 +113,9 @@ class Store:
             if key not in seen and self._entries[key].version <= version:
                 self.drop(key, version)
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._entries
+
     def get(self, key: Key) -> Manifest | None:
         """The newest object of `key`, freshly parsed."""
         entry = self._entries.get(key)
@@ -124,9 +129,18 @@ class Store:
         """Keys that name `key`: the Models of a download, the aliases of a Model."""
         yield from self._back.get(key, ())
 
+    def claimants(self, namespace: str, name: str) -> set[Key]:
+        """Keys that look at the name `name` of `namespace`: by servedNames, or as an alias that is called so."""
+        return self._back.get(Key(NAME, namespace, name), set()) | self._back.get(_full_name(namespace, name), set())
+
     def links(self, key: Key) -> frozenset[Key]:
         """Keys that `key` names."""
         return self._links.get(key, frozenset())
+
+    def guests(self, namespace: str) -> list[Key]:
+        """Aliases of `namespace` that name Models of other namespaces."""
+        own = [key for key in self._links if key.kind == ALIAS and key.namespace == namespace]
+        return [k for k in own if any(m.kind == MODEL and m.namespace != namespace for m in self._links[k])]
 
     def unready(self) -> list[Key]:
         """Keys that may wait for something around them: nodes, GPUs, storage classes."""
@@ -145,18 +159,24 @@ class Store:
         old = self._links.get(key, frozenset())
         for gone in old - targets:
             self._back[gone].discard(key)
+            self._tell(gone)
             if not self._back[gone]:
                 del self._back[gone]
-            if gone.kind != CLAIM:
-                self._linked(gone)
         for new in targets - old:
+            self._tell(new)
             self._back[new].add(key)
-            if new.kind != CLAIM:
-                self._linked(new)
         if targets:
             self._links[key] = targets
         else:
             self._links.pop(key, None)
+
+    def _tell(self, target: Key) -> None:
+        """Something began or ceased to name `target`: of a name that concerns the others who claim it."""
+        if target.kind == NAME:
+            for rival in self._back[target]:
+                self._linked(rival)
+        elif target.kind != CLAIM:
+            self._linked(target)
 
 
 def _shown(status: Manifest | None) -> Manifest:
@@ -178,11 +198,23 @@ def links_of(key: Key, obj: Manifest) -> frozenset[Key]:
             ((obj.get("status") or {}).get("source") or {}).get("downloadName"),
             ((spec.get("source") or {}).get("downloadRef") or {}).get("name"),
         ]
-        return _keys(DOWNLOAD, key.namespace, found)
+        return _keys(DOWNLOAD, key.namespace, found) | _claims(key, spec)
     if key.kind == ALIAS:
-        targets = [*(spec.get("targets") or ()), *(spec.get("fallbacks") or ())]
-        return _keys(MODEL, key.namespace, ((t.get("modelRef") or {}).get("name") for t in targets))
+        refs = [t.get("modelRef") or {} for t in (*(spec.get("targets") or ()), *(spec.get("fallbacks") or ()))]
+        models = (Key(MODEL, r.get("namespace") or key.namespace, r["name"]) for r in refs if r.get("name"))
+        return frozenset(models) | {Key(NAME, key.namespace, key.name)} | _claims(key, spec)
     return frozenset()
+
+
+def _claims(key: Key, spec: Manifest) -> frozenset[Key]:
+    """The names that an object claims, and the `namespace/name` that such a one may read like."""
+    served = spec.get("servedNames") or ()
+    full = (_full_name(*name.split("/", 1)) for name in served if "/" in name)
+    return frozenset(Key(NAME, key.namespace, name) for name in served) | frozenset(full)
+
+
+def _full_name(namespace: str, name: str) -> Key:
+    return Key(NAME, "", f"{namespace}/{name}")
 
 
 def claim_name(spec: Manifest) -> str | None:

@@ -1,4 +1,4 @@
-"""Follows a cluster: what Models, ModelAliases, EndpointSlices and API keys say becomes the routing table.
+"""Follows a cluster: what Models, ModelAliases, EndpointSlices, API keys and namespaces say becomes the table.
 
 Read-only. While the API server is away the last table stays in force: engines and clients need nobody else.
 """
@@ -17,7 +17,7 @@ from moorage.gateway.keys import Key, key_of
 from moorage.gateway.routes import Hold, Snapshot
 from moorage.kube.client import KubeClient
 from moorage.kube.reflector import Reflector
-from moorage.kube.resources import ENDPOINT_SLICES, MODEL_ALIASES, MODELS, SECRETS
+from moorage.kube.resources import ENDPOINT_SLICES, MODEL_ALIASES, MODELS, NAMESPACES, SECRETS
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,10 @@ class ClusterRoutes:
         self.slices: Reflector[SliceFacts] = Reflector(
             client, ENDPOINT_SLICES, project=cluster_table.slice_facts, on_change=self._note, label_selector=SERVERS
         )
-        self._mirrors: list[Reflector[Any]] = [self.models, self.aliases, self.slices]
+        self.namespaces: Reflector[dict[str, str]] = Reflector(
+            client, NAMESPACES, project=cluster_table.namespace_labels, on_change=self._note
+        )
+        self._mirrors: list[Reflector[Any]] = [self.models, self.aliases, self.slices, self.namespaces]
         self.keys: Reflector[Key] | None = None
         if keys_namespace:
             self.keys = Reflector(
@@ -94,6 +97,7 @@ class ClusterRoutes:
             self.models.items,
             self.aliases.items,
             self.slices.items,
+            self.namespaces.items,
             default_namespace=self._default_namespace,
             own_hold=self._own_hold,
             keys=self.keys.items.values() if self.keys else (),

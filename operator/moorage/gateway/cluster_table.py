@@ -1,8 +1,9 @@
 """Models, ModelAliases and EndpointSlices as a routing table. Pure.
 
 `namespace/name` always names a Model or an alias; in the default namespace the bare name does too, and there it is the
-name that metrics and `/v1/models` show. An alias hides a Model of its name. What points at a Model that is not there
-is left out, so that one wrong alias disturbs no other.
+name that metrics and `/v1/models` show. An alias hides a Model of its name. Names that are claimed by servedNames are
+synonyms of the one that has them (`planning.served_names`). What points at a Model that is not there, or that does not
+permit it, is left out, so that one wrong alias disturbs no other.
 """
 
 from collections import defaultdict
@@ -13,33 +14,45 @@ from typing import Any
 from moorage import names
 from moorage.api.alias import AliasSpec
 from moorage.api.common import duration_seconds
+from moorage.api.naming import AllowedNamespaces, ModelRef
 from moorage.api.request import ModelRequest
 from moorage.engines.choice import AUTO, default_sequences
 from moorage.gateway.keys import Key
 from moorage.gateway.routes import Alias, Hold, Model, Parameters, Snapshot
+from moorage.planning.served_names import Claim, owners
 
 Manifest = dict[str, Any]
 ObjectKey = tuple[str, str]  # namespace, name
 
+_MODEL, _ALIAS = "Model", "ModelAlias"
+
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What routing needs of a Model: its engine (empty: not chosen yet), and the requests a server takes at once."""
+    """What routing needs of a Model: its engine (empty: not chosen yet), the requests a server takes at once, names.
+
+    `made` is its creationTimestamp.
+    """
 
     engine: str = ""
     slots: int = 0
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    served_names: tuple[str, ...] = ()
+    allowed: AllowedNamespaces = field(default_factory=AllowedNamespaces)
+    made: str = ""
 
 
 @dataclass(frozen=True)
 class AliasFacts:
-    """What routing needs of a ModelAlias; names are those of Models in its namespace."""
+    """What routing needs of a ModelAlias."""
 
-    targets: tuple[tuple[str, int], ...]  # Model, weight
-    fallbacks: tuple[str, ...] = ()
+    targets: tuple[tuple[ObjectKey, int], ...]  # Model, weight
+    fallbacks: tuple[ObjectKey, ...] = ()
     parameters: Parameters = field(default_factory=Parameters)
     hold: Hold = field(default_factory=Hold)
     sticky_header: str = ""
+    served_names: tuple[str, ...] = ()
+    made: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,24 +70,42 @@ def model_facts(obj: Manifest) -> ModelFacts:
     request = ModelRequest.model_validate(spec.get("request") or {})
     known = ((obj.get("status") or {}).get("engine") or {}).get("name") or ""
     engine = known if spec.get("engine", AUTO) == AUTO else spec["engine"]
-    return ModelFacts(engine, spec.get("maxSequences") or default_sequences(engine), request.defaults.flat())
+    return ModelFacts(
+        engine=engine,
+        slots=spec.get("maxSequences") or default_sequences(engine),
+        defaults=request.defaults.flat(),
+        served_names=tuple(spec.get("servedNames") or ()),
+        allowed=AllowedNamespaces.model_validate(spec.get("allowedNamespaces") or {}),
+        made=obj["metadata"].get("creationTimestamp") or "",
+    )
 
 
 def alias_facts(obj: Manifest) -> AliasFacts:
     """The projection of a ModelAlias. Raises pydantic's ValidationError where its spec does not parse."""
-    spec = AliasSpec.model_validate(obj["spec"])
+    spec, meta = AliasSpec.model_validate(obj["spec"]), obj["metadata"]
+
+    def key(ref: ModelRef) -> ObjectKey:
+        return (ref.namespace or meta["namespace"], ref.name)
+
     parameters = Parameters()
     if request := spec.request:
         parameters = Parameters(
             request.defaults.flat(), request.overrides.flat(), frozenset(request.drop), request.system_prompt or ""
         )
     return AliasFacts(
-        targets=tuple((target.model_ref.name, target.weight) for target in spec.targets),
-        fallbacks=tuple(fallback.model_ref.name for fallback in spec.fallbacks),
+        targets=tuple((key(target.model_ref), target.weight) for target in spec.targets),
+        fallbacks=tuple(key(fallback.model_ref) for fallback in spec.fallbacks),
         parameters=parameters,
         hold=Hold(spec.hold.max_pending, duration_seconds(spec.hold.timeout)),
         sticky_header=spec.sticky_header or "",
+        served_names=tuple(spec.served_names),
+        made=meta.get("creationTimestamp") or "",
     )
+
+
+def namespace_labels(obj: Manifest) -> dict[str, str]:
+    """The projection of a Namespace."""
+    return dict(obj["metadata"].get("labels") or {})
 
 
 def slice_facts(obj: Manifest) -> SliceFacts | None:
@@ -95,20 +126,30 @@ def build(
     models: Mapping[ObjectKey, ModelFacts],
     aliases: Mapping[ObjectKey, AliasFacts],
     slices: Mapping[ObjectKey, SliceFacts],
+    namespaces: Mapping[ObjectKey, Mapping[str, str]],
     *,
     default_namespace: str,
     own_hold: Hold,
     keys: Iterable[Key] = (),
     closed: bool = False,
 ) -> Snapshot:
-    """The routing table of all these; `own_hold` holds requests for a Model's own name; `closed`: a key is needed."""
+    """The routing table of all these; `namespaces` are labels under `("", name)`.
+
+    `own_hold` holds requests for a Model's own name; `closed`: a key is needed.
+    """
     endpoints = _endpoints(slices)
 
     def shown(key: ObjectKey) -> str:
         return key[1] if key[0] == default_namespace else "/".join(key)
 
-    def others(key: ObjectKey) -> tuple[str, ...]:
-        return ("/".join(key),) if key[0] == default_namespace else ()
+    served = _served(models, aliases)
+
+    def others(kind: str, key: ObjectKey) -> tuple[str, ...]:
+        """What else leads there: at home the full name and bare served names, elsewhere full served names alone."""
+        named = served.get((kind, key), ())
+        full = ["/".join((key[0], name)) for name in named]
+        hidden = kind == _MODEL and key in aliases
+        return (*full, *(named if key[0] == default_namespace else ()), *(() if hidden else ("/".join(key),)))
 
     routed = [
         Model(
@@ -119,19 +160,42 @@ def build(
             max_in_flight=facts.slots,
             defaults=facts.defaults,
             namespace=key[0],
-            others=others(key),
+            others=others(_MODEL, key),
         )
         for key, facts in models.items()
     ]
-    leading = {key: found for key, facts in aliases.items() if (found := _present(key, facts, models))}
+    permitted = _Permitted(models, namespaces)
+    leading = {key: found for key, facts in aliases.items() if (found := permitted.of(key[0], facts))}
     return Snapshot.build(
         routed,
-        [_alias(shown, key, aliases[key], *found, others(key)) for key, found in leading.items()],
+        [_alias(shown, key, aliases[key], *found, others(_ALIAS, key)) for key, found in leading.items()],
         keys,
         own=own_hold,
         hidden=[shown(key) for key in aliases.keys() - leading.keys()],
         closed=closed,
     )
+
+
+def _served(
+    models: Mapping[ObjectKey, ModelFacts], aliases: Mapping[ObjectKey, AliasFacts]
+) -> dict[tuple[str, ObjectKey], list[str]]:
+    """The served names that each object has, by kind and key; a name that is some object's own is none."""
+    kinds: tuple[tuple[str, Mapping[ObjectKey, ModelFacts | AliasFacts]], ...] = ((_ALIAS, aliases), (_MODEL, models))
+
+    def holder(key: ObjectKey) -> Claim | None:
+        return next((Claim(objects[key].made, kind, *key) for kind, objects in kinds if key in objects), None)
+
+    claims = (
+        (name, Claim(facts.made, kind, *key))
+        for kind, objects in kinds
+        for key, facts in objects.items()
+        for name in facts.served_names
+    )
+    found: defaultdict[tuple[str, ObjectKey], list[str]] = defaultdict(list)
+    for (namespace, name), claim in owners(claims, holder).items():
+        if holder((namespace, name)) is None:
+            found[claim.kind, (namespace, claim.name)].append(name)
+    return found
 
 
 def _endpoints(slices: Mapping[ObjectKey, SliceFacts]) -> dict[ObjectKey, tuple[str, ...]]:
@@ -143,29 +207,42 @@ def _endpoints(slices: Mapping[ObjectKey, SliceFacts]) -> dict[ObjectKey, tuple[
     return {key: tuple(sorted(families[min(families)])) for key, families in found.items()}
 
 
-def _present(
-    key: ObjectKey, facts: AliasFacts, models: Mapping[ObjectKey, ModelFacts]
-) -> tuple[list[tuple[str, int]], list[str]] | None:
-    """The alias' targets and fallbacks that exist; with no target left the first fallback is one. None: nothing is."""
-    targets = [(name, weight) for name, weight in facts.targets if weight > 0 and (key[0], name) in models]
-    fallbacks = [name for name in facts.fallbacks if (key[0], name) in models]
-    if not targets and fallbacks:
-        return [(fallbacks[0], 1)], fallbacks[1:]
-    return (targets, fallbacks) if targets else None
+class _Permitted:
+    """Where aliases lead: Models that exist and permit it."""
+
+    def __init__(
+        self, models: Mapping[ObjectKey, ModelFacts], namespaces: Mapping[ObjectKey, Mapping[str, str]]
+    ) -> None:
+        self._models, self._namespaces = models, namespaces
+
+    def of(self, namespace: str, facts: AliasFacts) -> tuple[list[tuple[ObjectKey, int]], list[ObjectKey]] | None:
+        """Targets and fallbacks of an alias of `namespace`; with no target left the first fallback is one.
+
+        None: it leads nowhere.
+        """
+        targets = [(key, weight) for key, weight in facts.targets if weight > 0 and self._leads(namespace, key)]
+        fallbacks = [key for key in facts.fallbacks if self._leads(namespace, key)]
+        if not targets and fallbacks:
+            return [(fallbacks[0], 1)], fallbacks[1:]
+        return (targets, fallbacks) if targets else None
+
+    def _leads(self, namespace: str, key: ObjectKey) -> bool:
+        model = self._models.get(key)
+        return model is not None and model.allowed.permits(key[0], namespace, self._namespaces.get(("", namespace)))
 
 
 def _alias(
     shown: Callable[[ObjectKey], str],
     key: ObjectKey,
     facts: AliasFacts,
-    targets: Iterable[tuple[str, int]],
-    fallbacks: Iterable[str],
+    targets: Iterable[tuple[ObjectKey, int]],
+    fallbacks: Iterable[ObjectKey],
     others: tuple[str, ...],
 ) -> Alias:
     return Alias(
         name=shown(key),
-        targets=tuple((shown((key[0], name)), weight) for name, weight in targets),
-        fallbacks=tuple(shown((key[0], name)) for name in fallbacks),
+        targets=tuple((shown(model), weight) for model, weight in targets),
+        fallbacks=tuple(shown(model) for model in fallbacks),
         parameters=facts.parameters,
         hold=facts.hold,
         sticky_header=facts.sticky_header,

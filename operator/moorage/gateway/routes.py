@@ -122,14 +122,13 @@ class Snapshot:
         models: Mapping[str, Model],
         routes: Mapping[str, Route],
         keys: Iterable[Key] = (),
-        others: Mapping[str, str] | None = None,
+        others: Mapping[str, Route] | None = None,
         *,
         closed: bool = False,
     ) -> None:
         self.models: Mapping[str, Model] = MappingProxyType(dict(models))
         self.listed = tuple(sorted(routes))  # each Model and alias once, whatever other names lead there
-        more = {other: routes[name] for other, name in (others or {}).items() if name in routes}
-        self.routes: Mapping[str, Route] = MappingProxyType(more | dict(routes))
+        self.routes: Mapping[str, Route] = MappingProxyType({**(others or {}), **routes})
         self.keys = tuple(keys)
         # Of two Secrets that are one key the one whose name comes first counts.
         self._keys = {one: key for key in reversed(self.keys) for one in key.digests}
@@ -153,11 +152,13 @@ class Snapshot:
         Raises InvalidSpec where two things of one kind share a name, or an alias points at a Model that is not there.
         """
         by_name, by_alias = _unique(models, "model"), _unique(aliases, "alias")
-        routes = {name: _own_route(model, own) for name, model in by_name.items()}
-        routes |= {name: _alias_route(alias, by_name) for name, alias in by_alias.items()}
+        owned = {name: _own_route(model, own) for name, model in by_name.items()}
+        pointing = {name: _alias_route(alias, by_name) for name, alias in by_alias.items()}
+        routes = owned | pointing
         for name in hidden:
             routes.pop(name, None)
-        others = {other: name for name, named in (by_name | by_alias).items() for other in named.others}
+        others = {other: owned[model.name] for model in by_name.values() for other in model.others}
+        others |= {other: pointing[alias.name] for alias in by_alias.values() for other in alias.others}
         listed = sorted(keys, key=lambda key: key.name)
         _unique(listed, "API key")
         return cls(by_name, routes, listed, others, closed=closed)

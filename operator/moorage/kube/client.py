@@ -204,10 +204,14 @@ class KubeClient:
         name: str,
         patch: Mapping[str, Any],
         subresource: str | None = None,
+        field_manager: str = FIELD_MANAGER,
     ) -> Manifest:
-        """JSON merge patch (RFC 7386): null removes a key, a list replaces the whole list."""
+        """JSON merge patch (RFC 7386): null removes a key, a list replaces the whole list.
+
+        Conflict where `patch` has a `metadata.resourceVersion` and the object has changed since.
+        """
         path = resource.path(namespace, name, subresource)
-        params = {"fieldManager": FIELD_MANAGER}
+        params = {"fieldManager": field_manager}
         return await self._send("patch", "PATCH", path, params=params, body=patch, content_type=_MERGE_PATCH)
 
     async def delete(

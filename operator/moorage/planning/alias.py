@@ -1,20 +1,40 @@
-"""A ModelAlias' status: which of its targets exist and are Ready."""
+"""A ModelAlias' status: where it leads, and which of its Models exist, permit it, suffice and are Ready."""
 
-from moorage.api.alias import ModelAlias
+from dataclasses import dataclass
+from typing import Any
+
+from moorage.api.alias import AliasSummary, CurrentTarget, ModelAlias, StatusModelRef
 from moorage.api.conditions import AliasCondition, ModelCondition, Reason, is_true
 from moorage.api.model import Model
+from moorage.api.naming import ModelRef
 from moorage.errors import InvalidSpec
-from moorage.planning import invalid
+from moorage.planning import alias_history, invalid, served_names
 from moorage.planning import usage as use
 from moorage.planning.draft import FALSE, TRUE, Draft
+from moorage.planning.model_engine import context_of
 from moorage.planning.text import line
-from moorage.planning.types import ObservedAlias, Plan
+from moorage.planning.types import Manifest, ObservedAlias, Plan, PlannedEvent
+
+C = AliasCondition
 
 _EVENTS = {
-    (AliasCondition.RESOLVED, FALSE, "*"): "*",
-    (AliasCondition.READY, TRUE, "*"): "Ready",
-    (AliasCondition.READY, FALSE, Reason.TARGET_NOT_READY): "*",
+    (C.RESOLVED, FALSE, "*"): "*",
+    (C.NAME_CONFLICT, TRUE, "*"): "*",
+    (C.READY, TRUE, "*"): "Ready",
+    (C.READY, FALSE, Reason.TARGET_NOT_READY): "*",
 }
+
+
+@dataclass(frozen=True)
+class _Leg:
+    """One Model that the alias names. `reason` and `problem`: why requests go past it, or what it lacks."""
+
+    ref: ModelRef
+    shown: str
+    reason: Reason | None = None
+    problem: str = ""
+    ready: bool = False
+    why_not: str = ""
 
 
 def plan_alias(seen: ObservedAlias) -> Plan:
@@ -25,48 +45,142 @@ def plan_alias(seen: ObservedAlias) -> Plan:
         return invalid.plan(seen.alias, seen.now, error)
     if alias.metadata.deletion_timestamp:
         return Plan(why="being deleted")
-    targets = [(t.model_ref.name, t.weight) for t in alias.spec.targets]
-    fallbacks = [t.model_ref.name for t in alias.spec.fallbacks]
-    names = [*(name for name, _ in targets), *fallbacks]
-    missing = [n for n in dict.fromkeys(names) if seen.models.get(n) is None]
-    ready = [n for n in dict.fromkeys(names) if _ready(seen, n)]
     draft = Draft(alias.status.conditions, alias.metadata.generation, seen.now)
-    if missing:
-        text = f"there is no Model {', '.join(missing)} in namespace {alias.metadata.namespace}"
-        draft.set(AliasCondition.RESOLVED, FALSE, Reason.TARGET_NOT_FOUND, text)
-    else:
-        text = f"points at {', '.join(name for name, _ in targets)}"
-        draft.set(AliasCondition.RESOLVED, TRUE, Reason.RESOLVED, text)
-    message = text
-    if ready:
-        message = f"{ready[0]} answers" if missing else text
-        draft.set(AliasCondition.READY, TRUE, Reason.READY, f"ready: {', '.join(ready)}")
-    else:
-        reason = Reason.TARGET_NOT_FOUND if len(missing) == len(set(names)) else Reason.TARGET_NOT_READY
-        message = text if missing else f"none of {', '.join(dict.fromkeys(names))} is ready"
-        draft.set(AliasCondition.READY, FALSE, reason, message)
-    status = {
-        "observedGeneration": alias.metadata.generation,
-        "conditions": [c.dump() for c in draft.conditions if c.type != "Stalled"],  # of a spec that did not parse
-        "current": [{"modelRef": {"name": n}, "weight": w, "ready": n in ready} for n, w in targets],
-        "summary": {
-            "targets": line(",".join(name for name, _ in targets), 60),
-            "ready": f"{sum(1 for n, _ in targets if n in ready)}/{len(targets)}",
-            "message": line(message),
-        },
-    }
-    if used := use.totals(alias.status.usage, seen.usage):
-        status["usage"] = used.dump()
-    return Plan(status=status, events=draft.events(_EVENTS), why=message)
+    draft.drop("Stalled")  # of a spec that did not parse
+    refs = [*(t.model_ref for t in alias.spec.targets), *(f.model_ref for f in alias.spec.fallbacks)]
+    legs = {ref: _leg(seen, alias, ref) for ref in refs}
+    targets = [legs[t.model_ref] for t in alias.spec.targets]
+    problem = _resolved(draft, alias, list(legs.values()))
+    message = _ready(draft, targets, list(legs.values()), problem)
+    served_names.tell(draft, seen.taken)
+    _shadowing(draft, alias, seen.shadows)
+    conflict = draft.get(C.NAME_CONFLICT)
+    status, before = alias.status, alias.status.revision  # parsed for this pass alone
+    status.observed_generation = alias.metadata.generation
+    order = {kind.value: place for place, kind in enumerate(C)}
+    status.conditions = sorted(draft.conditions, key=lambda c: order.get(c.type, len(order)))
+    status.revision, status.history = alias_history.advance(alias, seen.now)
+    status.current = [_current(alias, leg, t.weight) for leg, t in zip(targets, alias.spec.targets, strict=True)]
+    status.summary = AliasSummary(
+        targets=line(_shares(alias, targets), 60),
+        ready=f"{sum(leg.ready for leg in targets)}/{len(targets)}",
+        message=line(conflict.message if conflict and not problem else message),
+        defaults=line(_parameters(alias), 80) or None,
+    )
+    status.usage = use.totals(status.usage, seen.usage)
+    events = draft.events(_EVENTS)
+    if before is not None and before != status.revision:
+        events += (PlannedEvent("Normal", "Switched", f"points at {_shares(alias, targets)} now"),)
+    return Plan(status=status.dump(), events=events, why=message)
 
 
-def _ready(seen: ObservedAlias, name: str) -> bool:
-    raw = seen.models.get(name)
+def _leg(seen: ObservedAlias, alias: ModelAlias, ref: ModelRef) -> _Leg:
+    own = alias.metadata.namespace
+    namespace = ref.namespace or own
+    shown = ref.name if namespace == own else f"{namespace}/{ref.name}"
+    raw = seen.models.get(f"{namespace}/{ref.name}")
     if raw is None:
-        return False
+        return _Leg(ref, shown, Reason.TARGET_NOT_FOUND, f"there is no Model {ref.name} in namespace {namespace}")
     try:
         model = Model.read(raw)
     except InvalidSpec:
-        return False
-    asleep = model.status.desired_replicas == 0
-    return is_true(model.status.conditions, ModelCondition.READY) and not asleep
+        return _Leg(ref, shown, why_not=f"{shown} has an invalid spec")
+    if not model.spec.allowed_namespaces.permits(namespace, own, seen.namespace_labels):
+        text = f"Model {shown} does not permit aliases of namespace {own} (its spec.allowedNamespaces)"
+        return _Leg(ref, shown, Reason.TARGET_NOT_PERMITTED, text)
+    why_not = _why_not_ready(model, shown)
+    lack = _lack(alias, model, shown)
+    return _Leg(ref, shown, Reason.TARGET_FALLS_SHORT if lack else None, lack, not why_not, why_not)
+
+
+def _lack(alias: ModelAlias, model: Model, shown: str) -> str:
+    """What the Model lacks of `spec.requires`, as far as it is known yet."""
+    requires, asked, source = alias.spec.requires, model.spec.context_length, model.status.source
+    trained = source.context_length if source else None
+    if requires is None or not (asked or trained):
+        return ""
+    offered = context_of(asked, trained)
+    if offered >= requires.context_length:
+        return ""
+    return f"{shown} takes {offered} tokens, spec.requires.contextLength is {requires.context_length}"
+
+
+def _why_not_ready(model: Model, shown: str) -> str:
+    """Empty where the Model takes requests, or sleeps and wakes when one comes."""
+    if model.spec.replicas == 0:
+        return f"{shown} is unloaded (replicas 0)"
+    if is_true(model.status.conditions, ModelCondition.READY):
+        return ""
+    return f"{shown} is {model.status.phase}" if model.status.phase else f"{shown} is new"
+
+
+def _resolved(draft: Draft, alias: ModelAlias, legs: list[_Leg]) -> str:
+    """Set Resolved; what is wrong with the Models that the spec names, empty where nothing is."""
+    wrong = [leg for leg in legs if leg.reason]
+    problem = "; ".join(leg.problem for leg in wrong)
+    if wrong:
+        first = min((leg.reason for leg in wrong if leg.reason), key=_GRAVEST.index)
+        draft.set(C.RESOLVED, FALSE, first, problem)
+    else:
+        shares = _shares(alias, legs[: len(alias.spec.targets)])
+        draft.set(C.RESOLVED, TRUE, Reason.RESOLVED, f"points at {shares}")
+    return problem
+
+
+_GRAVEST = (Reason.TARGET_NOT_FOUND, Reason.TARGET_NOT_PERMITTED, Reason.TARGET_FALLS_SHORT)
+
+
+def _ready(draft: Draft, targets: list[_Leg], legs: list[_Leg], problem: str) -> str:
+    """Set Ready: whether requests are answered; returns the message for the column."""
+    ready = [leg.shown for leg in legs if leg.ready]
+    waiting = "; ".join(leg.why_not for leg in legs if leg.why_not)
+    if not ready:
+        lost = all(leg.reason in (Reason.TARGET_NOT_FOUND, Reason.TARGET_NOT_PERMITTED) for leg in legs)
+        text = "; ".join(filter(None, [problem, waiting]))
+        draft.set(C.READY, FALSE, (lost and legs[0].reason) or Reason.TARGET_NOT_READY, text)
+        return text
+    text = f"{', '.join(ready)} {'answers' if len(ready) == 1 else 'answer'}"
+    if not any(leg.ready for leg in targets):
+        text = f"{ready[0]} stands in as a fallback"
+    text = "; ".join(filter(None, [text, waiting]))
+    draft.set(C.READY, TRUE, Reason.READY, text)
+    return "; ".join(filter(None, [problem, text]))
+
+
+def _shadowing(draft: Draft, alias: ModelAlias, shadows: bool) -> None:
+    """There is nothing wrong with it where it is meant: `qwen3` may point at `qwen3` and at its successor."""
+    if not shadows:
+        draft.drop(C.SHADOWING)
+        return
+    name = alias.metadata.name
+    text = f"a Model is called {name} too; requests for {name} come here, and nobody reaches that Model by its own name"
+    draft.set(C.SHADOWING, TRUE, Reason.SHADOWING, text)
+
+
+def _current(alias: ModelAlias, leg: _Leg, weight: int) -> CurrentTarget:
+    elsewhere = leg.ref.namespace if leg.ref.namespace != alias.metadata.namespace else None
+    ref = StatusModelRef(name=leg.ref.name, namespace=elsewhere)
+    return CurrentTarget(model_ref=ref, weight=weight, ready=leg.ready)
+
+
+def _shares(alias: ModelAlias, targets: list[_Leg]) -> str:
+    """The targets in a line: `qwen3-8b`, or `qwen3-8b 90%, llama 10%`."""
+    if len(targets) == 1:
+        return targets[0].shown
+    weights = [target.weight for target in alias.spec.targets]
+    whole = sum(weights) or 1
+    return ", ".join(f"{leg.shown} {round(100 * w / whole)}%" for leg, w in zip(targets, weights, strict=True))
+
+
+def _parameters(alias: ModelAlias) -> str:
+    """Defaults, and overrides with an exclamation mark, in a line: `max_tokens=512, temperature!=0`."""
+    request = alias.spec.request
+    if request is None:
+        return ""
+    some: list[tuple[str, Manifest]] = [("=", request.defaults.flat()), ("!=", request.overrides.flat())]
+    found = [f"{name}{sign}{_value(value)}" for sign, values in some for name, value in sorted(values.items())]
+    return ", ".join([*found, *(["systemPrompt"] if request.system_prompt else [])])
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -49,6 +49,10 @@ class Draft:
         kept = [before if before and c.type == kind else c for c in self.conditions]
         self.conditions = set_condition(kept, new, self._now)
 
+    def drop(self, kind: str) -> None:
+        """Say nothing of `kind` any more: for conditions that are there only while they are True."""
+        self.conditions = [c for c in self.conditions if c.type != kind]
+
     def confirm(self, kind: str) -> None:
         """Say again what stands of `kind`: it was looked at and still holds for this generation."""
         if found := self.get(kind):
@@ -77,7 +81,7 @@ class Draft:
                 continue
             word = table.get((new.type, new.status, new.reason), table.get((new.type, new.status, "*")))
             if word:
-                bad = new.status == FALSE and new.reason not in _NORMAL
+                bad = (new.status == FALSE and new.reason not in _NORMAL) or new.reason == Reason.NAME_CONFLICT
                 event_reason = new.reason if word == "*" else word
                 found.append(PlannedEvent("Warning" if bad else "Normal", event_reason, new.message))
         return tuple(found)

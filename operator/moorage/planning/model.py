@@ -19,6 +19,7 @@ from moorage.planning import (
     model_place,
     model_serve,
     model_source,
+    served_names,
     text,
 )
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN, Draft
@@ -42,6 +43,7 @@ EVENTS = {
     (C.SERVING, FALSE, "*"): "LoadFailed",
     (C.SERVING, TRUE, "*"): "Loaded",
     (C.UP_TO_DATE, FALSE, Reason.ROLLOUT_FAILED): "*",
+    (C.NAME_CONFLICT, TRUE, "*"): "*",
     (C.BENCHMARKED, FALSE, Reason.RUNNING): "BenchmarkStarted",
     (C.BENCHMARKED, FALSE, Reason.BENCHMARK_FAILED): "BenchmarkFailed",
     (C.BENCHMARKED, TRUE, Reason.COMPLETED): "BenchmarkCompleted",
@@ -118,6 +120,11 @@ def _roll_up(step: ModelPass, message: str) -> None:
     draft.set(C.READY, TRUE if ready else FALSE, reason, message)
     if draft.get(C.ACTIVE) is None:
         draft.set(C.ACTIVE, FALSE if asleep else UNKNOWN, Reason.PENDING, "there is no server yet")
+    served_names.tell(draft, step.seen.taken)
+    permits = step.model.spec.allowed_namespaces.permits
+    own = step.model.metadata.namespace
+    pointing = [a for a in step.seen.aliases if permits(own, a.namespace, a.namespace_labels)]
+    status.used_by = [f"{alias.namespace}/{alias.name}" for alias in pointing]
     before = status.phase
     status.phase = _phase(step, asleep=asleep, ready=ready, stalled=stalled, failing=failing, before=before)
     order = {kind.value: place for place, kind in enumerate(C)}  # what a later version added stays, at the end

@@ -46,8 +46,12 @@ def check(step: ModelPass) -> None:
 
 def context_length(step: ModelPass) -> int:
     """Tokens of one request: as asked for, else what the model was trained for, 8192 at most."""
-    trained = step.source.context_length or DEFAULT_CONTEXT
-    return step.model.spec.context_length or min(trained, DEFAULT_CONTEXT)
+    return context_of(step.model.spec.context_length, step.source.context_length)
+
+
+def context_of(asked: int | None, trained: int | None) -> int:
+    """The same of what `spec.contextLength` says and what the files say."""
+    return asked or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
 
 
 def sequences(step: ModelPass) -> int:

@@ -139,6 +139,15 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Pointing:
+    """An alias that points at a Model, and the labels of its namespace (None: nobody knows such a namespace)."""
+
+    namespace: str
+    name: str
+    namespace_labels: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
 class ObservedModel:
     """A Model and everything that its next step depends on. Children are projections, None where absent."""
 
@@ -158,6 +167,8 @@ class ObservedModel:
     usage: Usage = field(default_factory=Usage)
     quotas: tuple[Manifest, ...] = ()  # of the namespace
     limit_ranges: tuple[Manifest, ...] = ()
+    taken: dict[str, str] = field(default_factory=dict)  # served names that another object has, and which
+    aliases: tuple[Pointing, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,9 +212,15 @@ class ObservedDownload:
 
 @dataclass(frozen=True)
 class ObservedAlias:
-    """A ModelAlias and the Models it names (None: there is no such Model)."""
+    """A ModelAlias and the Models it names, by `namespace/name` (None: there is no such Model).
+
+    `taken` are served names that another object has, and which; `shadows`: a Model has the alias' own name.
+    """
 
     alias: Manifest
     now: datetime
     models: dict[str, Manifest | None] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
+    namespace_labels: dict[str, str] | None = None
+    taken: dict[str, str] = field(default_factory=dict)
+    shadows: bool = False
