@@ -7,7 +7,7 @@ permit it, is left out, so that one wrong alias disturbs no other.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,28 +139,17 @@ def build(
     """
     endpoints = _endpoints(slices)
 
-    def shown(key: ObjectKey) -> str:
-        return key[1] if key[0] == default_namespace else "/".join(key)
-
-    served = _served(models, aliases)
-
-    def others(kind: str, key: ObjectKey) -> tuple[str, ...]:
-        """What else leads there: at home the full name and bare served names, elsewhere full served names alone."""
-        named = served.get((kind, key), ())
-        full = ["/".join((key[0], name)) for name in named]
-        hidden = kind == _MODEL and key in aliases
-        return (*full, *(named if key[0] == default_namespace else ()), *(() if hidden else ("/".join(key),)))
-
+    naming = _Naming(models, aliases, default_namespace)
     routed = [
         Model(
-            name=shown(key),
+            name=naming.shown(key),
             engine=facts.engine,
             served_name=key[1],
             endpoints=endpoints.get((key[0], names.dns_label(key[1])), ()),
             max_in_flight=facts.slots,
             defaults=facts.defaults,
             namespace=key[0],
-            others=others(_MODEL, key),
+            others=naming.others(_MODEL, key),
         )
         for key, facts in models.items()
     ]
@@ -168,34 +157,47 @@ def build(
     leading = {key: found for key, facts in aliases.items() if (found := permitted.of(key[0], facts))}
     return Snapshot.build(
         routed,
-        [_alias(shown, key, aliases[key], *found, others(_ALIAS, key)) for key, found in leading.items()],
+        [_alias(naming, key, aliases[key], *found) for key, found in leading.items()],
         keys,
         own=own_hold,
-        hidden=[shown(key) for key in aliases.keys() - leading.keys()],
+        hidden=[naming.shown(key) for key in aliases.keys() - leading.keys()],
         closed=closed,
     )
 
 
-def _served(
-    models: Mapping[ObjectKey, ModelFacts], aliases: Mapping[ObjectKey, AliasFacts]
-) -> dict[tuple[str, ObjectKey], list[str]]:
-    """The served names that each object has, by kind and key; a name that is some object's own is none."""
-    kinds: tuple[tuple[str, Mapping[ObjectKey, ModelFacts | AliasFacts]], ...] = ((_ALIAS, aliases), (_MODEL, models))
+class _Naming:
+    """The names that lead to each object."""
 
-    def holder(key: ObjectKey) -> Claim | None:
-        return next((Claim(objects[key].made, kind, *key) for kind, objects in kinds if key in objects), None)
+    def __init__(
+        self, models: Mapping[ObjectKey, ModelFacts], aliases: Mapping[ObjectKey, AliasFacts], home: str
+    ) -> None:
+        self._kinds: tuple[tuple[str, Mapping[ObjectKey, ModelFacts | AliasFacts]], ...]
+        self._kinds = ((_ALIAS, aliases), (_MODEL, models))
+        self._aliases, self._home = aliases, home
+        self._served: defaultdict[tuple[str, ObjectKey], list[str]] = defaultdict(list)
+        claims = (
+            (name, Claim(facts.made, kind, *key))
+            for kind, objects in self._kinds
+            for key, facts in objects.items()
+            for name in facts.served_names
+        )
+        for (namespace, name), claim in owners(claims, self._holder).items():
+            if self._holder((namespace, name)) is None:  # an own name leads there already
+                self._served[claim.kind, (namespace, claim.name)].append(name)
 
-    claims = (
-        (name, Claim(facts.made, kind, *key))
-        for kind, objects in kinds
-        for key, facts in objects.items()
-        for name in facts.served_names
-    )
-    found: defaultdict[tuple[str, ObjectKey], list[str]] = defaultdict(list)
-    for (namespace, name), claim in owners(claims, holder).items():
-        if holder((namespace, name)) is None:
-            found[claim.kind, (namespace, claim.name)].append(name)
-    return found
+    def _holder(self, key: ObjectKey) -> Claim | None:
+        return next((Claim(objects[key].made, kind, *key) for kind, objects in self._kinds if key in objects), None)
+
+    def shown(self, key: ObjectKey) -> str:
+        """The name in lists and metrics: in the default namespace the bare one."""
+        return key[1] if key[0] == self._home else "/".join(key)
+
+    def others(self, kind: str, key: ObjectKey) -> tuple[str, ...]:
+        """What else leads there: full names, and in the default namespace bare served names."""
+        served = self._served.get((kind, key), ())
+        full = [f"{key[0]}/{name}" for name in served]
+        hidden = kind == _MODEL and key in self._aliases
+        return (*full, *(served if key[0] == self._home else ()), *(() if hidden else ("/".join(key),)))
 
 
 def _endpoints(slices: Mapping[ObjectKey, SliceFacts]) -> dict[ObjectKey, tuple[str, ...]]:
@@ -232,20 +234,19 @@ class _Permitted:
 
 
 def _alias(
-    shown: Callable[[ObjectKey], str],
+    naming: _Naming,
     key: ObjectKey,
     facts: AliasFacts,
     targets: Iterable[tuple[ObjectKey, int]],
     fallbacks: Iterable[ObjectKey],
-    others: tuple[str, ...],
 ) -> Alias:
     return Alias(
-        name=shown(key),
-        targets=tuple((shown(model), weight) for model, weight in targets),
-        fallbacks=tuple(shown(model) for model in fallbacks),
+        name=naming.shown(key),
+        targets=tuple((naming.shown(model), weight) for model, weight in targets),
+        fallbacks=tuple(naming.shown(model) for model in fallbacks),
         parameters=facts.parameters,
         hold=facts.hold,
         sticky_header=facts.sticky_header,
         namespace=key[0],
-        others=others,
+        others=naming.others(_ALIAS, key),
     )
