@@ -15,6 +15,7 @@ A walk through the room, in the order of a request:
     routes           the routing table: immutable, swapped whole; pure
     exchange         one request's way: place, wait, send, retry
     fleet            endpoints, their load, and the queues of those who wait
+    health           which targets an alias goes past, and when it comes back; no I/O
     upstream         the engines' side: connections, kept and used again
     answer           an engine's answer on its way to the client
     events           server-sent events and token counts; pure

@@ -35,7 +35,8 @@ class Gateway:
         self.public = Listener(self.settings, self.proxy)
         # Nobody uploads there, and nobody there may use up what clients need.
         modest = replace(self.settings, max_body_bytes=1024, max_connections=256)
-        self.admin = Listener(modest, Admin(Page(self.stats, self.proxy.fleet).render, self._unready))
+        page = Page(self.stats, self.proxy.fleet, self.proxy.health)
+        self.admin = Listener(modest, Admin(page.render, self._unready))
         self.address: Address = ("", 0)
         self.admin_address: Address = ("", 0)
         self._servers: list[asyncio.Server] = []

@@ -19,11 +19,12 @@ from moorage.gateway.answer import EVENT_STREAM, STREAM_HEADERS, Answer, EventAn
 from moorage.gateway.demand import Demand
 from moorage.gateway.events import Usage
 from moorage.gateway.fleet import Endpoint, Fleet, ModelPool
+from moorage.gateway.health import Health, TargetHealth
 from moorage.gateway.limits import Meter
 from moorage.gateway.refusals import Refusal
 from moorage.gateway.request import Request
 from moorage.gateway.rewrite import Kind, Unusable
-from moorage.gateway.routes import Route, Snapshot, Target
+from moorage.gateway.routes import Failover, Route, Snapshot, Target
 from moorage.gateway.server import NEVER, ClientConnection
 from moorage.gateway.settings import Settings
 from moorage.gateway.stats import CANCELLED, ERROR, OK, Outcome, RouteStats, Stats
@@ -44,6 +45,7 @@ class Plant:
     fleet: Fleet
     stats: Stats
     demand: Demand
+    health: Health
 
 
 class Exchange:
@@ -65,6 +67,8 @@ class Exchange:
     _hide = False  # the client did not ask for the usage chunk
     _asked = ""  # the Model whose waking was asked for
     _cold = False
+    _health: TargetHealth | None = None  # of the target, where the alias has a failover
+    _first_token: float | None = None  # seconds, of a stream
     _wait_since = _wait_until = 0.0
     _timer: asyncio.TimerHandle | None = None
 
@@ -90,6 +94,9 @@ class Exchange:
         """Go where `route` leads."""
         self._route = route
         target = route.targets[0] if len(route.targets) == 1 else self._pick()
+        if route.failover is not None:
+            self._place(target)
+            return
         pool = self._plant.fleet.pools[target.model.name]
         endpoint = None if pool.waiters else pool.take()
         if endpoint is not None:
@@ -201,6 +208,8 @@ class Exchange:
         if client.committed and not (events and status == 200):
             return LateAnswer(client, self._plant.settings.answer_buffer_bytes)
         if events:
+            if not self._cold:
+                self._first_token = time.monotonic() - self._started
             return EventAnswer(client, status, headers, self._own_headers(), self._usage, hide=self._hide)
         limit = self._plant.settings.answer_buffer_bytes
         return WholeAnswer(client, status, headers, self._own_headers(), self._usage, limit)
@@ -211,12 +220,17 @@ class Exchange:
         return route.pick(token or self._id)
 
     def _place(self, target: Target) -> None:
-        """Send the request to `target`, or to the first fallback that is awake where it is not, or wait for any."""
+        """Send the request to `target`, or to the first stand-in that is awake where it is not, or wait for any."""
         pools = self._plant.fleet.pools
+        if self._health is not None:  # of a choice before the table changed
+            self._health.give_back()
+            self._health = None
         if not pools[target.model.name].endpoints:
             self._ask_for(target.model.name)
         choices = (target, *self._route.fallbacks)
         awake = next((choice for choice in choices if pools[choice.model.name].endpoints), None)
+        if self._route.failover is not None and awake is not None:
+            awake = self._well(target, self._route.failover) or awake
         self._choices = choices if awake is None else (awake,)
         self._cold = self._cold or awake is None
         if awake is not None:
@@ -227,6 +241,26 @@ class Exchange:
                 return
         self._stats = self._plant.stats.route(self._route.alias, self._choices[0].model.name)
         self._wait()
+
+    def _well(self, target: Target, policy: Failover) -> Target | None:
+        """The first of `target`, the fallbacks and the other targets that is awake and does well.
+
+        None: there is none; then a stand-in that sleeps is asked to wake, and `target` has to do until it has.
+        """
+        route, plant, now = self._route, self._plant, time.monotonic()
+        order = (target, *route.fallbacks, *(other for other in route.targets if other is not target))
+        sleeper = ""
+        for choice in order:
+            name = choice.model.name
+            health = plant.health.target(route.alias, name, policy)
+            if not plant.fleet.pools[name].endpoints:
+                sleeper = sleeper or (name if health.away is None else "")
+            elif health.admit(now):
+                self._health = health
+                return choice
+        if sleeper:
+            self._ask_for(sleeper)
+        return None
 
     def _ask_for(self, model: str) -> None:
         """Report demand, once however often the table changes meanwhile."""
@@ -336,9 +370,17 @@ class Exchange:
                 self._timer = None
         if self._pool is not None:
             self._give_back()
+        if self._health is not None:
+            self._judge(self._health, outcome, now)
         stats, usage = self._stats, self._usage
         stats.ended(outcome, self._started, now)
         stats.prompt_tokens += usage.prompt
         stats.completion_tokens += usage.completion
         if self.meter is not None:
             self.meter.end(usage.prompt + usage.completion, now)
+
+    def _judge(self, health: TargetHealth, outcome: Outcome, now: float) -> None:
+        if self._endpoint is None or outcome is CANCELLED:
+            health.give_back()
+        else:
+            health.note(outcome is ERROR, self._first_token, now)

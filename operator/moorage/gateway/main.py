@@ -298,9 +298,10 @@ async def _reporting(gateway: Gateway, namespace: str, operator: Operator | None
             log.warning("no --operator: no Model is woken by requests, and usage stands only in this pod's metrics")
         yield
         return
-    stats, demand, fleet = gateway.stats, gateway.demand, gateway.proxy.fleet
-    reporter = Reporter(Ledger(socket.gethostname(), namespace, stats, demand, fleet), operator)
-    demand.on_ask = reporter.hurry
+    stats, demand, fleet, health = gateway.stats, gateway.demand, gateway.proxy.fleet, gateway.proxy.health
+    ledger = Ledger(socket.gethostname(), namespace, stats, demand, fleet, health.failed_over)
+    reporter = Reporter(ledger, operator)
+    demand.on_ask = health.on_change = reporter.hurry
     async with _running(reporter.run):
         yield
     await reporter.finish(gateway.settings.last_report_timeout)

@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from moorage.gateway.fleet import Fleet
+from moorage.gateway.health import Health
 from moorage.gateway.stats import Histogram, Outcome, RouteStats, Stats
 
 _BY = ("alias", "model")
@@ -16,9 +17,10 @@ _BY = ("alias", "model")
 class GatewayCollector(Collector):
     """Labels are bare names; the alias of a Model called by its own name is empty."""
 
-    def __init__(self, stats: Stats, fleet: Fleet) -> None:
+    def __init__(self, stats: Stats, fleet: Fleet, health: Health) -> None:
         self._stats = stats
         self._fleet = fleet
+        self._health = health
 
     def collect(self) -> Iterable[Metric]:
         """Everything that was counted."""
@@ -47,6 +49,11 @@ class GatewayCollector(Collector):
         for pool in self._fleet.pools.values():
             flight.add_metric([pool.name], pool.in_flight)
         yield flight
+        away = GaugeMetricFamily("moorage_gateway_failed_over", "1: the alias goes past this target.", labels=_BY)
+        for alias, models in self._health.failed_over().items():
+            for model in models:
+                away.add_metric([alias, model], 1)
+        yield away
 
 
 def _counters(routes: list[tuple[tuple[str, str], RouteStats]]) -> Iterable[Metric]:
@@ -73,9 +80,9 @@ def _histogram(name: str, text: str, rows: list[tuple[tuple[str, str], Histogram
 class Page:
     """The metrics page of one gateway."""
 
-    def __init__(self, stats: Stats, fleet: Fleet) -> None:
+    def __init__(self, stats: Stats, fleet: Fleet, health: Health) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(GatewayCollector(stats, fleet))
+        self._registry.register(GatewayCollector(stats, fleet, health))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)

@@ -14,6 +14,7 @@ from moorage.gateway import refusals, rewrite
 from moorage.gateway.demand import Demand
 from moorage.gateway.exchange import Exchange, Plant
 from moorage.gateway.fleet import Fleet
+from moorage.gateway.health import Health
 from moorage.gateway.keys import Key, Limits
 from moorage.gateway.limits import Meter
 from moorage.gateway.refusals import Refusal
@@ -39,7 +40,8 @@ class Proxy:
         self.fleet = Fleet(lambda address: EngineEndpoint(address, settings), demand)
         self.demand = demand
         self.stats = stats
-        self._plant = Plant(settings, self.fleet, stats, demand)
+        self.health = Health()
+        self._plant = Plant(settings, self.fleet, stats, demand, self.health)
         self._settings = settings
         self._id_prefix = os.urandom(8).hex().encode()
         self._ids = itertools.count(1)
@@ -51,6 +53,7 @@ class Proxy:
         self.snapshot = snapshot
         self._listing = {}
         self._set_meters(snapshot)
+        self.health.apply(snapshot)
         self.fleet.apply(snapshot)
 
     def check(self, request: Request) -> Refusal | None:

@@ -39,6 +39,17 @@ class Hold:
 
 
 @dataclass(frozen=True)
+class Failover:
+    """When an alias goes past a target: seconds, and 0 for a limit that is not set; see `health`."""
+
+    min_success_percent: int = 0
+    max_first_token: float = 0.0
+    window: float = 60.0
+    min_requests: int = 20
+    recover_after: float = 300.0
+
+
+@dataclass(frozen=True)
 class Model:
     """A Model as the gateway sees it. `endpoints` are `host:port`; none: it sleeps.
 
@@ -66,6 +77,7 @@ class Alias:
     parameters: Parameters = Parameters()
     hold: Hold = Hold()
     sticky_header: str = ""
+    failover: Failover | None = None
     namespace: str = ""
     others: tuple[str, ...] = ()
 
@@ -90,6 +102,7 @@ class Route:
     hold: Hold
     sticky_header: bytes
     namespace: str = ""
+    failover: Failover | None = None
 
     def allowed(self, key: Key, asked: str) -> bool:
         """Whether `key` may use this route, which a client called `asked`."""
@@ -217,6 +230,7 @@ def _alias_route(alias: Alias, models: Mapping[str, Model]) -> Route:
         hold=alias.hold,
         sticky_header=alias.sticky_header.lower().encode("latin-1", "replace"),
         namespace=alias.namespace,
+        failover=alias.failover,
     )
 
 

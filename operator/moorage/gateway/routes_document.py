@@ -6,7 +6,9 @@
                request: {defaults: {}}}]
     aliases: [{name: chat, targets: [{model: qwen3-8b, weight: 100}], fallbacks: [], stickyHeader: "",
                request: {defaults: {}, overrides: {}, drop: [], systemPrompt: ""},
-               hold: {maxPending: 100, timeoutSeconds: 300}}]
+               hold: {maxPending: 100, timeoutSeconds: 300},
+               failover: {minSuccessPercent: 90, maxTtftMilliseconds: 2000, windowSeconds: 60, minRequests: 20,
+                          recoverAfterSeconds: 300}}]
 
 Every key but `name`, `endpoints` and `targets` may be left out.
 """
@@ -19,7 +21,7 @@ from pydantic.alias_generators import to_camel
 
 from moorage.errors import InvalidSpec
 from moorage.gateway.keys import Key, Limits
-from moorage.gateway.routes import Alias, Hold, Model, Parameters, Snapshot
+from moorage.gateway.routes import Alias, Failover, Hold, Model, Parameters, Snapshot
 
 Name = Annotated[str, Field(min_length=1, max_length=253)]
 Address = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$")]
@@ -87,6 +89,14 @@ class _Model(_Part):
     request: _ModelRequest = _ModelRequest()
 
 
+class _Failover(_Part):
+    min_success_percent: int = Field(default=0, ge=0, le=100)
+    max_ttft_milliseconds: int = Field(default=0, ge=0)
+    window_seconds: float = Field(default=60.0, gt=0, strict=False)
+    min_requests: int = Field(default=20, ge=1)
+    recover_after_seconds: float = Field(default=300.0, gt=0, strict=False)
+
+
 class _Alias(_Part):
     name: Name
     targets: list[_Target] = Field(min_length=1)
@@ -94,6 +104,7 @@ class _Alias(_Part):
     request: _Request = _Request()
     hold: _Hold = _Hold()
     sticky_header: str = ""
+    failover: _Failover | None = None
 
 
 class _Document(_Part):
@@ -147,6 +158,17 @@ def _alias(given: _Alias) -> Alias:
         parameters=Parameters(request.defaults, request.overrides, frozenset(request.drop), request.system_prompt),
         hold=Hold(given.hold.max_pending, given.hold.timeout_seconds),
         sticky_header=given.sticky_header,
+        failover=_failover(given.failover) if given.failover else None,
+    )
+
+
+def _failover(given: _Failover) -> Failover:
+    return Failover(
+        min_success_percent=given.min_success_percent,
+        max_first_token=given.max_ttft_milliseconds / 1000,
+        window=given.window_seconds,
+        min_requests=given.min_requests,
+        recover_after=given.recover_after_seconds,
     )
 
 
