@@ -97,8 +97,8 @@ async def test_an_exceeded_quota_is_told(bed: Bed, operator: Operator):
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q", "namespace": bed.namespace}}
     await bed.kube.create({**quota, "spec": {"hard": {"pods": "0"}}})
     await bed.model()
-    model = await bed.until_condition("m", "Serving", "False", "QuotaExceeded")
-    assert "exceeded quota" in model["status"]["summary"]["message"]
+    model = await bed.until_condition("m", "Placed", "False", "QuotaExceeded")
+    assert "0 of 0 pods in use (quota q)" in model["status"]["summary"]["message"]
     assert model["status"]["phase"] == "Blocked"
 
 
