@@ -57,7 +57,12 @@ OPERATOR: tuple[Right, ...] = (
         "", ("resourcequotas", "limitranges"), MIRROR, "whether a namespace admits a server, said before the download"
     ),
     Right("", ("persistentvolumes",), MIRROR, "which nodes can mount the volume that a model's files lie in"),
-    Right("", ("namespaces",), MIRROR, "their labels, by which Models permit aliases of other namespaces"),
+    Right(
+        "",
+        ("namespaces",),
+        MIRROR,
+        "their labels, by which Models permit aliases of other namespaces, and how many Models may be loaded in them",
+    ),
     Right("storage.k8s.io", ("storageclasses",), MIRROR, "whether a claim can be bound at all"),
     Right("", ("events",), ("create", "patch"), "tells people what happened, and counts what happens again"),
     Right("", ("secrets",), ("get",), "tokens that a source names, one by one: never listed"),

@@ -236,9 +236,9 @@ class TestAStoredObject:
 
 
 def table(kubectl: Kubectl, *query: str) -> list[list[str]]:
-    """Header and first row of `kubectl get`, cell by cell; no cell of these tests has a space in it."""
+    """Header and first row of `kubectl get`, cell by cell: columns are three spaces apart."""
     lines = kubectl("get", *query).stdout.splitlines()
-    return [line.split() for line in lines[:2]]
+    return [re.split(r" {2,}", line.strip()) for line in lines[:2]]
 
 
 @pytest.mark.parametrize("path", ["model.spec", "model.status", "modeldownload.spec", "modelalias.spec"])

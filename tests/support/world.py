@@ -7,6 +7,7 @@ world.download_done()                # the Job's pod ends well
 world.pod_ready()                    # the kubelet says so
 """
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from moorage.control import projections
 from moorage.placement.inventory import NodePool, Reservation, build
 from moorage.planning.download import plan_download
 from moorage.planning.model import plan_model
+from moorage.planning.neighbours import Around
 from moorage.planning.types import (
     Answer,
     Defaults,
@@ -155,6 +157,10 @@ class World:
         self.storage_class_missing: str | None = None
         self.ahead = 0
         self.usage = Usage()
+        self.strangers: list[dict[str, Any]] = []  # pods of others
+        self.around: Around | None = None
+        self.evicted_for = ""
+        self.places: dict[str, Any] = {}
         self.window: Window | None = None
         self.quotas: tuple[dict[str, Any], ...] = ()
         self.limit_ranges: tuple[dict[str, Any], ...] = ()
@@ -175,26 +181,35 @@ class World:
         raise AssertionError("the planners never come to rest")
 
     def plan(self) -> Plan:
+        seen = self.observe()
+        plan = plan_model(seen)
+        if plan.look_around and self.around is not None:
+            plan = plan_model(replace(seen, around=self.around))
+        return plan
+
+    def observe(self) -> ObservedModel:
         children = {kind: self.children.get((kind, names.model_child(self.name))) for kind in ("Deployment", "Service")}
-        return plan_model(
-            ObservedModel(
-                model=self.model,
-                now=self.now,
-                defaults=self.defaults,
-                download=self.download,
-                deployment=children["Deployment"],
-                service=children["Service"],
-                pods=tuple(p for p in self.pods.values() if names.MODEL_LABEL in p["labels"]),
-                jobs=tuple(c for (k, _), c in self.children.items() if k == "Job" and names.MODEL_LABEL in c["labels"]),
-                reservations=self.reservations,
-                inventory=build(self.nodes, [p for p in self.pods.values() if p["gpus"]], node_pools=self.node_pools),
-                resolved=self.resolved,
-                warmed=self.warmed,
-                quotas=self.quotas,
-                limit_ranges=self.limit_ranges,
-                volume=self.volume,
-                usage=self.usage,
-            )
+        return ObservedModel(
+            model=self.model,
+            now=self.now,
+            defaults=self.defaults,
+            download=self.download,
+            deployment=children["Deployment"],
+            service=children["Service"],
+            pods=tuple(p for p in self.pods.values() if names.MODEL_LABEL in p["labels"]),
+            jobs=tuple(c for (k, _), c in self.children.items() if k == "Job" and names.MODEL_LABEL in c["labels"]),
+            reservations=self.reservations,
+            inventory=build(
+                self.nodes, [p for p in (*self.pods.values(), *self.strangers) if p["gpus"]], node_pools=self.node_pools
+            ),
+            resolved=self.resolved,
+            warmed=self.warmed,
+            volume=self.volume,
+            usage=self.usage,
+            quotas=self.quotas,
+            limit_ranges=self.limit_ranges,
+            evicted_for=self.evicted_for,
+            **self.places,
         )
 
     def plan_download(self) -> Plan:
@@ -351,6 +366,11 @@ class World:
 
     def pod(self, uid: str = "p1", **state: Any) -> "World":
         """A pod of the server in any state; defaults: scheduled, container running, not ready."""
+        self.pod_is(uid, **state)
+        return self.settle()
+
+    def pod_is(self, uid: str = "p1", **state: Any) -> None:
+        """The same, before anybody has looked."""
         labels = {names.MODEL_LABEL: names.dns_label(self.name), names.COMPONENT: "server"}
         container = {
             "name": "engine", "ready": state.get("ready", False), "restarts": state.pop("restarts", 0),
@@ -367,7 +387,6 @@ class World:
         ready = sum(1 for p in self.pods.values() if p["ready"] and names.MODEL_LABEL in p["labels"])
         live = self.children[("Deployment", names.model_child(self.name))]
         live.update(ready=ready, replicas=live["wanted"], updated=live["wanted"], observedGeneration=live["generation"])
-        return self.settle()
 
     def pods_go(self) -> "World":
         """The pods that are no longer wanted are gone."""

@@ -57,7 +57,16 @@ def desk(server: Server, observer: Any = None) -> tuple[Store, Runner, Applier]:
     tasks: Any = SideTasks(nothing, nothing)
     parts: dict[str, Any] = {"progress": ProgressPoller(nothing), "gate": DownloadGate(1, list, nothing)}
     runner = Runner(
-        store, nothing, observer, applier, resolving=tasks, warming=tasks, ledger=Ledger(), usage=UsageBook(), **parts
+        store,
+        nothing,
+        observer,
+        applier,
+        resolving=tasks,
+        warming=tasks,
+        ledger=Ledger(),
+        usage=UsageBook(),
+        neighbours=nothing,
+        **parts,
     )
     return store, runner, applier
 

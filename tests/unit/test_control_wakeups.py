@@ -13,6 +13,7 @@ from moorage.control.children import Children
 from moorage.control.fleet import GPUs
 from moorage.control.gate import DownloadGate
 from moorage.control.ledger import Ledger
+from moorage.control.neighbours import Neighbours
 from moorage.control.progress import ProgressPoller
 from moorage.control.runner import Runner
 from moorage.control.sidetasks import SideTasks
@@ -129,7 +130,7 @@ async def test_a_download_that_is_deleted_while_it_waits_leaves_the_queue():
     nothing: Any = None
     tasks: Any = SideTasks(nothing, nothing)
     parts: dict[str, Any] = {"progress": ProgressPoller(nothing), "gate": gate, "ledger": Ledger()}
-    parts["usage"] = UsageBook()
+    parts |= {"usage": UsageBook(), "neighbours": Neighbours(desk.store, UsageBook())}
     runner = Runner(desk.store, desk.children, nothing, nothing, resolving=tasks, warming=tasks, **parts)
     gone, waits = Key(DOWNLOAD, "n", "gone"), Key(DOWNLOAD, "n", "waits")
     assert gate.ahead(gone, 0, "1") == 1

@@ -28,7 +28,7 @@ def test_the_least_recently_used_goes():
     nodes = cluster(node("g1"), node("g2"), pods=[held("x", "g1"), held("y", "g2")])
     found = preempt(WANTED, nodes, residents=[idle("x", 300), idle("y", 900)])
     assert found.victims == ("a/y",)
-    assert found.message == "puts a/y (idle for 900 s) to sleep to make room on g2"
+    assert found.message == "a/y goes to sleep to make room on g2"
     assert found.decision is not None
     assert found.decision.nodes == ("g2",)
 
@@ -52,7 +52,7 @@ def test_of_one_nodes_models_the_lowest_priority_goes_and_then_the_longest_idle(
         (idle("x", policy="Never"), "a/x has preemption.policy Never"),
         (idle("x", None), "a/x is busy"),
         (idle("x", priority=1), "a/x has preemption.priority 1"),
-        (Resident("a/x", 100, 110, min_residency_seconds=120), "a/x stays for another 10 s (preemption.minResidency)"),
+        (Resident("a/x", 100, 110, min_residency_seconds=120), "a/x stays for its preemption.minResidency of 120 s"),
     ],
 )
 def test_who_may_not_be_put_to_sleep(resident, words):

@@ -85,6 +85,8 @@ gpus:
   nodeDeadline: {{ .Values.gpus.nodeDeadline | quote }}
 scaling:
   scaleDownAfterSeconds: {{ int .Values.scaling.scaleDownAfterSeconds }}
+  preemptionCooldownSeconds: {{ int .Values.scaling.preemptionCooldownSeconds }}
+  maxLoadedModels: {{ toJson .Values.scaling.maxLoadedModels }}
 workers: {{ int .Values.operator.workers }}
 resyncSeconds: {{ int .Values.operator.resyncSeconds }}
 {{- end }}

@@ -157,6 +157,11 @@ class Children:
         found = self.mirrors[NAMESPACES].items.get(("", namespace))
         return found["labels"] if found else None
 
+    def loaded_limit(self, namespace: str, default: int | None) -> int | None:
+        """How many Models of `namespace` may be loaded at once; None: any number."""
+        said = self.get(NAMESPACES, ("", namespace))
+        return default if said is None or said["maxLoaded"] is None else int(said["maxLoaded"])
+
     def storage_class_trouble(self, wanted: str | None) -> str | None:
         """Why a claim with class `wanted` (None: the default) could never bind; None where it could."""
         classes = self.mirrors[STORAGE_CLASSES].items.values()
@@ -172,7 +177,7 @@ class Children:
     # -- whose child -------------------------------------------------------------------------------------------------
 
     def _listener(self, resource: Resource) -> Callable[[Where, Manifest | None, Manifest | None], None]:
-        if resource in (NODES, STORAGE_CLASSES):
+        if resource in (NODES, STORAGE_CLASSES, NAMESPACES):
             return lambda _where, _old, _new: self._changed_around()
         if resource == PODS:
             return self._pod_changed

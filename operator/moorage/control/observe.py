@@ -1,18 +1,22 @@
 """Takes the snapshot that a plan is made from."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from moorage import names
 from moorage.control import naming
 from moorage.control.children import Children
 from moorage.control.gate import DownloadGate
 from moorage.control.ledger import Ledger
+from moorage.control.neighbours import Neighbours, owner_of
 from moorage.control.progress import ProgressPoller
 from moorage.control.sidetasks import SideTasks
 from moorage.control.store import DOWNLOAD, MODEL, Key, Store, claim_name
 from moorage.control.usage import UsageBook
 from moorage.control.window import window_of
 from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS, PODS, SERVICES
+from moorage.placement.inventory import Inventory
 from moorage.planning.types import (
     Defaults,
     Manifest,
@@ -45,10 +49,11 @@ class Observer:
         gate: DownloadGate,
         ledger: Ledger,
         usage: UsageBook,
+        neighbours: Neighbours,
     ) -> None:
         self._store, self._children, self._defaults = store, children, defaults
         self._resolving, self._warming, self._progress = resolving, warming, progress
-        self._gate, self._ledger, self._usage = gate, ledger, usage
+        self._gate, self._ledger, self._usage, self._neighbours = gate, ledger, usage, neighbours
 
     def model(self, key: Key, obj: Manifest) -> ObservedModel:
         """Snapshot of a Model."""
@@ -80,7 +85,21 @@ class Observer:
                 Pointing(alias.namespace, alias.name, children.namespace_labels(alias.namespace))
                 for alias in naming.aliases_of(self._store, key)
             ),
+            evicted_for=owner_of(whom) if (whom := self._ledger.ordered_for(key)) else "",
+            **self._places(key),
         )
+
+    def _places(self, key: Key) -> dict[str, Any]:
+        """The namespace's limit of loaded Models; who is loaded matters only where there is one."""
+        limit = self._children.loaded_limit(key.namespace, self._defaults.max_loaded_models)
+        loaded = self._ledger.loaded(key.namespace) if limit is not None else ()
+        others = tuple(sorted(name for name in loaded if name != key.name))
+        return {"loaded_limit": limit, "loaded": key.name in loaded, "loaded_others": others}
+
+    def around(self, key: Key, seen: ObservedModel) -> ObservedModel:
+        """The same snapshot with the Model's neighbours in sight, for one that has no room."""
+        inventory = seen.inventory or Inventory(())
+        return replace(seen, around=self._neighbours.around(key, inventory, seen.loaded_others))
 
     def _download_of(self, key: Key, obj: Manifest) -> Key | None:
         ref = ((obj.get("spec") or {}).get("source") or {}).get("downloadRef") or {}

@@ -13,6 +13,7 @@ from moorage.control.apply import RESOURCES, Applier
 from moorage.control.children import Children
 from moorage.control.gate import DownloadGate
 from moorage.control.ledger import Ledger
+from moorage.control.neighbours import Neighbours
 from moorage.control.observe import Observer
 from moorage.control.prober import HttpProber, Prober
 from moorage.control.progress import ProgressPoller
@@ -61,12 +62,14 @@ class Operator:
         self._warming = SideTasks(self._warm_up, self._wake, first_pause=WARM_UP_FIRST_PAUSE)
         self._progress = ProgressPoller(self._wake)
         self.usage = usage or UsageBook(window=settings.scaling.scale_down_after_seconds)
+        self._ledger = Ledger(self._wake, self._surroundings_changed)
         side: dict[str, Any] = {
             "resolving": self._resolving,
             "warming": self._warming,
             "progress": self._progress,
-            "ledger": Ledger(),
+            "ledger": self._ledger,
             "usage": self.usage,
+            "neighbours": Neighbours(self.store, self.usage),
             "gate": DownloadGate(settings.downloads.max_running, self.children.running_downloads, self._wake),
         }
         observer = Observer(self.store, self.children, settings.defaults(), **side)
@@ -91,6 +94,8 @@ class Operator:
         self._tasks.append(asyncio.create_task(self.children.run(), name="mirrors"))
         await self.children.wait_synced(SYNC_SECONDS)
         await self._list_all()
+        for key in self.store.loaded():  # they have their places, whoever is looked at first
+            self._ledger.load(key, True)
         self._tasks.append(asyncio.create_task(self.queue.run(), name="queue"))
         self._tasks.append(asyncio.create_task(self._resync(), name="resync"))
         self._tasks.append(asyncio.create_task(self._show_usage(), name="usage"))

@@ -260,8 +260,13 @@ def limit_range(obj: Manifest) -> Manifest | None:
 
 
 def namespace(obj: Manifest) -> Manifest | None:
-    """A Namespace: its labels, by which Models permit aliases."""
-    return {"labels": dict(obj["metadata"].get("labels") or {})}
+    """A Namespace: its labels, by which Models permit aliases, and how many of its Models may be loaded at once.
+
+    A limit that is no whole number is none.
+    """
+    said = str((obj["metadata"].get("annotations") or {}).get(names.MAX_LOADED, ""))
+    limit = int(said) if said.isascii() and said.isdigit() else None
+    return {"labels": dict(obj["metadata"].get("labels") or {}), "maxLoaded": limit}
 
 
 def storage_class(obj: Manifest) -> Manifest | None:

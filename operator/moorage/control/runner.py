@@ -6,6 +6,7 @@ from moorage.control.apply import Applier, Refused
 from moorage.control.children import Children
 from moorage.control.gate import DownloadGate
 from moorage.control.ledger import Ledger
+from moorage.control.neighbours import Neighbours
 from moorage.control.observe import Observer, now
 from moorage.control.progress import ProgressPoller
 from moorage.control.sidetasks import SideTasks
@@ -39,11 +40,12 @@ class Runner:
         gate: DownloadGate,
         ledger: Ledger,
         usage: UsageBook,
+        neighbours: Neighbours,
     ) -> None:
         self._store, self._children = store, children
         self._observer, self._applier = observer, applier
         self._resolving, self._warming, self._progress, self._gate = resolving, warming, progress, gate
-        self._ledger, self._usage = ledger, usage
+        self._ledger, self._usage, self._neighbours = ledger, usage, neighbours
 
     async def handle(self, key: Key) -> float | None:
         """Bring `key` one step on; returns seconds until it should be looked at again, None to wait for a change."""
@@ -51,8 +53,9 @@ class Runner:
         if obj is None:
             self._forget(key, Plan())
             self._gate.leave(key)
-            self._ledger.hold(key, ())
+            self._ledger.forget(key)
             self._usage.forget(key)
+            self._neighbours.forget(key)
             return None
         links = self._store.links(key)
         try:
@@ -60,8 +63,7 @@ class Runner:
         except Exception as error:
             await self._defect(key, obj, error)
             raise
-        self._ledger.hold(key, plan.reserve)  # before anything is awaited, so that no other pass plans the same GPUs
-        self._usage.follow(key, plan.follow_load)
+        self._note(key, plan)
         log.debug("%s: %s", key, plan.why)
         pause = self._ask(key, plan)
         try:
@@ -79,10 +81,22 @@ class Runner:
 
     def _plan(self, key: Key, obj: Manifest) -> Plan:
         if key.kind == MODEL:
-            return plan_model(self._observer.model(key, obj))
+            seen = self._observer.model(key, obj)
+            plan = plan_model(seen)
+            return plan_model(self._observer.around(key, seen)) if plan.look_around else plan
         if key.kind == DOWNLOAD:
             return plan_download(self._observer.download(key, obj))
         return plan_alias(self._observer.alias(key, obj))
+
+    def _note(self, key: Key, plan: Plan) -> None:
+        """Before anything is awaited, so that no other pass is promised the same GPUs or the same place."""
+        self._ledger.hold(key, plan.reserve)
+        if key.kind == MODEL:
+            self._ledger.load(key, plan.loaded)
+            owners = (owner.partition("/") for owner in plan.evict)
+            victims = [self._store.by_label(MODEL, namespace, label) for namespace, _, label in owners]
+            self._ledger.order(key, [victim for victim in victims if victim])
+            self._usage.follow(key, plan.follow_load)
 
     async def _defect(self, key: Key, obj: Manifest, error: Exception) -> None:
         """Planning itself failed: the person hears of it, whatever else goes wrong."""

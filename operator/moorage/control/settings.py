@@ -71,6 +71,10 @@ class Scaling(Section):
 
     scale_down_after_seconds: int = Field(default=int(WINDOW_SECONDS), ge=1)
     """Load has to be lower for so long before a server goes; more load brings one at once."""
+    preemption_cooldown_seconds: int = Field(default=600, ge=0)
+    """Who made room for another Model does not drive that one out for so long."""
+    max_loaded_models: int | None = Field(default=None, ge=1)
+    """Models of one namespace that may be loaded at once, unless the namespace says otherwise; None: any number."""
 
 
 class Settings(Section):
@@ -103,6 +107,8 @@ class Settings(Section):
             allow_loopback=self.sources.allow_private_hosts,
             proxy_env=self.proxy.env(),
             image_pull_secrets=self.images.pull_secrets,
+            preemption_cooldown_seconds=self.scaling.preemption_cooldown_seconds,
+            max_loaded_models=self.scaling.max_loaded_models,
             node_deadline_seconds=duration_seconds(self.gpus.node_deadline),
         )
 

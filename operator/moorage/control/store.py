@@ -16,6 +16,7 @@ Manifest = dict[str, Any]
 
 GONE_REMEMBERED = 4096
 SETTLED = ("Ready", "ScaledToZero")
+PREEMPTED = "Preempted"
 
 MODEL, DOWNLOAD, ALIAS = "Model", "ModelDownload", "ModelAlias"
 CLAIM = "PersistentVolumeClaim"
@@ -47,6 +48,7 @@ class _Entry(NamedTuple):
     wanted: int
     status: int
     phase: str
+    loaded: bool
     body: bytes
 
 
@@ -83,8 +85,9 @@ class Store:
         body = {**obj, "metadata": metadata}
         wanted = hash(orjson.dumps([obj.get("spec"), _asked(metadata)], option=orjson.OPT_SORT_KEYS))
         status = hash(orjson.dumps(_shown(obj.get("status")), option=orjson.OPT_SORT_KEYS))
+        phase = (obj.get("status") or {}).get("phase") or ""
         self._entries[key] = _Entry(
-            version, wanted, status, (obj.get("status") or {}).get("phase") or "", orjson.dumps(body)
+            version, wanted, status, phase, _loaded(obj.get("status") or {}), orjson.dumps(body)
         )
         self._labels[(key.kind, key.namespace, names.dns_label(key.name))] = key
         self._link(key, links_of(key, body))
@@ -121,6 +124,11 @@ class Store:
         entry = self._entries.get(key)
         return None if entry is None else orjson.loads(entry.body)
 
+    def version(self, key: Key) -> int | None:
+        """The resourceVersion of what is known of `key`."""
+        entry = self._entries.get(key)
+        return entry.version if entry else None
+
     def by_label(self, kind: str, namespace: str, label: str) -> Key | None:
         """The key whose children carry `label` as their moorage.dev/model or moorage.dev/download label."""
         return self._labels.get((kind, namespace, label))
@@ -143,8 +151,16 @@ class Store:
         return [k for k in own if any(m.kind == MODEL and m.namespace != namespace for m in self._links[k])]
 
     def unready(self) -> list[Key]:
-        """Keys that may wait for something around them: nodes, GPUs, storage classes."""
-        return [k for k, e in self._entries.items() if k.kind != ALIAS and e.phase not in SETTLED]
+        """Keys that may wait for something around them: nodes, GPUs, storage classes.
+
+        Who was put to sleep for another comes last: its place is for those who want it now.
+        """
+        waits = [k for k, e in self._entries.items() if k.kind != ALIAS and e.phase not in SETTLED]
+        return sorted(waits, key=lambda k: self._entries[k].phase == PREEMPTED)
+
+    def loaded(self) -> list[Key]:
+        """Models that have servers and are to have some."""
+        return [k for k, e in self._entries.items() if e.loaded]
 
     def phases(self) -> Iterator[tuple[str, str]]:
         """Kind and phase of every object."""
@@ -177,6 +193,11 @@ class Store:
                 self._linked(rival)
         elif target.kind != CLAIM:
             self._linked(target)
+
+
+def _loaded(status: Manifest) -> bool:
+    """Whether a Model has servers and is to have some: it takes one of its namespace's places."""
+    return bool(status.get("replicas") and status.get("desiredReplicas"))
 
 
 def _shown(status: Manifest | None) -> Manifest:

@@ -79,14 +79,33 @@ def preempt(
     if present.placed:
         return Preemption("there is room without", decision=present)
     drivers = _drivers(request.owner, history, cooldown_seconds)
-    hindrances = {r.owner: _hindrance(r, request, priority, drivers) for r in known}
+    hindrances = {r.owner: _hindrance(r, request.owner, priority, drivers) for r in known}
     option = _cheapest(one, inventory, promises, {r.owner: r for r in known if not hindrances[r.owner]})
     if option is None:
         return Preemption(_nobody(inventory, hindrances, request))
     names = tuple(r.owner for r in option.victims)
     decision = decide(one, inventory.without(names), promises)
-    told = listed([f"{r.owner} (idle for {r.idle_seconds} s)" for r in option.victims], 8)
-    return Preemption(f"puts {told} to sleep to make room on {decision.nodes[0]}", names, decision)
+    return Preemption(f"{listed(names, 8)} goes to sleep to make room on {decision.nodes[0]}", names, decision)
+
+
+def yield_place(
+    owner: str,
+    residents: Iterable[Resident],
+    *,
+    priority: int = 0,
+    history: Iterable[Preempted] = (),
+    cooldown_seconds: int = 600,
+) -> Preemption:
+    """The one of `residents` that gives up its place for the Model `owner`, wherever it runs: the same rules."""
+    known = sorted(residents, key=lambda r: r.owner)
+    drivers = _drivers(owner, history, cooldown_seconds)
+    hindrances = {r.owner: _hindrance(r, owner, priority, drivers) for r in known}
+    able = [r for r in known if not hindrances[r.owner]]
+    if not able:
+        told = [f"{name} {why}" for name, why in hindrances.items()]
+        return Preemption(f"none of them can sleep now: {listed(told)}")
+    first = min(able, key=_first)
+    return Preemption(f"{first.owner} goes to sleep", (first.owner,))
 
 
 def smallest_sleep(
@@ -101,9 +120,9 @@ def smallest_sleep(
 # -- who may be put to sleep ------------------------------------------------------------------------------------------
 
 
-def _hindrance(resident: Resident, request: Request, priority: int, drivers: frozenset[str]) -> str:
-    """Why a Model may not be put to sleep for the request; empty where it may."""
-    if resident.owner == request.owner:
+def _hindrance(resident: Resident, owner: str, priority: int, drivers: frozenset[str]) -> str:
+    """Why a Model may not be put to sleep for the Model `owner`; empty where it may."""
+    if resident.owner == owner:
         return "is the Model itself"
     if resident.policy != WHEN_IDLE:
         return f"has preemption.policy {resident.policy}"
@@ -112,8 +131,7 @@ def _hindrance(resident: Resident, request: Request, priority: int, drivers: fro
     if resident.idle_seconds is None:
         return "is busy"
     if resident.resident_seconds < resident.min_residency_seconds:
-        left = resident.min_residency_seconds - resident.resident_seconds
-        return f"stays for another {left} s (preemption.minResidency)"
+        return f"stays for its preemption.minResidency of {resident.min_residency_seconds} s"
     if resident.owner in drivers:
         return "has just been given this Model's place"
     return ""
@@ -154,13 +172,18 @@ def _cheapest(
     return min(options, key=lambda o: o.cost, default=None)
 
 
+def _first(resident: Resident) -> tuple[int, int, str]:
+    """The order in which Models go to sleep: lowest priority, then least recently used."""
+    return resident.priority, -(resident.idle_seconds or 0), resident.owner
+
+
 def _option(request: Request, offer: Offer, candidate: Candidate, able: Mapping[str, Resident]) -> _Option | None:
     """The fewest idle Models on the offer's node whose sleep leaves enough GPUs free there."""
     pool = offer.pool
     held = {holder: gpus for holder, gpus in offer.holders.items() if holder in able}
     if not held or not sufficient(request, pool, candidate):
         return None
-    order = sorted((able[o] for o in held), key=lambda r: (r.priority, -(r.idle_seconds or 0), r.owner))
+    order = sorted((able[o] for o in held), key=_first)
     victims = _fewest(order, held, candidate.gpus - offer.balance)
     if not victims:
         return None

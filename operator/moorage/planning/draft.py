@@ -95,6 +95,7 @@ _NORMAL = {
     Reason.SCALED_TO_ZERO,
     Reason.PREEMPTED,
     Reason.WAITING_FOR_ROOM,
+    Reason.LOADED_MODELS_LIMIT,
     Reason.VERIFYING,
     Reason.RUNNING,
     Reason.PAUSED,

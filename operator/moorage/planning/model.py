@@ -16,7 +16,7 @@ from moorage.planning import (
     model_benchmark,
     model_engine,
     model_memory,
-    model_place,
+    model_room,
     model_serve,
     model_source,
     served_names,
@@ -33,6 +33,7 @@ EVENTS = {
     (C.PLACED, TRUE, Reason.NO_ACCELERATOR_NEEDED): "",  # nothing was looked for
     (C.PLACED, TRUE, "*"): "Placed",
     (C.PLACED, FALSE, "*"): "*",
+    (C.SERVING, FALSE, Reason.LOADED_MODELS_LIMIT): "*",
     (C.DOWNLOADED, FALSE, Reason.DOWNLOADING): "Downloading",
     (C.DOWNLOADED, FALSE, "*"): "*",
     (C.DOWNLOADED, TRUE, "*"): "Downloaded",
@@ -72,6 +73,9 @@ def plan_model(seen: ObservedModel) -> Plan:
         ask=tuple(step.ask),
         reserve=step.reserve,
         requeue_after=step.requeue,
+        evict=step.evict,
+        look_around=step.look_around,
+        loaded=step.replicas > 0 and (step.admitted or seen.loaded),
         follow_load=model.spec.scaling.target_requests is not None,
         why=message,
     )
@@ -82,7 +86,7 @@ def _walk(step: ModelPass) -> str:
 
     What is live is looked at in any case: a new version that is still downloading does not make the old one unready.
     """
-    steps = (model_source.accept, model_place.place, model_source.download, model_serve.serve)
+    steps = (model_source.accept, model_room.find_room, model_source.download, model_room.admit, model_serve.serve)
     blocked = next((text_ for take in steps if (text_ := take(step))), None)
     live = model_serve.watch(step)
     for kind in STEPS:
@@ -100,12 +104,11 @@ def _roll_up(step: ModelPass, message: str) -> None:
     status.desired_replicas = step.replicas
     status.selector = manifests.selector(step.model.metadata.name)
     status.endpoint = f"http://{names.model_child(step.model.metadata.name)}.{step.model.metadata.namespace}.svc/v1"
-    asleep = step.replicas == 0 and all(draft.true(k) for k in STEPS[:3])
+    asleep = step.asleep and all(draft.true(k) for k in STEPS[:3])
     unmet = next((c for k in STEPS if (c := draft.get(k)) and c.status != TRUE), None)
     keeps = draft.true(C.SERVING) and draft.was_true(C.READY)  # the old version serves while a new one is on its way
-    driven_out = asleep and step.sleep is not None and step.sleep.reason == Reason.PREEMPTED
-    ready = (asleep and not driven_out) or unmet is None or keeps
     slept = step.sleep.reason if asleep and step.sleep else None
+    ready = slept == Reason.SCALED_TO_ZERO or unmet is None or keeps
     reason = slept or (Reason.READY if unmet is None else unmet.reason)
     stalled = unmet is not None and not asleep and unmet.reason in PERSON
     failing = unmet is not None and unmet.status == FALSE and unmet.reason in _FAILURES
@@ -154,6 +157,8 @@ def _phase(
 ) -> ModelPhase:
     """The one word: what is in the way now, or how it serves."""
     draft = step.draft
+    if step.sleep is not None and step.sleep.reason == Reason.LOADED_MODELS_LIMIT:
+        return ModelPhase.PENDING
     if asleep:
         return ModelPhase.PREEMPTED if not ready else ModelPhase.SCALED_TO_ZERO
     if ready:

@@ -13,10 +13,10 @@ from moorage.planning.model_scale import decide as decided
 from moorage.planning.types import PlannedEvent
 
 
-def decide(step: ModelPass) -> None:
-    """Set the number of servers and what goes with it; keep the totals of use."""
+def decide(step: ModelPass, *, room: bool = False) -> None:
+    """Set the number of servers and what goes with it; keep the totals of use. `room`: what preempted it is over."""
     step.status.usage = usage.totals(step.status.usage, step.seen.usage)
-    take(step, decided(moment(step)))
+    take(step, decided(replace(moment(step), room=room)))
 
 
 def moment(step: ModelPass) -> Moment:
@@ -35,6 +35,7 @@ def moment(step: ModelPass) -> Moment:
         current=step.status.desired_replicas,
         serving_since=served.last_transition_time if served and step.draft.was_true(C.SERVING) else None,
         asked_at=step.model.metadata.annotations.get(names.WAKE_AT, ""),
+        evicted_for=step.seen.evicted_for,
         measured=_measured(step),
     )
 

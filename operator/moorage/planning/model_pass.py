@@ -57,6 +57,9 @@ class ModelPass:
     lame: bool = False  # serves, but one of its servers does not start
     decision: Decision | None = None
     reserve: tuple[Reservation, ...] = ()
+    evict: tuple[str, ...] = ()  # owners of GPUs that are to sleep for this Model
+    look_around: bool = False
+    admitted: bool = False  # among the loaded Models of its namespace
 
     @property
     def source(self) -> SourceStatus:
@@ -64,6 +67,11 @@ class ModelPass:
         if self.status.source is None:
             self.status.source = SourceStatus()
         return self.status.source
+
+    @property
+    def asleep(self) -> bool:
+        """Whether it is to have no servers for as long as nobody wants it, and not for lack of a place."""
+        return self.sleep is not None and self.sleep.reason != Reason.LOADED_MODELS_LIMIT
 
     @property
     def servers(self) -> list[Manifest]:

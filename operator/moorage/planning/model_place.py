@@ -116,7 +116,7 @@ def _one_node(step: ModelPass) -> bool:
 
     One replica alone is on one node anyway, and need not be bound to the planned one.
     """
-    if step.model.spec.replicas < 2:
+    if max(step.model.spec.replicas, step.model.spec.scaling.max_replicas or 0) < 2:
         return False
     if step.seen.volume is not None or step.model.spec.source.download_ref:
         return one_node(step.seen.volume)
@@ -132,7 +132,12 @@ def override_mib(step: ModelPass) -> int | None:
 
 def owner(step: ModelPass) -> str:
     """The Model as reservations and holders of GPUs name it."""
-    return f"{step.model.metadata.namespace}/{names.dns_label(step.model.metadata.name)}"
+    return owner_of(step.model.metadata.namespace, step.model.metadata.name)
+
+
+def owner_of(namespace: str, name: str) -> str:
+    """The Model of that name as reservations and holders of GPUs name it."""
+    return f"{namespace}/{names.dns_label(name)}"
 
 
 def _take(step: ModelPass, found: Decision, inputs: str) -> str | None:

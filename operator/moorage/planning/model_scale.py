@@ -4,8 +4,8 @@ The spec says what a person wants and is never written. Everything that has to o
 `status.scaling`. The rules, first match first:
 
 1. `spec.replicas` is 0: none, until a person says otherwise. Sleep is over.
-2. It sleeps: none, until it is wanted (a request waits for it or came for it after it fell asleep), or a person
-   asks (`moorage.dev/wake-at`).
+2. It sleeps: none, until it is wanted (a request waits for it or came for it after it fell asleep), a person asks
+   (`moorage.dev/wake-at`), or, where it made room for another Model, there is room for both.
 3. Another Model needs its place (`evicted_for`) and it serves no request: it goes to sleep, Preempted.
 4. `scaleToZeroAfter` has passed since the last request, or since it became ready: it goes to sleep, Idle.
    Only on the word of all gateways: who hears nothing concludes nothing.
@@ -43,7 +43,8 @@ class Moment:
 
     `replicas` of the spec, `current` the number wanted until now (None: not decided yet), `serving_since` when the
     Model began to serve (None: it does not), `asked_at` the value of moorage.dev/wake-at, `evicted_for` the Model that
-    is to have its place. `measured`: a benchmark asks it, which no gateway sees.
+    is to have its place. `measured`: a benchmark asks it, which no gateway sees. `room`:
+    there is a place again for a Model that made room for another.
     """
 
     now: datetime
@@ -56,6 +57,7 @@ class Moment:
     asked_at: str = ""
     evicted_for: str = ""
     measured: bool = False
+    room: bool = False
 
     @property
     def busy(self) -> bool:
@@ -128,7 +130,7 @@ def _wanted(moment: Moment) -> str:
         return f"{moment.usage.pending} request{'s wait' if moment.usage.pending > 1 else ' waits'} for it"
     if moment.usage.wanted_at and moment.usage.wanted_at >= since.timestamp() - SKEW_SECONDS:
         return "a request came for it"
-    return ""
+    return "there is room again" if moment.room and moment.remembered.cause == SleepCause.PREEMPTED else ""
 
 
 def _fall_asleep(moment: Moment, cause: SleepCause) -> Verdict:

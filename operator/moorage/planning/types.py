@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from moorage.placement.inventory import Inventory, Reservation
+from moorage.planning.neighbours import Around
 from moorage.planning.usage import Usage
 
 Manifest = dict[str, Any]
@@ -32,6 +33,8 @@ class Defaults:
     allow_loopback: bool = False
     proxy_env: tuple[tuple[str, str], ...] = ()
     image_pull_secrets: tuple[str, ...] = ()
+    preemption_cooldown_seconds: int = 600
+    max_loaded_models: int | None = None
     node_deadline_seconds: float = 900.0
 
     def engine_image(self, engine: str, vendor: str | None) -> str:
@@ -123,7 +126,9 @@ class Plan:
 
     `status` is the whole wanted status (None: leave it), `requeue_after` seconds until the object should be looked at
     again even if nothing changes, `ask` the facts that the next pass needs, `reserve` the GPUs held for pods to come,
-    `follow_load` whether every change of the requests in flight matters.
+    `follow_load` whether every change of the requests in flight matters. `evict` names the Models (`namespace/label`)
+    that are to sleep for it, `loaded` says whether it takes one of its namespace's places. `look_around`: it has no
+    room, and should be planned once more with its neighbours in sight.
     """
 
     apply: tuple[Manifest, ...] = ()
@@ -135,6 +140,9 @@ class Plan:
     reserve: tuple[Reservation, ...] = ()
     requeue_after: float | None = None
     follow_load: bool = False
+    evict: tuple[str, ...] = ()
+    loaded: bool = False
+    look_around: bool = False
     why: str = ""
 
 
@@ -169,6 +177,11 @@ class ObservedModel:
     limit_ranges: tuple[Manifest, ...] = ()
     taken: dict[str, str] = field(default_factory=dict)  # served names that another object has, and which
     aliases: tuple[Pointing, ...] = ()
+    around: Around | None = None  # shown only to a Model that has no room
+    evicted_for: str = ""  # the Model that is to have its place
+    loaded: bool = False
+    loaded_limit: int | None = None  # of its namespace
+    loaded_others: tuple[str, ...] = ()  # in its namespace, where there is a limit
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,251 @@
+"""Who sleeps so that another one runs: the whole exchange between Models, with the operator's own books."""
+
+import random
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from moorage import names
+from tests.support.town import Town
+from tests.support.world import gpu_node
+
+G1 = gpu_node("g1", 24564)
+G2 = gpu_node("g2", 24564)
+
+
+def full(*nodes: dict[str, Any], **kw: Any) -> Town:
+    """A GPU for each of a, b, ...; all Ready and never used for ten minutes."""
+    town = Town(*nodes, **kw)
+    for name in "abcdefgh"[: len(nodes)]:
+        town.add(name)
+    town.run()
+    assert set(town.phases().values()) == {"Ready"}
+    return town.later(600)
+
+
+def test_an_idle_model_makes_room_and_says_for_whom():
+    town = full(G1)
+    new = town.add("new")
+    town.run()
+    assert town.phases() == {"a": "Preempted", "new": "Ready"}
+    old = town.worlds["a"]
+    assert old.condition("Ready")[:2] == ("False", "Preempted")
+    assert old.condition("Active")[:2] == ("False", "Preempted")
+    assert old.message == "asleep to make room for ns/new; a request or free room wakes it"
+    assert old.model["status"]["scaling"]["preemptedFor"] == "ns/new"
+    assert ("Normal", "Preempted") in old.events
+    assert ("Normal", "WaitingForRoom") in new.events
+    assert "replicas" not in old.model["spec"]
+
+
+def test_it_starts_only_when_the_pods_of_the_other_are_gone():
+    town = full(G1)
+    town.stopping.add("a")
+    new = town.add("new")
+    town.run()
+    assert town.phases() == {"a": "Preempted", "new": "Placing"}
+    assert new.condition("Placed")[:2] == ("False", "WaitingForRoom")
+    assert new.message == "waits until there is room on g1: servers there are stopping"
+    assert ("Deployment", "new") not in new.children
+    town.stopping.clear()
+    assert town.run().phases() == {"a": "Preempted", "new": "Ready"}
+
+
+@pytest.mark.parametrize(
+    ("use", "spec", "words"),
+    [
+        ({"in_flight": 1}, {}, "ns/a is busy"),
+        ({"pending": 1}, {}, "ns/a is busy"),
+        ({"last_used": 5}, {}, "ns/a is busy"),
+        ({}, {"preemption": {"policy": "Never"}}, "ns/a has preemption.policy Never"),
+        ({}, {"preemption": {"priority": 1}}, "ns/a has preemption.priority 1"),
+        ({}, {"preemption": {"minResidency": "1h"}}, "ns/a stays for its preemption.minResidency of 3600 s"),
+    ],
+)
+def test_who_does_not_sleep_is_named_with_the_reason(use: dict[str, int], spec: dict[str, Any], words: str):
+    town = Town(G1)
+    town.add("a", **spec)
+    town.run().later(600).use("a", **use)
+    new = town.add("new")
+    town.run()
+    assert town.phases() == {"a": "Ready", "new": "Placing"}
+    status, reason, message = new.condition("Placed")
+    assert (status, reason) == ("False", "NoGPUFree")
+    assert words in message
+    before = new.writes
+    town.later(5).use("a", **use).run()
+    assert new.writes == before, "waiting writes nothing"
+
+
+def test_a_higher_priority_takes_the_place():
+    town = Town(G1)
+    town.add("a", preemption={"priority": 1})
+    town.run().later(600)
+    town.add("new", preemption={"priority": 2})
+    assert town.run().phases() == {"a": "Preempted", "new": "Ready"}
+
+
+def test_the_least_recently_used_sleeps():
+    town = full(G1, G2)
+    town.use("a", last_used=100).use("b", last_used=300)
+    town.add("new")
+    assert town.run().phases() == {"a": "Ready", "b": "Preempted", "new": "Ready"}
+
+
+def test_without_any_gateway_the_time_since_ready_counts():
+    town = full(G1, gateways=False)
+    town.add("new")
+    assert town.run().phases() == {"a": "Preempted", "new": "Ready"}
+
+
+def test_two_that_come_at_once_take_two_places():
+    town = full(G1, G2)
+    town.add("x")
+    town.add("y")
+    assert town.run().phases() == {"a": "Preempted", "b": "Preempted", "x": "Ready", "y": "Ready"}
+    whom = {town.worlds[n].model["status"]["scaling"]["preemptedFor"] for n in "ab"}
+    assert whom == {"ns/x", "ns/y"}
+
+
+def test_it_comes_back_when_there_is_room_and_not_before():
+    town = full(G1)
+    town.add("new")
+    town.run().later(60).run()
+    assert town.phases()["a"] == "Preempted"
+    town.nodes.append(G2)
+    assert town.run().phases() == {"a": "Ready", "new": "Ready"}
+    assert ("Normal", "Woken") in town.worlds["a"].events
+
+
+def test_it_comes_back_when_the_other_is_gone():
+    town = full(G1)
+    town.add("new")
+    town.run()
+    town.remove("new")
+    assert town.run().phases() == {"a": "Ready"}
+
+
+def test_it_does_not_take_back_the_room_while_the_other_starts():
+    town = full(G1)
+    town.starting.add("new")
+    town.add("new")
+    for _ in range(5):
+        town.run().later(30)
+        town.operator_restarts()
+        assert town.phases()["a"] == "Preempted"
+    town.starting.clear()
+    town.worlds["new"].pods.clear()
+    assert town.run().phases() == {"a": "Preempted", "new": "Ready"}
+
+
+def test_a_request_brings_it_back_by_anothers_sleep_but_not_by_that_of_whom_it_made_room_for():
+    town = full(G1)
+    town.add("new")
+    town.run().later(300).use("a", pending=1, wanted_at=0).run()
+    old = town.worlds["a"]
+    assert old.condition("Placed")[:2] == ("False", "NoGPUFree")
+    assert "ns/new has just been given this Model's place" in old.condition("Placed")[2]
+    town.later(301).run()
+    assert town.phases() == {"a": "Ready", "new": "Preempted"}, "after the cooldown it may"
+
+
+def test_an_annotation_brings_it_back_when_there_is_another_to_sleep():
+    town = full(G1, G2)
+    town.use("b", last_used=10)
+    town.add("new")
+    town.run()
+    assert town.phases() == {"a": "Preempted", "b": "Ready", "new": "Ready"}
+    town.worlds["a"].annotate(names.WAKE_AT, "2026-01-01T01:00:00Z")
+    town.later(30).run()
+    assert town.phases() == {"a": "Ready", "b": "Preempted", "new": "Ready"}
+
+
+@pytest.mark.parametrize("restarts", range(1, 8))
+def test_a_restart_of_the_operator_at_any_moment_changes_no_outcome(restarts: int):
+    town = full(G1, G2)
+    town.use("a", last_used=100).use("b", last_used=300)
+    town.add("new")
+    for passes in range(restarts):
+        for name in list(town.worlds):
+            town.look(name)
+        if passes % 2:
+            town._cluster_acts()
+        town.operator_restarts()
+    assert town.run().phases() == {"a": "Ready", "b": "Preempted", "new": "Ready"}
+
+
+def test_nobody_sleeps_for_a_download():
+    town = full(G1)
+    new = town.add("new")
+    assert new.download is not None
+    new.download["status"] = {"phase": "Downloading", "conditions": []}
+    town.run()
+    assert town.phases()["a"] == "Ready"
+    assert new.condition("Placed")[1] == "WaitingForRoom"
+    town.add("new")  # the same with its files
+    assert town.run().phases() == {"a": "Preempted", "new": "Ready"}
+
+
+# -- a limit of loaded Models ------------------------------------------------------------------------------------------
+
+
+def test_an_idle_one_gives_up_its_place_in_the_namespace():
+    town = Town(G1, G2, limit=1)
+    town.add("a")
+    assert town.run().phases() == {"a": "Ready"}
+    new = town.later(30).add("new")
+    town.run()
+    assert town.phases() == {"a": "Ready", "new": "Pending"}
+    assert new.condition("Ready")[:2] == ("False", "LoadedModelsLimit")
+    assert new.message.startswith("1 of 1 Model are loaded in namespace ns (a); none of them can sleep now: ns/a stays")
+    assert new.condition("Reconciling")[0] == "True"
+    assert not town.ledger.nodes(town._key("new")), "no GPU is kept from others meanwhile"
+    town.later(91).run()
+    assert town.phases() == {"a": "Preempted", "new": "Ready"}
+    town.limit = 2
+    assert town.run().phases() == {"a": "Ready", "new": "Ready"}
+
+
+def test_the_limit_counts_models_on_the_cpu_and_stops_nobody_who_is_loaded():
+    town = Town(limit=2)
+    for name in "abc":
+        town.add(name, accelerator={"vendor": "None"})
+    town.run()
+    assert sorted(town.phases().values()) == ["Pending", "Ready", "Ready"]
+    town.limit = 1
+    town.operator_restarts().run()
+    assert sorted(town.phases().values()) == ["Pending", "Ready", "Ready"]
+    town.worlds["a"].change(replicas=0)
+    town.limit = 2
+    assert town.run().phases() == {"a": "ScaledToZero", "b": "Ready", "c": "Ready"}
+
+
+# -- whatever happens ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nobody_is_driven_out_in_turn_and_all_come_to_rest(seed: int):
+    """Random demand on too few GPUs, with restarts: no GPU is given twice, and passes come to an end each time."""
+    chance = random.Random(seed)
+    town = Town(G1, gpu_node("g2", 24564, 2))
+    for name in "abcde":
+        town.add(name, scaling={"scaleToZeroAfter": "5m"} if chance.random() < 0.5 else {})
+    for _ in range(40):
+        name = chance.choice("abcde")
+        town.use(name, **chance.choice([{"pending": 1, "wanted_at": 0}, {"in_flight": 1}, {"last_used": 0}, {}]))
+        if chance.random() < 0.2:
+            town.operator_restarts()
+        town.later(chance.choice([1, 30, 200, 700])).run()
+        ready = [n for n, phase in town.phases().items() if phase == "Ready"]
+        assert len(ready) <= 3
+        for victim, world in town.worlds.items():
+            whom = (world.model["status"].get("scaling") or {}).get("preemptedFor", "/").split("/")[1]
+            slept = (town.worlds[whom].model["status"].get("scaling") or {}) if whom else {}
+            if slept.get("preemptedFor") == f"ns/{victim}":
+                first, second = sorted([slept["preemptedAt"], world.model["status"]["scaling"]["preemptedAt"]])
+                assert (_time(second) - _time(first)) >= 600, "driven out in turn within the cooldown"
+
+
+def _time(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
