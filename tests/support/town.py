@@ -49,7 +49,7 @@ class Town:
         self.report()
         return self
 
-    # -- what people and gateways do ------------------------------------------------------------------------------------------
+    # -- what people and gateways do -----------------------------------------------------------------------------------
 
     def add(self, name: str, need: str = "10Gi", **spec: Any) -> World:
         """A Model whose files are there."""

@@ -177,14 +177,14 @@ class Children:
     # -- whose child -------------------------------------------------------------------------------------------------
 
     def _listener(self, resource: Resource) -> Callable[[Where, Manifest | None, Manifest | None], None]:
-        if resource in (NODES, STORAGE_CLASSES, NAMESPACES):
+        if resource in (NODES, STORAGE_CLASSES):
             return lambda _where, _old, _new: self._changed_around()
         if resource == PODS:
             return self._pod_changed
         if resource in (RESOURCE_QUOTAS, LIMIT_RANGES):
             return lambda where, _old, _new: self._bounds_changed(where[0])
         if resource == NAMESPACES:
-            return lambda where, _old, _new: self._namespace_changed(where[1])
+            return lambda where, old, new: self._namespace_changed(where[1], old, new)
         if resource == VOLUMES:
             return lambda _where, old, new: self._volume_changed((new or old or {})["claim"])
         return lambda where, old, new: self._changed(resource, where, old, new)
@@ -208,8 +208,13 @@ class Children:
             if key.namespace == namespace:
                 self._wake(key)
 
-    def _namespace_changed(self, namespace: str) -> None:
-        """Other labels may permit other aliases: those of the namespace look again, and the Models they point at."""
+    def _namespace_changed(self, namespace: str, old: Manifest | None, new: Manifest | None) -> None:
+        """Other labels may permit other aliases: those of the namespace look again, and the Models they point at.
+
+        Another limit may let a Model be loaded that waits for a place.
+        """
+        if (old or {}).get("maxLoaded") != (new or {}).get("maxLoaded"):
+            self._surroundings()
         for alias in self._store.guests(namespace):
             self._wake(alias)
             for model in self._store.links(alias):
