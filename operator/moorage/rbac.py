@@ -56,6 +56,18 @@ OPERATOR: tuple[Right, ...] = (
     Right(
         "", ("resourcequotas", "limitranges"), MIRROR, "whether a namespace admits a server, said before the download"
     ),
+    Right(
+        "resource.k8s.io",
+        ("resourceslices", "resourceclaims"),
+        MIRROR,
+        "which GPUs dynamic resource allocation gives out, and who has them",
+    ),
+    Right(
+        "resource.k8s.io",
+        ("resourceclaimtemplates",),
+        (*MIRROR, "create", "patch", "delete"),
+        "what a server on such GPUs asks for; deleted when no server uses it any more",
+    ),
     Right("", ("persistentvolumes",), MIRROR, "which nodes can mount the volume that a model's files lie in"),
     Right(
         "",

@@ -4,6 +4,7 @@ Its rights must be enough (nothing is refused) and minimal (nothing is granted t
 """
 
 import asyncio
+import json
 import os
 import re
 import socket
@@ -32,9 +33,11 @@ from moorage.kube.resources import (
     MODEL_ALIASES,
     MODEL_DOWNLOADS,
     MODELS,
+    RESOURCE_CLAIM_TEMPLATES,
     SERVICES,
     STORAGE_CLASSES,
 )
+from tests.api.test_placement_scheduler import resource_slice
 from tests.conftest import TestCluster
 from tests.process.download.support import make_repo
 from tests.support import helm
@@ -172,6 +175,7 @@ async def test_the_operators_rights_are_enough_and_not_one_too_many(
                     a_download_is_paused_and_cancelled(bed, hub, storage),
                     a_model_goes_and_its_download_follows(bed, hub, storage),
                     a_model_is_scaled(bed, api_cluster),
+                    a_model_asks_for_other_devices(bed, api_cluster),
                 )
             finally:
                 refused = [(s.method, s.path) for s in proxy.requests if s.status == 403]
@@ -240,6 +244,29 @@ async def a_model_is_scaled(bed: Bed, cluster: TestCluster) -> None:
     await bed.until(DEPLOYMENTS, "n", lambda made: made["spec"]["replicas"] == 0)
     await asyncio.to_thread(cluster.kubectl, "-n", bed.namespace, "scale", "model", "n", "--replicas=1")
     await bed.until(DEPLOYMENTS, "n", lambda made: made["spec"]["replicas"] == 1)
+
+
+async def a_model_asks_for_other_devices(bed: Bed, cluster: TestCluster) -> None:
+    """On a node that exists in name only, with so many CPUs asked for that no pod is ever bound to it."""
+    name = f"{bed.namespace}-dra"
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
+    ready = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+    cluster.kubectl("apply", "-f", "-", input=json.dumps(node))
+    cluster.kubectl("patch", "node", name, "--subresource=status", "--type=merge", "-p", json.dumps(ready))
+    cluster.kubectl("apply", "-f", "-", input=json.dumps(resource_slice(name, 81_559, 1)))
+
+    async def templates(count: int, *without: str) -> set[str]:
+        found = {t["metadata"]["name"] for t in (await bed.kube.list(RESOURCE_CLAIM_TEMPLATES, bed.namespace))[0]}
+        return found if len(found) == count and not found & set(without) else set()
+
+    try:
+        crowded = {"requests": {"cpu": "1000"}}
+        await bed.model("g", accelerator={"vendor": "Auto", "memoryPerGPUOverride": "10Gi"}, resources=crowded)
+        before = await bed.eventually(lambda: templates(1))
+        await bed.model("g", accelerator={"vendor": "Auto", "memoryPerGPUOverride": "40Gi"}, resources=crowded)
+        await bed.eventually(lambda: templates(1, *before), timeout=60)
+    finally:
+        cluster.kubectl("delete", f"node/{name}", f"resourceslice/{name}", "--ignore-not-found")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from moorage import names
-from moorage.control import projections
+from moorage.control import dra, projections
 from moorage.placement.inventory import NodePool, Reservation, build
 from moorage.planning.download import plan_download
 from moorage.planning.model import plan_model
@@ -148,6 +148,7 @@ class World:
         self.warmed: Answer | None = None
         self.progress: dict[str, Any] | None = None
         self.nodes: list[dict[str, Any]] = []
+        self.slices: list[dict[str, Any]] = []
         self.node_pools: tuple[NodePool, ...] = ()
         self.reservations: tuple[Reservation, ...] = ()
         self.users: tuple[str, ...] = (obj["metadata"]["name"],)
@@ -200,8 +201,12 @@ class World:
             jobs=tuple(c for (k, _), c in self.children.items() if k == "Job" and names.MODEL_LABEL in c["labels"]),
             reservations=self.reservations,
             inventory=build(
-                self.nodes, [p for p in (*self.pods.values(), *self.strangers) if p["gpus"]], node_pools=self.node_pools
+                self.nodes,
+                [p for p in (*self.pods.values(), *self.strangers) if p["gpus"]],
+                self.slices,
+                node_pools=self.node_pools,
             ),
+            claim_templates=tuple(c for (k, _), c in self.children.items() if k == "ResourceClaimTemplate"),
             resolved=self.resolved,
             warmed=self.warmed,
             volume=self.volume,
@@ -292,6 +297,7 @@ class World:
             "Service": projections.service,
             "Job": projections.job,
             "PersistentVolumeClaim": projections.claim,
+            "ResourceClaimTemplate": dra.claim_template,
         }[kind]
         found = project(full)
         assert found is not None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moorage.errors import ApiError, Forbidden, Gone, Throttled, Unavailable
+from moorage.errors import ApiError, Forbidden, Gone, NotFound, Throttled, Unavailable
 from moorage.kube.backoff import Backoff
 from moorage.kube.reflector import Key, Reflector
 from moorage.kube.resources import CONFIG_MAPS
@@ -171,6 +171,20 @@ async def test_a_watch_that_ends_at_once_is_not_reopened_in_a_busy_loop():
         started = asyncio.get_running_loop().time()
         await eventually(lambda: len(mirror.client.watched_from) == 6)
         assert asyncio.get_running_loop().time() - started >= 5 * 0.025
+
+
+async def test_a_resource_that_may_be_missing_is_empty_where_the_server_does_not_serve_it():
+    client = ScriptedClient([[NotFound("no such resource", status=404)]], [])
+    async with Mirror(client, optional=True) as mirror:
+        await mirror.reflector.wait_synced(5)
+        assert (mirror.reflector.items, client.listed, mirror.reflector.last_error) == ({}, 1, "")
+
+
+async def test_a_resource_that_must_be_there_is_asked_for_until_it_is():
+    client = ScriptedClient([[NotFound("no such resource", status=404)], [[item("x", 1)]]], [])
+    async with Mirror(client) as mirror:
+        await mirror.reflector.wait_synced(5)
+        assert mirror.reflector.items == {("a", "x"): "x"}
 
 
 async def test_an_observer_that_raises_stops_nothing(caplog: pytest.LogCaptureFixture):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from moorage import names
-from moorage.control import projections
+from moorage.control import dra, projections
 from moorage.control.fleet import GPUs
 from moorage.control.store import CLAIM, DOWNLOAD, MODEL, Key, Store
 from moorage.control.volumes import Volumes
@@ -21,7 +21,10 @@ from moorage.kube.resources import (
     NAMESPACES,
     NODES,
     PODS,
+    RESOURCE_CLAIM_TEMPLATES,
+    RESOURCE_CLAIMS,
     RESOURCE_QUOTAS,
+    RESOURCE_SLICES,
     SERVICES,
     STORAGE_CLASSES,
     VOLUMES,
@@ -45,7 +48,13 @@ _KINDS: dict[Resource, Callable[[Manifest], Manifest | None]] = {
     VOLUMES: projections.volume,
     RESOURCE_QUOTAS: projections.quota,
     LIMIT_RANGES: projections.limit_range,
+    RESOURCE_SLICES: dra.resource_slice,
+    RESOURCE_CLAIMS: dra.resource_claim,
+    RESOURCE_CLAIM_TEMPLATES: dra.claim_template,
 }
+
+# Since Kubernetes 1.34; without them a cluster's GPUs are those that device plugins offer.
+_OPTIONAL = {RESOURCE_SLICES, RESOURCE_CLAIMS, RESOURCE_CLAIM_TEMPLATES}
 
 # Whose name a child of each resource bears: a stranger that has it stands in the way of the owner's.
 _NAMED_AFTER = {DEPLOYMENTS: MODEL, SERVICES: MODEL, JOBS: DOWNLOAD, CLAIMS: DOWNLOAD}
@@ -77,7 +86,9 @@ class Children:
         self._nodes: Inventory | None = None
         self._inventory: Inventory | None = None
         self.mirrors: dict[Resource, Reflector[Manifest]] = {
-            resource: Reflector(kube, resource, project=project, on_change=self._listener(resource))
+            resource: Reflector(
+                kube, resource, project=project, on_change=self._listener(resource), optional=resource in _OPTIONAL
+            )
             for resource, project in _KINDS.items()
         }
         self._volumes = Volumes(self.mirrors)
@@ -133,11 +144,13 @@ class Children:
     def inventory(self) -> Inventory:
         """Nodes, their GPUs and who holds them; kept until nodes or GPU pods change."""
         if self._nodes is None:
-            nodes, told = self.mirrors[NODES].items.values(), self._gpus
-            self._nodes = build(nodes, products=told.products, node_pools=told.shapes())
+            nodes, slices = (self.mirrors[kind].items.values() for kind in (NODES, RESOURCE_SLICES))
+            told = self._gpus
+            self._nodes = build(nodes, (), slices, products=told.products, node_pools=told.shapes())
             self._inventory = None
         if self._inventory is None:
-            self._inventory = self._nodes.with_pods(p for p in self.mirrors[PODS].items.values() if p["gpus"])
+            pods, claims = (self.mirrors[kind].items.values() for kind in (PODS, RESOURCE_CLAIMS))
+            self._inventory = self._nodes.with_pods((p for p in pods if p["gpus"]), claims)
         return self._inventory
 
     def volume(self, claim: Where) -> Manifest | None:
@@ -177,10 +190,12 @@ class Children:
     # -- whose child -------------------------------------------------------------------------------------------------
 
     def _listener(self, resource: Resource) -> Callable[[Where, Manifest | None, Manifest | None], None]:
-        if resource in (NODES, STORAGE_CLASSES):
+        if resource in (NODES, STORAGE_CLASSES, RESOURCE_SLICES):
             return lambda _where, _old, _new: self._changed_around()
         if resource == PODS:
             return self._pod_changed
+        if resource == RESOURCE_CLAIMS:
+            return lambda _where, _old, _new: self._holders_changed()
         if resource in (RESOURCE_QUOTAS, LIMIT_RANGES):
             return lambda where, _old, _new: self._bounds_changed(where[0])
         if resource == NAMESPACES:
@@ -196,11 +211,14 @@ class Children:
     def _pod_changed(self, where: Where, old: Manifest | None, new: Manifest | None) -> None:
         """GPUs that are taken or given back concern every Model that waits for some."""
         if _held(old) != _held(new):
-            self._inventory = None
-            self._surroundings()
+            self._holders_changed()
         for claim in self._volumes.pod_changed(where, old, new):
             self._volume_changed(claim)
         self._changed(PODS, where, old, new)
+
+    def _holders_changed(self) -> None:
+        self._inventory = None
+        self._surroundings()
 
     def _bounds_changed(self, namespace: str) -> None:
         """What a namespace may have concerns those in it that wait."""

@@ -15,7 +15,7 @@ from moorage.control.sidetasks import SideTasks
 from moorage.control.store import DOWNLOAD, MODEL, Key, Store, claim_name
 from moorage.control.usage import UsageBook
 from moorage.control.window import window_of
-from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS, PODS, SERVICES
+from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS, PODS, RESOURCE_CLAIM_TEMPLATES, SERVICES
 from moorage.placement.inventory import Inventory
 from moorage.planning.types import (
     Defaults,
@@ -78,6 +78,7 @@ class Observer:
             warmed=self._warming.answer(key),
             volume=children.volume((key.namespace, claim)) if claim else None,
             usage=self._usage.of(key),
+            claim_templates=tuple(children.of(RESOURCE_CLAIM_TEMPLATES, key)),
             quotas=quotas,
             limit_ranges=limit_ranges,
             taken=naming.taken(self._store, key, obj),

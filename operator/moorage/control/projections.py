@@ -73,7 +73,9 @@ def _placement(pod: Manifest) -> str:
     node_affinity = (pod.get("affinity") or {}).get("nodeAffinity")
     limits = (pod["containers"][0].get("resources") or {}).get("limits") or {}
     gpus = {resource: str(count) for resource, count in limits.items() if is_gpu(resource)}
-    return json.dumps({"nodeAffinity": node_affinity, "gpus": gpus}) if node_affinity or gpus else ""
+    claims = [c.get("resourceClaimTemplateName", "") for c in pod.get("resourceClaims") or ()]
+    said = {"nodeAffinity": node_affinity, "gpus": gpus, "claims": claims}
+    return json.dumps(said) if any(said.values()) else ""
 
 
 def _claims(pod: Manifest) -> list[str]:

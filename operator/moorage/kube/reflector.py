@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from moorage.errors import ApiError, Gone, Unavailable
+from moorage.errors import ApiError, Gone, NotFound, Unavailable
 from moorage.kube.backoff import Backoff
 from moorage.kube.client import KubeClient
 from moorage.kube.resources import Resource
@@ -32,6 +32,8 @@ _WATCH_SECONDS = 300
 _SHORT_WATCH_SECONDS = 1.0
 # After so many refused watches in a row the version itself is suspect (a server restored from a backup): list again.
 _REFUSALS_BEFORE_LIST = 3
+# How often is asked for an optional resource that the server does not serve: it may be upgraded.
+_ABSENT_SECONDS = 300.0
 
 
 class Reflector(Generic[T]):
@@ -40,6 +42,8 @@ class Reflector(Generic[T]):
     `project` takes what is needed out of an object (None: not of interest) and must not keep parts of it alive by
     accident. `on_change(key, old, new)` is called in the event loop, only where the projections differ; `new` is None
     for a vanished object. What it raises is logged and changes nothing.
+
+    With `optional` the server need not serve the resource at all (an older Kubernetes): then there is nothing of it.
 
     `last_activity` is `time.monotonic()` of the last byte that came, for a liveness check: it grows at least every
     `silence_seconds` while the server answers. `last_error` is empty while all is well.
@@ -55,6 +59,7 @@ class Reflector(Generic[T]):
         namespace: str | None = None,
         label_selector: str | None = None,
         field_selector: str | None = None,
+        optional: bool = False,
         page: int = 250,
         silence_seconds: float = SILENCE_SECONDS,
         backoff: Backoff | None = None,
@@ -70,6 +75,7 @@ class Reflector(Generic[T]):
         self._namespace = namespace
         self._selection: dict[str, str | None] = {"label_selector": label_selector, "field_selector": field_selector}
         self._page = page
+        self._optional = optional
         self._silence_seconds = silence_seconds
         self._backoff = backoff or Backoff()
         self._synced = asyncio.Event()
@@ -95,6 +101,8 @@ class Reflector(Generic[T]):
                 if not self._version:
                     await self._list()
                 await self._watch()
+            except NotFound as error:
+                await self._absent(error)
             except ApiError as error:
                 if self._version_is_suspect(error):
                     self._version = ""
@@ -103,6 +111,19 @@ class Reflector(Generic[T]):
                 log.exception("%s: a defect in the mirror", self._resource.plural)
                 self._version = ""
                 await self._wait(Unavailable(f"a defect in the mirror: {bug!r}"))
+
+    async def _absent(self, error: NotFound) -> None:
+        """The server knows no such resource, which is an answer for one that may be missing: there is nothing of it."""
+        if not self._optional:
+            await self._wait(error)
+            return
+        for key in list(self.items):
+            self._drop(key)
+        self._version = ""
+        self._heard()
+        self._synced.set()
+        log.info("%s: not served by this cluster", self._resource.plural)
+        await asyncio.sleep(_ABSENT_SECONDS)
 
     def _version_is_suspect(self, error: ApiError) -> bool:
         """410, or one server error after the other: a server restored from a backup never reaches our version."""

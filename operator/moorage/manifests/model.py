@@ -9,6 +9,7 @@ from moorage.engines.base import EngineContainer, Probe, Scratch
 from moorage.manifests.common import Manifest, container_security, metadata, pod_security, stamped, without_none
 
 CONTAINER = "engine"
+GPU_CLAIM = "gpu"
 TERMINATION_GRACE_SECONDS = 30
 DRAIN_SECONDS = 3  # endpoints forget the pod before the engine stops; llama-server cuts what it is answering
 STARTUP_MARGIN_SECONDS = 120  # image pull and scheduling, on top of the engine's own patience
@@ -16,7 +17,10 @@ STARTUP_MARGIN_SECONDS = 120  # image pull and scheduling, on top of the engine'
 
 @dataclass(frozen=True)
 class ServerPod:
-    """Everything that shapes a Model's pod; `passthrough` holds core/v1 pod fields taken from the spec as they are."""
+    """Everything that shapes a Model's pod; `passthrough` holds core/v1 pod fields taken from the spec as they are.
+
+    GPUs come by `gpu_resource` from a device plugin, or by the ResourceClaimTemplate `claim_template` from DRA.
+    """
 
     image: str
     engine: EngineContainer
@@ -25,7 +29,7 @@ class ServerPod:
     chat_template: ConfigMapKey | None = None
     gpu_resource: str = ""
     gpus: int = 0
-    node: str = ""
+    claim_template: str = ""
     runtime_class: str | None = None
     pull_secrets: tuple[str, ...] = ()
     resources: dict[str, Any] = field(default_factory=dict)
@@ -103,6 +107,7 @@ def pod_template(model: str, pod: ServerPod) -> Manifest:
             "securityContext": pod_security(),
             "runtimeClassName": pod.runtime_class,
             "imagePullSecrets": [{"name": s} for s in pod.pull_secrets],
+            "resourceClaims": _claims(pod),
             "containers": [_container(pod)],
             "volumes": [
                 {"name": "models", "persistentVolumeClaim": {"claimName": pod.claim, "readOnly": True}},
@@ -134,7 +139,12 @@ def _container(pod: ServerPod) -> Manifest:
             "env": [*env, *pod.env],
             "envFrom": list(pod.env_from),
             "ports": [{"name": names.ENGINE_PORT_NAME, "containerPort": engine.port}],
-            "resources": resources(pod.resources, pod.memory_request_mib, pod.gpu_resource, pod.gpus),
+            "resources": without_none(
+                {
+                    **resources(pod.resources, pod.memory_request_mib, pod.gpu_resource, pod.gpus),
+                    "claims": [{"name": claim["name"]} for claim in _claims(pod)],
+                }
+            ),
             "securityContext": container_security(),
             "startupProbe": _probe(engine.startup),
             "readinessProbe": _probe(engine.readiness),
@@ -150,13 +160,33 @@ def _container(pod: ServerPod) -> Manifest:
     )
 
 
+def claim_template(owner: Manifest, spec: Manifest) -> Manifest:
+    """The ResourceClaimTemplate of a server's GPUs, named by its content: its spec can never change.
+
+    `spec` is that of the claims to be made. They carry the Model's label, by which their holder is known.
+    """
+    model = owner["metadata"]["name"]
+    name = f"{names.model_child(model)}-{names.digest(spec)}"
+    body = {"metadata": {"labels": labels(model)}, "spec": spec}
+    meta = metadata(name, owner, labels(model))
+    return stamped(
+        {"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaimTemplate", "metadata": meta, "spec": body}
+    )
+
+
+def _claims(pod: ServerPod) -> list[Manifest]:
+    if not pod.claim_template:
+        return []
+    return [{"name": GPU_CLAIM, "resourceClaimTemplateName": pod.claim_template}]
+
+
 def resources(asked: Manifest, memory_mib: int, gpu_resource: str = "", gpus: int = 0) -> Manifest:
     """The core/v1 ResourceRequirements of a server: what the spec asks for, else `memory_mib`; and its GPUs."""
     requests = {"memory": f"{memory_mib}Mi", **asked.get("requests", {})}
     limits = dict(asked.get("limits", {}))
     if "memory" in limits and "memory" not in asked.get("requests", {}):
         requests["memory"] = limits["memory"]  # a request above the limit would be refused
-    if gpus:
+    if gpus and gpu_resource:
         limits[gpu_resource] = str(gpus)
     return without_none({"requests": requests, "limits": limits})
 

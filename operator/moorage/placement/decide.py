@@ -208,6 +208,7 @@ def _answer(
         dra=dra,
         memory_mib=min(p.total_mib for p in pools),
         nodes=nodes,
+        books=tuple(p.book for p in pools),
         missing=request.replicas - len(nodes),
         node_pools=tuple(s.name for s in growing) if awaited else (),
         affinity=node_affinity(target, inventory, good, growing),

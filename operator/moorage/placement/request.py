@@ -102,7 +102,8 @@ class Decision:
     candidate      what was chosen: how many GPUs, and the need on each
     vendor, resource, dra   whose GPUs, and what the pod asks for: an extended resource, or a claim with the DRA driver
     memory_mib     nominal memory of one chosen GPU (the smallest, where replicas get several sizes); 0: not known
-    nodes          the planned node of each replica that fits; kube-scheduler may take another that suffices
+    nodes, books   the planned node of each replica that fits, and the ledger there that gives the GPUs; kube-scheduler
+                   may take another that suffices
     missing        replicas that fit nowhere
     node_pools     the node pools that a node is waited for from: the planned one, or all where none brought one in time
     affinity, tolerations   for the pod: `affinity.merged` joins it with the spec's, tolerations are added to the spec's
@@ -118,6 +119,7 @@ class Decision:
     dra: bool = False
     memory_mib: int = 0
     nodes: tuple[str, ...] = ()
+    books: tuple[Book, ...] = ()
     missing: int = 0
     node_pools: tuple[str, ...] = ()
     affinity: Mapping[str, Any] = field(default_factory=dict)
@@ -139,5 +141,5 @@ class Decision:
         """What to hold back for the planned replicas until their pods are bound (also on nodes still to come)."""
         if self.candidate is None:
             return ()
-        book: Book = (self.resource, self.memory_mib if self.dra else 0)
-        return tuple(Reservation(owner, node, book, self.candidate.gpus) for node in self.nodes)
+        gpus = self.candidate.gpus
+        return tuple(Reservation(owner, node, book, gpus) for node, book in zip(self.nodes, self.books, strict=True))

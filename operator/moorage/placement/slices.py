@@ -8,6 +8,9 @@ from typing import Any
 from moorage.api.common import quantity_bytes
 from moorage.placement import memory, vendors
 
+PARTS = ("name", "attributes", "capacity", "taints")
+"""What is read of a device."""
+
 DeviceKey = tuple[str, str, str]
 """Driver, pool and device name: what an allocated claim names."""
 

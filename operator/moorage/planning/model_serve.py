@@ -11,7 +11,7 @@ from moorage.api.model_status import EngineStatus
 from moorage.engines.base import Start
 from moorage.manifests import model as manifests
 from moorage.placement.affinity import merged
-from moorage.planning import node_pools, text, volumes
+from moorage.planning import devices, node_pools, text, volumes
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
 from moorage.planning.model_engine import asked_of, engine_of, serving_of
 from moorage.planning.model_memory import memory
@@ -65,11 +65,8 @@ def _deployment(step: ModelPass, live: Manifest | None, image: str) -> None:
     notes = {names.INPUTS_HASH: inputs} | ({names.RESTART_AT: asked} if asked else {})
     notes |= {names.IMAGE_FROM: "spec"} if step.model.spec.image else {}
     if live is None or live["inputsHash"] != inputs or node_pools.misplaced(step, live):
-        step.apply.append(
-            manifests.deployment(
-                step.seen.model, _pod(step, image), replicas=step.replicas, notes=notes, surge=_surge(step)
-            )
-        )
+        pod, surge = _pod(step, image), _surge(step)
+        step.apply.append(manifests.deployment(step.seen.model, pod, replicas=step.replicas, notes=notes, surge=surge))
     elif live["wanted"] != step.replicas:
         _scale(step, live)
     version = step.status.engine.version if step.status.engine and step.status.engine.image == image else None
@@ -190,7 +187,7 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
         claim=step.source.claim_name or "",
         chat_template=spec.chat_template.config_map_key_ref if spec.chat_template else None,
         memory_request_mib=(step.status.memory or memory(step, gpus)).host_mib or 1024,
-        gpu_resource=chosen.resource or RESOURCES.get(_vendor(step) or "", "") if chosen else "",
+        **devices.asked(step, chosen, RESOURCES.get(_vendor(step) or "", "")),
         gpus=gpus,
         runtime_class=spec.accelerator.runtime_class_name,
         pull_secrets=(*(s["name"] for s in spec.image_pull_secrets), *step.seen.defaults.image_pull_secrets),
@@ -215,6 +212,7 @@ def watch(step: ModelPass) -> str | None:
             step.draft.set(C.SERVING, FALSE, Reason.PENDING, "there is no server yet")
         return None
     step.status.replicas, step.status.ready_replicas = live["replicas"], live["ready"]
+    step.delete += [] if _rolling(live) or _pending(step) else devices.outdated(step, live)
     _where(step)
     step.draft.set(C.ACTIVE, *_active(step))
     if step.replicas < live["wanted"] and not (step.patch or _pending(step)):

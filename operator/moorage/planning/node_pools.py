@@ -92,4 +92,7 @@ def misplaced(step: ModelPass, live: Manifest) -> bool:
     wanted = [(n.name, n.labels) for n in map(inventory.by_name.get, found.nodes) if n]
     wanted += [(s.name, s.labels) for s in inventory.node_pools if s.name in found.node_pools]
     able = all(affinity_matches(said.get("nodeAffinity"), name, labels) for name, labels in wanted)
-    return not able or (bool(found.resource) and not found.dra and found.resource not in said.get("gpus", {}))
+    if found.dra:
+        made = {t["name"] for t in step.seen.claim_templates}
+        return not able or not made & set(said.get("claims", ()))
+    return not able or (bool(found.resource) and found.resource not in said.get("gpus", {}))

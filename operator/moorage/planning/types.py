@@ -173,6 +173,7 @@ class ObservedModel:
     warmed: Answer | None = None
     volume: Manifest | None = None  # of the claim that the files lie in, as control/volumes.py puts it together
     usage: Usage = field(default_factory=Usage)
+    claim_templates: tuple[Manifest, ...] = ()  # for DRA, the Model's own
     quotas: tuple[Manifest, ...] = ()  # of the namespace
     limit_ranges: tuple[Manifest, ...] = ()
     taken: dict[str, str] = field(default_factory=dict)  # served names that another object has, and which
