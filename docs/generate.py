@@ -3,6 +3,7 @@
 - `models.md`, `modeldownloads.md`, `modelaliases.md`: every field of the three kinds, from the CRDs.
 - `reasons.md`: every reason of a condition, from `REASON_HELP`.
 - `downloads.md`: how `moorage download` ends, from the table of exit codes.
+- `commands.md`: the commands for people, from their `--help`.
 
 A test holds the committed pages equal to what this makes.
 """
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import click
 
 from moorage.api.conditions import (
     REASON_HELP,
@@ -23,6 +26,8 @@ from moorage.api.conditions import (
     Reason,
 )
 from moorage.api.crd import KINDS, Kind, crd
+from moorage.cli import FOR_PEOPLE
+from moorage.cli import main as moorage
 from moorage.names import API_VERSION
 from moorage.planning.model_pass import PERSON
 from moorage.sources.reasons import CATALOG
@@ -192,10 +197,30 @@ def downloads_page() -> str:
     )
 
 
+def commands_page() -> str:
+    """The help of every command for people, as it prints."""
+    return (
+        HEADER
+        + "# Commands\n\n`moorage COMMAND` and `kubectl moorage COMMAND` are the same: with `kubectl-moorage` on the "
+        "PATH kubectl finds it. They act with your own rights, through your kubeconfig; results go to stdout, progress and "
+        "errors to stderr. What they write, they write because you asked: the operator itself never writes a spec. The "
+        "processes have pages of their own: [gateway](gateway.md), [bench](bench.md), [download](downloads.md).\n\n"
+        + "\n".join(_help(name) for name in FOR_PEOPLE)
+    )
+
+
+def _help(name: str) -> str:
+    command = moorage.get_command(click.Context(moorage), name)
+    assert command is not None
+    top = click.Context(moorage, info_name="moorage", terminal_width=110, max_content_width=110)
+    with click.Context(command, info_name=name, parent=top, help_option_names=["-h", "--help"]) as context:
+        return f"## moorage {name}\n\n```\n{command.get_help(context)}\n```\n"
+
+
 def pages() -> dict[str, str]:
     """File name in docs/reference -> text of every generated page."""
     made = {f"{kind.plural}.md": kind_page(kind) for kind in KINDS}
-    return made | {"reasons.md": reasons_page(), "downloads.md": downloads_page()}
+    return made | {"reasons.md": reasons_page(), "downloads.md": downloads_page(), "commands.md": commands_page()}
 
 
 def main() -> None:

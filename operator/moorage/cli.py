@@ -19,7 +19,14 @@ COMMANDS = {
     "estimate": "moorage.estimate.main:command",
     "agent": "moorage.agent.main:command",
     "render": "moorage.render.main:command",
+    "switch": "moorage.people.switch:command",
+    "rollback": "moorage.people.rollback:command",
+    "load": "moorage.people.load:load",
+    "unload": "moorage.people.load:unload",
 }
+
+FOR_PEOPLE = ("switch", "rollback", "load", "unload", "estimate", "render")
+"""Commands that people type; docs/reference/commands.md is made of their help. The others are processes."""
 
 
 class LazyGroup(click.Group):
@@ -43,3 +50,8 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="moorage")
 def main() -> None:
     """Run language models on your own GPUs, on Kubernetes."""
+
+
+def kubectl() -> None:
+    """The same as `kubectl moorage`: kubectl finds the program kubectl-moorage on the PATH."""
+    main(prog_name="kubectl moorage")

@@ -41,6 +41,7 @@ RESTART_AT = f"{GROUP}/restart-at"
 REFRESH_AT = f"{GROUP}/refresh-at"
 VERIFY_AT = f"{GROUP}/verify-at"
 WAKE_AT = f"{GROUP}/wake-at"
+SLEEP_AT = f"{GROUP}/sleep-at"
 
 # Annotation on a Namespace: how many of its Models may be loaded at once.
 MAX_LOADED = f"{GROUP}/max-loaded-models"

@@ -82,6 +82,56 @@ def test_without_a_gateway_it_says_why_it_does_not_sleep():
     assert "no gateway" in found.note
 
 
+def asked(seconds_ago: float = 20, **change: Any) -> Moment:
+    """A Model that never sleeps by itself, asked to sleep by a person."""
+    at = (NOW - timedelta(seconds=seconds_ago)).isoformat()
+    return moment(**{"sleep_at": at, "scaling": {"scaleToZeroAfter": None}} | change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"usage": {"hearing": Hearing.SILENT}}, {"sleep_at": "now"}, {"asked_at": "2026-01-01T11:59:00Z"}],
+)
+def test_a_model_that_a_person_asks_to_sleep(change: dict[str, Any]):
+    found = decide(asked(**change))
+    assert (found.replicas, found.remembered.cause) == (0, SleepCause.ASKED)
+    assert found.sleep is not None
+    assert found.sleep.message == "asleep because a person asked for it; a request wakes it"
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({"usage": {"in_flight": 1}}, 5),
+        ({"usage": {"hearing": Hearing.LISTENING}}, 5),
+        ({"seconds_ago": 3}, 7),
+        ({"seconds_ago": -3600}, 10),
+        ({"asked_at": "2026-01-01T12:00:00Z"}, None),
+    ],
+)
+def test_it_first_ends_what_it_has(change: dict[str, Any], again: float | None):
+    found = decide(asked(**change))
+    assert (found.replicas, found.sleep, found.again) == (1, None, again)
+    assert found.remembered.sleep_at is None, "not carried out yet"
+
+
+def test_a_request_to_sleep_counts_once():
+    once = asked()
+    slept = decide(once).remembered
+    woken = decide(replace(once, remembered=slept, current=0, usage=Usage(hearing=Hearing.COMPLETE, pending=1)))
+    assert woken.replicas == 1
+    assert decide(replace(once, remembered=woken.remembered)).replicas == 1
+
+
+def test_an_old_request_to_sleep_does_not_meet_a_model_that_was_unloaded_or_asleep_meanwhile():
+    once = asked()
+    unloaded = decide(replace(once, replicas=0)).remembered
+    assert decide(replace(once, remembered=unloaded)).replicas == 1
+    dozing = ScalingStatus(asleep_since=NOW - timedelta(minutes=5), cause=SleepCause.IDLE)
+    woken = decide(replace(once, remembered=dozing, current=0, usage=Usage(hearing=Hearing.COMPLETE, pending=1)))
+    assert decide(replace(once, remembered=woken.remembered)).replicas == 1
+
+
 WAKES = [
     ({"usage": {"pending": 2}}, "2 requests wait for it"),
     ({"usage": {"pending": 1, "hearing": Hearing.LISTENING}}, "1 request waits for it"),

@@ -89,19 +89,23 @@ class SleepCause(StrEnum):
 
     IDLE = "Idle"
     PREEMPTED = "Preempted"
+    ASKED = "Asked"
 
 
 class ScalingStatus(StatusPart):
     """What Moorage has to remember of sleep, so that a restart changes nothing."""
 
     asleep_since: Time | None = Field(default=None, description="When it was put to sleep; absent: it is awake.")
-    cause: SleepCause | None = Field(default=None, description="Why it sleeps: Idle or Preempted.")
+    cause: SleepCause | None = Field(default=None, description="Why it sleeps: Idle, Preempted or Asked.")
     preempted_for: StatusWord | None = Field(
         default=None, description="NAMESPACE/NAME of the Model that it last made room for."
     )
     preempted_at: Time | None = Field(default=None, description="When it last made room for another Model.")
     wake_at: StatusWord | None = Field(
         default=None, description="The request to wake (annotation moorage.dev/wake-at) that was carried out last."
+    )
+    sleep_at: StatusWord | None = Field(
+        default=None, description="The request to sleep (annotation moorage.dev/sleep-at) that was carried out last."
     )
 
 

@@ -36,6 +36,7 @@ def moment(step: ModelPass) -> Moment:
         serving_since=served.last_transition_time if served and step.draft.was_true(C.SERVING) else None,
         asked_at=step.model.metadata.annotations.get(names.WAKE_AT, ""),
         evicted_for=step.seen.evicted_for,
+        sleep_at=step.model.metadata.annotations.get(names.SLEEP_AT, ""),
         measured=_measured(step),
     )
 

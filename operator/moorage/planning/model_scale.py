@@ -7,9 +7,11 @@ The spec says what a person wants and is never written. Everything that has to o
 2. It sleeps: none, until it is wanted (a request waits for it or came for it after it fell asleep), a person asks
    (`moorage.dev/wake-at`), or, where it made room for another Model, there is room for both.
 3. Another Model needs its place (`evicted_for`) and it serves no request: it goes to sleep, Preempted.
-4. `scaleToZeroAfter` has passed since the last request, or since it became ready: it goes to sleep, Idle.
+4. A person asked it to sleep (`moorage.dev/sleep-at`, as `moorage switch` does) and it serves no request: it goes to
+   sleep, Asked.
+5. `scaleToZeroAfter` has passed since the last request, or since it became ready: it goes to sleep, Idle.
    Only on the word of all gateways: who hears nothing concludes nothing.
-5. `spec.replicas`; with `targetRequests` as many as the load takes, more at once, fewer when no peak of the last
+6. `spec.replicas`; with `targetRequests` as many as the load takes, more at once, fewer when no peak of the last
    minutes asks for them.
 """
 
@@ -21,12 +23,16 @@ from moorage.api.common import duration_seconds
 from moorage.api.conditions import Reason
 from moorage.api.scaling import Scaling, ScalingStatus, SleepCause
 from moorage.planning.usage import Hearing, Usage
+from moorage.usage import CHANGED_SECONDS
 
 SKEW_SECONDS = 5
 """Clocks of gateways and operator may differ by this much. A request that found a server does not count as demand, so
 one shortly before the sleep began cannot have been meant for the time before."""
 BUSY_AGAIN_SECONDS = 60.0
 PEAK_AGAIN_SECONDS = 15.0
+REPORTED_SECONDS = 2 * CHANGED_SECONDS
+"""By then every gateway has told of the requests that it had sent when a person asked for sleep."""
+ASKED_AGAIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,9 @@ class Moment:
     """What the number follows from.
 
     `replicas` of the spec, `current` the number wanted until now (None: not decided yet), `serving_since` when the
-    Model began to serve (None: it does not), `asked_at` the value of moorage.dev/wake-at, `evicted_for` the Model that
-    is to have its place. `measured`: a benchmark asks it, which no gateway sees. `room`:
-    there is a place again for a Model that made room for another.
+    Model began to serve (None: it does not), `asked_at` the value of moorage.dev/wake-at and `sleep_at` that of
+    moorage.dev/sleep-at, `evicted_for` the Model that is to have its place. `measured`: a benchmark asks it, which no
+    gateway sees. `room`: there is a place again for a Model that made room for another.
     """
 
     now: datetime
@@ -55,6 +61,7 @@ class Moment:
     current: int | None = None
     serving_since: datetime | None = None
     asked_at: str = ""
+    sleep_at: str = ""
     evicted_for: str = ""
     measured: bool = False
     room: bool = False
@@ -86,14 +93,17 @@ def decide(moment: Moment) -> Verdict:
     """The number of servers now, by the rules above."""
     remembered = moment.remembered
     if moment.replicas == 0:
-        return Verdict(0, _awake(moment), UNLOADED)
+        return Verdict(0, _done(moment), UNLOADED)
     if remembered.asleep_since is not None:
         if not (woken := _wanted(moment)):
             return Verdict(0, remembered, asleep(moment.scaling, remembered))
         number, note, again = _awake_number(moment)
-        return Verdict(number, _awake(moment), None, woken, note, again=again)
+        return Verdict(number, _done(moment), None, woken, note, again=again)
     if moment.evicted_for and not moment.busy:
         return _fall_asleep(moment, SleepCause.PREEMPTED)
+    asked = _asked_to_sleep(moment)
+    if asked == 0:
+        return _fall_asleep(moment, SleepCause.ASKED)
     idle, note_reason, note, again = _idle(moment)
     if idle:
         return _fall_asleep(moment, SleepCause.IDLE)
@@ -103,7 +113,7 @@ def decide(moment: Moment) -> Verdict:
         _awake(moment),
         note=note or load_note,
         note_reason=note_reason,
-        again=min((a for a in (again, load_again) if a is not None), default=None),
+        again=min((a for a in (again, load_again, asked) if a is not None), default=None),
     )
 
 
@@ -115,6 +125,8 @@ def asleep(scaling: Scaling, remembered: ScalingStatus) -> Sleep:
     if remembered.cause == SleepCause.PREEMPTED:
         whom = remembered.preempted_for or "another Model"
         return Sleep(Reason.PREEMPTED, f"asleep to make room for {whom}; a request or free room wakes it")
+    if remembered.cause == SleepCause.ASKED:
+        return Sleep(Reason.SCALED_TO_ZERO, "asleep because a person asked for it; a request wakes it")
     after = scaling.scale_to_zero_after
     idle = f"after {after} without a request" if after else "for lack of requests"
     return Sleep(Reason.SCALED_TO_ZERO, f"asleep {idle}; a request wakes it")
@@ -135,7 +147,7 @@ def _wanted(moment: Moment) -> str:
 
 def _fall_asleep(moment: Moment, cause: SleepCause) -> Verdict:
     """To sleep, from now on. A request to wake that lies before this moment was for another time."""
-    remembered = _awake(moment)
+    remembered = _done(moment)
     remembered.asleep_since, remembered.cause = moment.now, cause
     if cause == SleepCause.PREEMPTED:
         remembered.preempted_for, remembered.preempted_at = moment.evicted_for, moment.now
@@ -146,6 +158,30 @@ def _awake(moment: Moment) -> ScalingStatus:
     """What is remembered of a Model that does not sleep: whom it last made room for, and which requests are done."""
     update = {"asleep_since": None, "cause": None, "wake_at": moment.asked_at or moment.remembered.wake_at}
     return moment.remembered.model_copy(update=update)
+
+
+def _done(moment: Moment) -> ScalingStatus:
+    """The same with the request to sleep behind it: whoever sleeps or wakes afterwards does so for another reason."""
+    remembered = _awake(moment)
+    remembered.sleep_at = moment.sleep_at or remembered.sleep_at
+    return remembered
+
+
+def _asked_to_sleep(moment: Moment) -> float | None:
+    """Seconds until it may go to sleep because a person asked, 0: now; None: nobody did, or asked to wake it since."""
+    asked = moment.sleep_at
+    if not asked or asked == moment.remembered.sleep_at:
+        return None
+    try:
+        at = datetime.fromisoformat(asked)
+        if moment.asked_at and datetime.fromisoformat(moment.asked_at) >= at:
+            return None
+        waited = (moment.now - at).total_seconds()
+    except (ValueError, TypeError):  # no time at all, or one without a zone
+        waited = REPORTED_SECONDS
+    if waited < REPORTED_SECONDS:
+        return min(REPORTED_SECONDS - waited, REPORTED_SECONDS)
+    return ASKED_AGAIN_SECONDS if moment.busy or moment.usage.hearing is Hearing.LISTENING else 0
 
 
 def _idle(moment: Moment) -> tuple[bool, Reason, str, float | None]:
