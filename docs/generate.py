@@ -201,11 +201,11 @@ def commands_page() -> str:
     """The help of every command for people, as it prints."""
     return (
         HEADER
-        + "# Commands\n\n`moorage COMMAND` and `kubectl moorage COMMAND` are the same: with `kubectl-moorage` on the "
-        "PATH kubectl finds it. They act with your own rights, through your kubeconfig; results go to stdout, progress and "
-        "errors to stderr. What they write, they write because you asked: the operator itself never writes a spec. The "
-        "processes have pages of their own: [gateway](gateway.md), [bench](bench.md), [download](downloads.md).\n\n"
-        + "\n".join(_help(name) for name in FOR_PEOPLE)
+        + "# Commands\n\n`moorage COMMAND` and `kubectl moorage COMMAND` are the same: kubectl finds the program "
+        "`kubectl-moorage` on the PATH. They act with your own rights, through your kubeconfig; results go to stdout, "
+        "progress and errors to stderr. What they write, you asked for: the operator itself never writes "
+        "a spec. The processes have pages of their own: [gateway](gateway.md), [bench](bench.md), "
+        "[download](downloads.md).\n\n" + "\n".join(_help(name) for name in FOR_PEOPLE)
     )
 
 
