@@ -2,8 +2,11 @@
 
 import json
 
+import pytest
+
 from moorage.placement.inventory import NodePool, Taint
-from moorage.planning.types import Answer
+from moorage.placement.matching import REQUIRED, may_match
+from moorage.planning.types import Answer, Server
 from tests.support.world import GGUF, World, gpu_node, model
 
 MIDDLE = NodePool("middle", {"pool": "middle"}, 24_564, 1, maximum=2)
@@ -156,3 +159,70 @@ def test_two_models_wait_for_two_nodes_and_a_third_is_told_that_there_are_no_mor
     third.resolved = Answer(third.asked[0].inputs, GGUF)
     third.settle()
     assert third.condition("Placed")[:2] == ("False", "NoGPUFits")
+
+
+# -- and the files ----------------------------------------------------------------------------------------------------
+
+
+def zonal(*pools: str, mounted: dict | None = None, nodes: tuple[str, ...] = ()) -> dict:
+    """The facts of a ReadWriteOnce volume that nodes of some pools could mount."""
+    modes = {"accessModes": ["ReadWriteOnce"], "nodes": list(nodes), "pools": list(pools)}
+    return {"claim": "files", "bound": True, "mounted": mounted or {}, **modes}
+
+
+def test_a_volume_of_a_zone_is_waited_for_in_that_zone():
+    world = waiting()
+    world.volume = zonal("large")
+    world.settle()
+    assert world.model["status"]["placement"]["nodePool"] == "large"
+    world.volume = zonal("middle", "large")
+    world.settle()
+    assert world.model["status"]["placement"]["nodePool"] == "middle"
+
+
+def test_no_new_node_can_have_a_volume_that_lies_on_another():
+    world = waiting()
+    world.volume = zonal(nodes=("small",))
+    world.settle()
+    assert world.condition("Placed")[1] in ("NoGPUFits", "NoGPUFree")
+    world.volume = zonal("middle", mounted={"small": ["someone"]})
+    world.settle()
+    assert world.condition("Placed")[1] != "WaitingForNode"
+
+
+def test_a_volume_to_be_made_is_made_where_the_node_will_be_and_its_job_makes_the_autoscaler_act():
+    world = World(model(accelerator={"vendor": "Auto", "memoryPerGPUOverride": "10Gi"}))
+    world.node_pools = (MIDDLE, LARGE)
+    world.server = Server(pools=(MIDDLE.labels,))
+    world.answer_resolve(GGUF)
+    job = world.manifests[("Job", world.job()["name"])]["spec"]["template"]["spec"]
+    (term,) = job["affinity"]["nodeAffinity"][REQUIRED]["nodeSelectorTerms"]
+    assert term == {"matchExpressions": [{"key": "pool", "operator": "In", "values": ["middle"]}]}
+    assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in job["tolerations"]
+    world.pods["d"] = {
+        "name": "d", "uid": "d", "owner": world.job()["uid"], "labels": world.job()["labels"], "phase": "Pending",
+        "node": "", "ip": "", "ready": False, "gpus": {}, "created": "2026-01-01T00:00:00Z", "unschedulable": WORDS,
+        "deleting": False, "templateHash": "", "containers": [],
+    }  # fmt: skip
+    world.settle()
+    assert world.model["status"]["placement"]["waitingSince"], "the time of the pool runs"
+    world.later(901).settle()
+    assert world.model["status"]["placement"]["nodePool"] == "large"
+    world.server = Server(pools=(LARGE.labels,))
+    world.settle()
+    job = world.manifests[("Job", world.job()["name"])]["spec"]["template"]["spec"]
+    assert "large" in json.dumps(job["affinity"]), "the Job follows"
+
+
+@pytest.mark.parametrize(
+    ("term", "labels", "may"),
+    [
+        ({"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}, {"zone": "a"}, True),
+        ({"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}, {"zone": "b"}, False),
+        ({"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}, {}, True),
+        ({"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["n"]}]}, {}, False),
+        ({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n"]}]}, {}, False),
+    ],
+)
+def test_what_a_new_node_may_turn_out_to_be(term, labels, may):
+    assert may_match(term, labels) == may

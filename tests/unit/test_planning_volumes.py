@@ -37,10 +37,10 @@ def required_nodes(pod: dict[str, Any]) -> list[str]:
 def test_a_volume_that_is_still_to_be_made_goes_where_the_servers_will_be():
     world = World(model())
     taint = {"key": "team", "operator": "Exists"}
-    world.server = Server(node_selector={"disk": "fast"}, tolerations=(taint,), nodes=("gpu-1", "pool/0"))
+    world.server = Server(node_selector={"disk": "fast"}, tolerations=(taint,), nodes=("gpu-1",))
     pod = job_pod(world.answer_resolve(GGUF))
     assert pod["nodeSelector"] == {"disk": "fast"}
-    assert required_nodes(pod) == ["gpu-1"], "a node that an autoscaler is still to add cannot be named"
+    assert required_nodes(pod) == ["gpu-1"]
     assert taint in pod["tolerations"]
     assert "nvidia.com/gpu" in [t["key"] for t in pod["tolerations"]], "GPU nodes keep other pods off by a taint"
 
@@ -181,7 +181,7 @@ def test_claim_volume_nodes_and_pods_are_put_together():
     assert not desk.woken, "another pod on the same node changes nothing"
     assert desk.children.volume(("n", "files")) == {
         "claim": "files", "bound": True, "accessModes": ["ReadWriteOnce"],
-        "nodes": ["n1", "n3"], "mounted": {"n3": ["p1", "p2"]},
+        "nodes": ["n1", "n3"], "pools": [], "mounted": {"n3": ["p1", "p2"]},
     }  # fmt: skip
     desk.appears(PODS, "p1", **pod_of("files", "n3", "Succeeded"))
     desk.goes(PODS, "p2")

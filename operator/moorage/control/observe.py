@@ -141,11 +141,13 @@ class Observer:
         if user is None or (model := self._store.get(user)) is None:
             return None
         spec: Manifest = model.get("spec") or {}
+        awaited = {node.partition("/")[0] for node in promised[user] if "/" in node}  # nodes still to come
         return Server(
             node_selector=spec.get("nodeSelector") or {},
             tolerations=tuple(spec.get("tolerations") or ()),
             node_affinity=(spec.get("affinity") or {}).get("nodeAffinity"),
-            nodes=promised[user],
+            nodes=tuple(n for n in promised[user] if "/" not in n),
+            pools=tuple(dict(s.labels) for s in self._children.inventory().node_pools if s.name in awaited),
         )
 
     def _ahead(self, key: Key, obj: Manifest, window: Window | None) -> int:

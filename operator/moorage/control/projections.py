@@ -68,6 +68,12 @@ def deployment(obj: Manifest) -> Manifest | None:
     }
 
 
+def _node_affinity(pod: Manifest) -> str:
+    """What a template requires and prefers of nodes, as JSON; empty where nothing."""
+    found = (pod.get("affinity") or {}).get("nodeAffinity")
+    return json.dumps(found, sort_keys=True) if found else ""
+
+
 def _placement(pod: Manifest) -> str:
     """What a server's template says of nodes and GPUs, as JSON (read only while a pod waits); empty where nothing."""
     node_affinity = (pod.get("affinity") or {}).get("nodeAffinity")
@@ -143,6 +149,7 @@ def job(obj: Manifest) -> Manifest | None:
         "reason": failed.get("reason", ""),
         "message": failed.get("message", ""),
         "suspended": bool(obj["spec"].get("suspend")),
+        "nodeAffinity": _node_affinity(obj["spec"]["template"]["spec"]),
         "started": status.get("startTime"),
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 from moorage.kube.reflector import Reflector
 from moorage.kube.resources import CLAIMS, VOLUMES, Resource
 from moorage.placement.inventory import Inventory
-from moorage.placement.matching import term_matches
+from moorage.placement.matching import may_match, term_matches
 
 Manifest = dict[str, Any]
 Where = tuple[str, str]
@@ -46,8 +46,8 @@ class Volumes:
     def facts(self, claim: Where, inventory: Inventory) -> Manifest | None:
         """What planning knows of the volume of `claim`; None where there is no such claim.
 
-        `nodes` are those that can mount it, None: any (or not known before it is bound); `mounted` maps nodes to the
-        pods there that mount it, 8 at most.
+        `nodes` are those that can mount it, None: any (or not known before it is bound); `pools` the node pools whose
+        new nodes may, None: any; `mounted` maps nodes to the pods there that mount it, 8 at most.
         """
         found = self._mirrors[CLAIMS].items.get(claim)
         if found is None:
@@ -57,6 +57,7 @@ class Volumes:
             "bound": found["phase"] == "Bound",
             "accessModes": found["accessModes"],
             "nodes": self._nodes(claim, found, inventory),
+            "pools": self._pools(claim, found, inventory),
             "mounted": {node: nsmallest(8, pods) for node, pods in sorted(self._mounts.get(claim, {}).items())},
         }
 
@@ -66,6 +67,12 @@ class Volumes:
             terms = volume["terms"]
             return [n.name for n in inventory.nodes if any(term_matches(t, n.name, n.labels) for t in terms)]
         return [found["node"]] if found["node"] and found["phase"] != "Bound" else None
+
+    def _pools(self, claim: Where, found: Manifest, inventory: Inventory) -> list[str] | None:
+        volume = self._mirrors[VOLUMES].items.get(("", found["volume"]))
+        if volume is not None and volume["claim"] == claim:
+            return [s.name for s in inventory.node_pools if any(may_match(t, s.labels) for t in volume["terms"])]
+        return [] if found["node"] and found["phase"] != "Bound" else None
 
 
 def _mounts(where: Where, pod: Manifest | None) -> set[tuple[Where, str]]:

@@ -49,8 +49,8 @@ def node_affinity(
     """
     terms = _device_terms(target, inventory) if target.dra else _label_terms(target, inventory, good)
     terms += [_term(_in(key, [value]) for key, value in sorted(pool.labels.items())) for pool in growing]
-    if target.pin:
-        terms = [_with(term, pin) for term in terms or [{}] for pin in _on(inventory, target.nodes)]
+    if target.pin and (pins := _on(inventory, target.nodes)):
+        terms = [_with(term, pin) for term in terms or [{}] for pin in pins]
     found: dict[str, Any] = {}
     if terms:
         found[REQUIRED] = {"nodeSelectorTerms": terms}

@@ -32,6 +32,17 @@ def term_matches(term: Plain, name: str, labels: Mapping[str, str]) -> bool:
     return all(_matches(e, labels) for e in expressions) and all(_matches(f, {"metadata.name": name}) for f in fields)
 
 
+def may_match(term: Plain, labels: Mapping[str, str]) -> bool:
+    """Whether a new node may match a NodeSelectorTerm, of which only `labels` are known beforehand.
+
+    What is not known may turn out right (a zone), but for its name: what asks for a certain node is on no new one.
+    """
+    if term.get("matchFields"):
+        return False
+    expressions = term.get("matchExpressions") or ()
+    return all(_matches(e, labels) for e in expressions if e.get("key") in labels or e.get("key") == vendors.HOSTNAME)
+
+
 def _matches(expression: Plain, labels: Mapping[str, str]) -> bool:
     """One NodeSelectorRequirement; like kube-scheduler, one that it could not parse matches nothing."""
     value, wanted = labels.get(expression.get("key", "")), expression.get("values") or ()

@@ -34,6 +34,7 @@ class Request:
     replacing      the Model's own pods stop before new ones start, so what they hold counts as free
     weights_on     nodes that hold the files; with `slow_download` (over a minute) that is worth a GPU of the next class
     volume_nodes   nodes that can mount the volume; None: all. `one_node`: only one node will, so all replicas go to one
+    volume_pools   node pools whose new nodes may mount it; None: all
     late_pools     node pools that were waited for and brought no node in time: others are tried first
     exact_class    the engine's arguments depend on the GPU's size: one class only, required and not just preferred
     """
@@ -52,6 +53,7 @@ class Request:
     weights_on: frozenset[str] = frozenset()
     slow_download: bool = False
     volume_nodes: frozenset[str] | None = None
+    volume_pools: frozenset[str] | None = None
     one_node: bool = False
     late_pools: frozenset[str] = frozenset()
     exact_class: bool = False

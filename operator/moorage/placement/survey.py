@@ -86,12 +86,13 @@ def virtual(
     request: Request, inventory: Inventory, reservations: Iterable[Reservation]
 ) -> Iterator[tuple[NodePool, Offer]]:
     """Offers of nodes that node pools could still add and that the pod might run on; named `pool/0`, `pool/1` ..."""
-    if request.volume_nodes is not None:
-        return
+    anywhere = replace(request, volume_nodes=None)
     taken, _ = _promises(request, reservations)
     for shape in inventory.node_pools:
         imagined = NodeState(shape.name, True, False, shape.taints, shape.labels, ())
-        if _against(request, imagined) is not None:
+        if request.volume_pools is not None and shape.name not in request.volume_pools:
+            continue
+        if _against(anywhere, imagined) is not None:
             continue
         useful = request.replicas + sum(node.startswith(f"{shape.name}/") for node, _ in taken)
         for index in range(min(inventory.room[shape.name], useful)):

@@ -12,7 +12,7 @@ from moorage.planning import download_job as jobs
 from moorage.planning import download_status as texts
 from moorage.planning.download_pass import DownloadPass
 from moorage.planning.download_source import inputs_of
-from moorage.planning.download_where import job_place
+from moorage.planning.download_where import job_place, stranded
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
 from moorage.planning.pods import first_trouble
 from moorage.planning.startup import moment
@@ -55,6 +55,9 @@ def fetch(step: DownloadPass) -> str | None:
     if job["inputsHash"] != wanted.inputs and not job["complete"]:
         step.drop_job()
         return "the wanted files changed; the running download is stopped first"
+    if stranded(step.seen, job):
+        step.drop_job()
+        return "no node takes the download where it was wanted; it is started where the servers will be now"
     report = jobs.result(step.seen.pods, job)
     told = report is not None and report["exitCode"] == 0 and "manifestDigest" in report  # a bare exit code is no proof
     if report and told and job["inputsHash"] == wanted.inputs:

@@ -4,9 +4,12 @@ A volume that is made for its first pod (WaitForFirstConsumer) stays where that 
 download. So the Job goes where the Model wants its servers, else the files end up beside the GPU that is free.
 """
 
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from moorage.placement.affinity import merged
+from moorage.placement.matching import REQUIRED
 from moorage.placement.survey import tolerations
 from moorage.placement.vendors import ORDER
 from moorage.planning.types import Manifest, ObservedDownload, Server
@@ -32,10 +35,29 @@ def job_place(seen: ObservedDownload) -> JobPlace:
     made = volume is not None and volume["bound"]
     if made or not _one_node(seen):
         return JobPlace({}, (), {})
-    planned = tuple(name for name in server.nodes if "/" not in name)  # not those that an autoscaler is still to add
+    planned = only_nodes(server.nodes) if server.nodes else of_pools(server.pools) if server.pools else {}
     wish = {"nodeAffinity": server.node_affinity} if server.node_affinity else None
-    affinity = merged(wish, only_nodes(planned) if planned else {})
-    return JobPlace(server.node_selector, _tolerated(server) if planned else server.tolerations, affinity)
+    return JobPlace(server.node_selector, _tolerated(server) if planned else server.tolerations, merged(wish, planned))
+
+
+def of_pools(pools: Iterable[Mapping[str, str]]) -> Manifest:
+    """The core/v1 NodeAffinity that requires a node of one of the pools, by their labels: the autoscaler adds it."""
+    terms = [
+        {
+            "matchExpressions": [
+                {"key": key, "operator": "In", "values": [value]} for key, value in sorted(labels.items())
+            ]
+        }
+        for labels in pools
+    ]
+    return {REQUIRED: {"nodeSelectorTerms": terms}}
+
+
+def stranded(seen: ObservedDownload, job: Manifest) -> bool:
+    """Whether no node takes the Job's pod, which is wanted elsewhere by now: its node went, its pool brings none."""
+    waits = any(p.get("owner") == job["uid"] and p.get("unschedulable") and not p["node"] for p in seen.pods)
+    wanted = job_place(seen).affinity.get("nodeAffinity") if waits else None
+    return bool(wanted) and json.dumps(wanted, sort_keys=True) != job.get("nodeAffinity")
 
 
 def _one_node(seen: ObservedDownload) -> bool:

@@ -15,7 +15,7 @@ from moorage.planning import node_pools, quota
 from moorage.planning.model_engine import AS_WRITTEN, Changes, asked_of, context_length, engine_of, sequences
 from moorage.planning.model_memory import memory, need
 from moorage.planning.model_pass import ModelPass
-from moorage.planning.volumes import mountable, one_node
+from moorage.planning.volumes import growable, mountable, one_node
 
 MIB = 1024 * 1024
 _COMING = (Reason.NO_GPU_FREE, Reason.WAITING_FOR_NODE, Reason.NO_NODE_CAME)
@@ -92,6 +92,7 @@ def request(step: ModelPass, plans: tuple[Candidate, ...], *, replacing: bool) -
     """The Model's request in placement's words."""
     spec, gpu = step.model.spec, step.model.spec.accelerator
     affinity = (spec.affinity or {}).get("nodeAffinity")
+    leaving = [p["name"] for p in step.servers] if replacing else ()
     return Request(
         owner=owner(step),
         candidates=plans,
@@ -105,7 +106,8 @@ def request(step: ModelPass, plans: tuple[Candidate, ...], *, replacing: bool) -
         placed=() if replacing else tuple(_nodes(step)),
         replacing=replacing,
         exact_class=engine_of(step).sized_by_gpu,
-        volume_nodes=mountable(step.seen.volume, leaving=[p["name"] for p in step.servers] if replacing else ()),
+        volume_nodes=mountable(step.seen.volume, leaving),
+        volume_pools=growable(step.seen.volume, leaving),
         one_node=_one_node(step),
         late_pools=node_pools.late(step),
     )

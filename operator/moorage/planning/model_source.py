@@ -8,9 +8,10 @@ from moorage.api.model_status import SizeClass, SourceStatus
 from moorage.engines.choice import AUTO, ENGINES, mismatch
 from moorage.errors import InvalidSpec
 from moorage.manifests.common import stamped
-from moorage.planning import text
+from moorage.planning import node_pools, text
 from moorage.planning.draft import TRUE
 from moorage.planning.model_pass import PERSON, ModelPass
+from moorage.planning.pods import Trouble
 from moorage.planning.types import Manifest, Resolve
 from moorage.sources.choice import CONFIG, OTHER_WEIGHTS
 from moorage.sources.urls import without_query
@@ -206,6 +207,8 @@ def _follow(step: ModelPass, found: ModelDownload) -> str | None:
     ready = get_condition(status.conditions, DownloadCondition.READY)
     if ready is None or ready.status != TRUE:
         told = ready is not None and ready.reason in _PASSED_ON
+        if ready and ready.reason == Reason.UNSCHEDULABLE:  # the files are to lie on the node that is waited for
+            node_pools.waiting(step, Trouble(Reason.UNSCHEDULABLE, progress))
         return step.stop(C.DOWNLOADED, ready.reason if ready and told else Reason.DOWNLOADING, progress)
     source = step.source
     source.claim_name, source.path = status.claim_name, status.path

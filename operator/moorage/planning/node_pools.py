@@ -67,7 +67,8 @@ def waiting(step: ModelPass, problem: Trouble) -> str | None:
     The pool's time runs from when its pod was first seen waiting: before that no autoscaler could know of it.
     """
     placed, condition = step.status.placement, step.draft.get(C.PLACED)
-    if problem.reason != Reason.UNSCHEDULABLE or placed is None or condition is None or condition.status != FALSE:
+    refused = problem.reason in (Reason.UNSCHEDULABLE, Reason.VOLUME_ON_ONE_NODE)
+    if not refused or placed is None or condition is None or condition.status != FALSE:
         return None
     if condition.reason == Reason.NO_NODE_CAME:
         return condition.message

@@ -196,12 +196,16 @@ class Window:
 
 @dataclass(frozen=True)
 class Server:
-    """Where a Model that uses a download wants its servers: what its spec says of nodes, and the nodes planned."""
+    """Where a Model that uses a download wants its servers: what its spec says of nodes, and the nodes planned.
+
+    `pools` are the labels of the node pools that a node is waited for from.
+    """
 
     node_selector: Manifest = field(default_factory=dict)
     tolerations: tuple[Manifest, ...] = ()
     node_affinity: Manifest | None = None
     nodes: tuple[str, ...] = ()
+    pools: tuple[dict[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,14 @@ def mountable(volume: Manifest | None, leaving: Collection[str] = ()) -> frozens
     return mounted if one_node(volume) and mounted else nodes
 
 
+def growable(volume: Manifest | None, leaving: Collection[str] = ()) -> frozenset[str] | None:
+    """Names of the node pools on whose new nodes a pod with this volume could run; None: any; `leaving` as above."""
+    if volume is None or volume.get("pools") is None:
+        return None
+    stays = any(not set(pods) <= set(leaving) for pods in volume["mounted"].values())
+    return frozenset() if one_node(volume) and stays else frozenset(volume["pools"])
+
+
 def only_nodes(nodes: frozenset[str] | tuple[str, ...]) -> Manifest:
     """The core/v1 NodeAffinity that requires one of `nodes` by name."""
     field = {"key": "metadata.name", "operator": "In"}
