@@ -83,6 +83,7 @@ def test_served_over_http():
             "bytesPerSecond": 0,
             "remainingSeconds": None,
             "retries": 0,
+            "faults": {"stalls": 0, "wrongBytes": 0, "changedOnDisk": 0},
             "lastError": None,
         }
     with pytest.raises(urllib.error.HTTPError, match="404"):

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorage.errors import SourceError
-from moorage.sources import CATALOG, Access, Reason, classify, parse_commit, parse_tree_page, retry_after
+from moorage.sources import CATALOG, Access, Reason, classify, parse_commit, parse_tree_page, retry_after, source_error
+from moorage.sources.tree import read_json
+from moorage.sources.urls import next_page, redirect
 
 NOW = datetime(2025, 1, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -59,7 +61,7 @@ def test_what_the_server_says_is_shown_but_bounded():
     error = classify(400, {"X-Error-Message": "bad\x1b[31m" + "y" * 999}, "x", access=Access(), now=NOW)
     assert "bad" in error.message
     assert "\x1b" not in error.message
-    assert len(error.message) < 400
+    assert len(error.message) < 300 + 200
 
 
 @pytest.mark.parametrize(
@@ -137,3 +139,52 @@ def test_no_answer_of_a_hub_breaks_the_parser(value):
             parse(value)
         except SourceError as error:
             assert error.reason == "NotAHub"
+
+
+def test_rights_are_about_the_repository():
+    """Not "revision main of acme/x does not exist": people look for the repository then."""
+    known = {"access": Access(), "now": NOW, "api": True, "repository": "repository acme/x on https://hub"}
+    missing = classify(404, {"X-Error-Code": "RepoNotFound"}, "revision main of acme/x", **known).message
+    assert missing.startswith(
+        "not found: repository acme/x on https://hub does not exist, or it is private and no token"
+    )
+    assert "revision" not in missing
+    assert (
+        "revision v9" in classify(404, {"X-Error-Code": "RevisionNotFound"}, "revision v9 of acme/x", **known).message
+    )
+    assert "repository acme/x" in classify(401, {"X-Error-Code": "GatedRepo"}, "a.gguf of acme/x", **known).message
+
+
+def test_what_a_person_must_mend_ends_in_how():
+    for reason, facts in CATALOG.items():
+        if facts.exit_code:
+            assert source_error(reason, "x").message == ("x" if facts.retryable else f"x; {facts.advice}")
+    assert all(facts.meaning.endswith(".") and facts.remedy.endswith(".") for facts in CATALOG.values())
+
+
+def test_a_date_is_measured_by_the_clock_of_whoever_wrote_it():
+    headers = {"Retry-After": "Wed, 01 Jan 2025 18:00:30 GMT", "Date": "Wed, 01 Jan 2025 18:00:00 GMT"}
+    assert retry_after(headers, NOW) == 30
+    assert retry_after({**headers, "Date": "yesterday"}, NOW) == 6 * 3600 + 30
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b"[" + b"{}," * 3_000_000 + b"{}]", b"{", b"\xff"])
+def test_json_that_would_hurt_is_none(body):
+    with pytest.raises(ValueError, match=r".+"):
+        read_json(body)
+
+
+def test_addresses_that_are_none():
+    with pytest.raises(SourceError, match="redirects to an address that is none"):
+        redirect("https://hub/x", "http://[nowhere")
+    assert next_page("https://hub/tree", '<http://[nowhere?cursor=2>; rel="next"') == "https://hub/tree?cursor=2"
+
+
+@pytest.mark.parametrize("token", ["a\nb", "a\rb", "a\x00b", "€"])
+def test_what_no_header_can_carry_is_refused_without_showing_it(token):
+    with pytest.raises(SourceError) as caught:
+        Access(token=f"hf_{token}").sent()
+    assert caught.value.reason == "Unauthorized"
+    assert "hf_" not in caught.value.message
+    assert Access(token=" hf_x\n").sent() == {"Authorization": "Bearer hf_x"}
+    assert Access(token=" \n").sent() == {}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from moorage.download.pieces import LiveMap, Piece, PieceMap
 from moorage.download.retry import Patience
-from moorage.sources import RepoFile
+from moorage.errors import SourceError
+from moorage.sources import Reason, RepoFile, source_error
 
 # Below this a file is one piece without state files: losing it costs less than keeping books.
 SMALL = 8 << 20
@@ -27,6 +28,15 @@ class Identity:
     def key(self) -> str:
         """File name for these bytes."""
         return f"{self.sha256 or f'git-{self.git_sha1}'}-{self.size}"
+
+
+class WrongBytes(SourceError):
+    """Bytes that are not what they should be; `on_disk`: the volume has changed them, else they came so."""
+
+    def __init__(self, reason: Reason, message: str, *, on_disk: bool) -> None:
+        made = source_error(reason, message)
+        super().__init__(made.reason, made.message, retryable=made.retryable)
+        self.on_disk = on_disk
 
 
 class Checksums:

@@ -23,6 +23,6 @@ def model_facts(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _read(folder: Path, want: Want) -> bytes:
-    with storage(folder), (folder / want.path).open("rb") as file:
+    with storage(want.path), (folder / want.path).open("rb") as file:
         file.seek(want.start)
         return file.read(want.length)

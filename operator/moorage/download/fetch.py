@@ -20,11 +20,10 @@ from moorage.download.walk import feed, mismatch
 from moorage.download.wire import Response, Wire
 from moorage.errors import SourceError
 from moorage.sources import Reason, same_origin, source_error
-from moorage.sources.urls import redirect
+from moorage.sources.urls import redirect, without_query
 
-_BUFFER = 256 << 10  # what stays in the L2 cache between socket, checksum and file
-_FLUSH_SECONDS = 0.2
-_CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+|\*)$")
+_BUFFER = 512 << 10  # few system calls, and still in the L2 cache between socket and file
+_CONTENT_RANGE = re.compile(r"^bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)$")
 _STALE_LINK = (400, 401, 403, 404, 410)
 
 
@@ -139,21 +138,18 @@ class Worker:
     def _body(self, content: Content, piece: Piece, answer: Response, floor: SpeedFloor) -> None:
         """Write the rest of a piece from an answer that stands at its first missing byte."""
         (done, crc), fd = piece.record, content.fd
+        portion = self._bandwidth.portion(_BUFFER)
         while done < piece.size:
-            view = self._buffer[: min(_BUFFER, piece.size - done)]
-            size, begin = 0, time.monotonic()
-            try:
-                while size < len(view) and time.monotonic() - begin < _FLUSH_SECONDS:
-                    size += self._read(answer, view[size:], floor)
-            finally:
-                # What came before a break counts: it is written like the rest.
-                if size:
-                    with storage(content.name):
-                        _write(fd, view[:size], piece.start + done)
-                    done, crc = done + size, crc32(view[:size], crc)
-                    piece.record = (done, crc)
-                    content.note(piece)
-                    self._moved += size
+            view = self._buffer[: min(portion, piece.size - done)]
+            size = self._read(answer, view, floor)
+            with storage(content.name):
+                _write(fd, view[:size], piece.start + done)
+            done, crc = done + size, crc32(view[:size], crc)
+            piece.record = (done, crc)
+            content.note(piece)
+            self._moved += size
+            if self._wire.stop.is_set():
+                raise StopError
             self._bandwidth.take(size)
 
     def _read(self, answer: Response, view: memoryview, floor: SpeedFloor) -> int:
@@ -167,8 +163,6 @@ class Worker:
             raise floor.error() from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._wire.failure(error, answer.url, answer.connection) from None
-        if self._wire.stop.is_set():
-            raise StopError
         if not size:
             raise self._wire.failure(ConnectionError("closed before the end"), answer.url, answer.connection)
         floor.read(size, time.monotonic() - begin)
@@ -201,10 +195,12 @@ class Worker:
         raise source_error(Reason.UNEXPECTED_CONTENT, f"too many redirects: {content.name}")
 
     def _refusal(self, content: Content, answer: Response, *, linked: bool) -> SourceError:
-        what = self._source.describe(content.name)
-        error = self._wire.refused(answer, what, access=self._source.access)
-        if linked and answer.status in _STALE_LINK:
-            return CdnRefusal(error.reason, f"{error.message}, by the server the hub links to", retryable=False)
+        what, source = self._source.describe(content.name), self._source
+        if not linked:
+            return self._wire.refused(answer, what, access=source.access, repository=source.title)
+        error = self._wire.refused(answer, f"{what}, by {without_query(answer.url)}", access=source.access)
+        if answer.status in _STALE_LINK:
+            return CdnRefusal(error.reason, error.message, retryable=False)
         return error
 
     def _check(self, content: Content, answer: Response, start: int, end: int) -> None:

@@ -31,7 +31,7 @@ def inspect(path: Path, revision: str, verify: Verify, stop: threading.Event) ->
         raise source_error(Reason.FILE_NOT_FOUND, f"not found: there is no file or folder {path}")
     folder, commit = _snapshot(path, revision)
     layout = "Plain" if folder == path else "HuggingFaceCache"
-    with storage(path):
+    with storage():
         files: list[dict[str, Any]] = [
             {"path": name, "sizeBytes": size, "sha256": None} for name, size in sorted(_files(folder))
         ]

@@ -14,6 +14,7 @@ import click
 from moorage.download import report
 from moorage.download.inspect import inspect
 from moorage.download.pace import StopError
+from moorage.download.progress import PortTaken
 from moorage.download.run import Run, facts_of
 from moorage.download.settings import Settings, Verify
 from moorage.download.source import HubSource, Source, UrlSource
@@ -123,6 +124,8 @@ class _Command:
             outcome = self._outcome()
         except StopError:
             outcome = self._interrupted()
+        except PortTaken as error:
+            raise click.UsageError(f"--status-port: {error}") from None
         except SourceError as error:
             outcome = report.failure(error, self._run.file if self._run else None, self._facts())
         except Exception as error:  # a defect must end with a reason, too
@@ -158,7 +161,7 @@ class _Command:
         if not self._run:
             return {}
         progress = self._run.progress
-        return {**self._run.facts, "bytes": progress.snapshot()["bytes"]["done"], "retries": progress.retries}
+        return {**self._run.facts, "bytes": progress.snapshot()["bytes"]["done"], **progress.counts}
 
     def _interrupted(self) -> dict[str, Any]:
         return report.result(Reason.INTERRUPTED, "stopped by SIGTERM; what was fetched is kept", self._facts())

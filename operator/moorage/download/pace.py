@@ -7,6 +7,7 @@ from collections.abc import Callable
 from moorage.sources import Reason, source_error
 
 FLOOR_BYTES_PER_SECOND = 100_000
+_LEAST_PORTION = 4 << 10
 
 
 class StopError(Exception):
@@ -40,6 +41,10 @@ class Bandwidth:
         self.rate, self._stop = rate, stop
         self._lock = threading.Lock()
         self._free_at = 0.0
+
+    def portion(self, most: int) -> int:
+        """Bytes to take at once, at most `most`: an eighth of a second's, so that no connection sleeps for long."""
+        return min(most, max(_LEAST_PORTION, self.rate // 8)) if self.rate else most
 
     def take(self, size: int) -> None:
         """Wait until `size` bytes fit; raises StopError."""

@@ -9,10 +9,15 @@ from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from moorage.download.content import Content
+from moorage.download.content import Content, WrongBytes
 from moorage.errors import SourceError
+from moorage.sources import Reason
 
 _WINDOW_SECONDS = 5.0
+
+
+class PortTaken(Exception):
+    """Progress cannot be told where it was asked for."""
 
 
 class Phase(StrEnum):
@@ -35,6 +40,7 @@ class Progress:
         self.phase = Phase.RESOLVING
         self.retries = 0
         self.last_error: dict[str, Any] | None = None
+        self._faults = {"stalls": 0, "wrongBytes": 0, "changedOnDisk": 0}
         self._contents: list[Content] = []
         self._files = self._files_done = self._total = self._done = 0
         self._samples: deque[tuple[float, int]] = deque()
@@ -50,13 +56,28 @@ class Progress:
         """An attempt failed."""
         with self._lock:
             self.retries += 1
+            self._count(error)
             self.last_error = {"reason": error.reason, "message": error.message[:500], "file": file}
 
     def ended(self, error: SourceError, file: str | None) -> None:
         """The run has failed."""
         with self._lock:
+            if isinstance(error, WrongBytes):
+                self._count(error)  # other attempts have been counted as they failed
             self.last_error = {"reason": error.reason, "message": error.message[:500], "file": file}
             self.phase = Phase.FAILED
+
+    def _count(self, error: SourceError) -> None:
+        if isinstance(error, WrongBytes):
+            self._faults["changedOnDisk" if error.on_disk else "wrongBytes"] += 1
+        elif error.reason == Reason.STALLED:
+            self._faults["stalls"] += 1
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Repeated requests; transfers given up as stalled; verifications that failed, by where bytes went wrong."""
+        with self._lock:
+            return {"retries": self.retries, "faults": dict(self._faults)}
 
     def file_done(self, content: Content) -> None:
         """All paths of a content are verified."""
@@ -90,6 +111,7 @@ class Progress:
                 "bytesPerSecond": speed,
                 "remainingSeconds": -(-left // speed) if speed else (0 if not left and self._total else None),
                 "retries": self.retries,
+                "faults": dict(self._faults),
                 "lastError": self.last_error,
             }
 
@@ -134,7 +156,10 @@ class _Server(ThreadingHTTPServer):
 
 
 def serve(progress: Progress, port: int) -> None:
-    """Answer `GET /progress` on `port` until the process ends."""
+    """Answer `GET /progress` on `port` until the process ends; raises PortTaken."""
     handler = type("Handler", (_Handler,), {"progress": progress})
-    server = _Server(("::" if _Server.address_family == socket.AF_INET6 else "", port), handler)
+    try:
+        server = _Server(("::" if _Server.address_family == socket.AF_INET6 else "", port), handler)
+    except OSError as error:
+        raise PortTaken(f"cannot listen on port {port}: {error.strerror}") from error
     threading.Thread(target=server.serve_forever, name="status", daemon=True).start()

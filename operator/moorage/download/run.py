@@ -81,7 +81,7 @@ class Run:
         finally:
             volume.close()
         self.progress.phase = Phase.DONE
-        return {**self.facts, "bytes": plan.size, "files": files, "retries": self.progress.retries}
+        return {**self.facts, "bytes": plan.size, "files": files, **self.progress.counts}
 
     def _fill(self, volume: Volume, plan: Plan, contents: list[Content]) -> list[dict[str, Any]]:
         """Everything that happens on the volume; the files of the manifest."""
@@ -214,7 +214,16 @@ def facts_of(plan: Plan) -> dict[str, Any]:
 
 
 def manifest_of(plan: Plan, contents: list[Content]) -> dict[str, Any]:
-    """What is written beside the files; the sha256 of each, the hub's word where nothing was hashed."""
+    """What is written beside the files: the sha256 of each (the hub's word where nothing was hashed), git's hash where
+    that is what the hub publishes."""
     sha256 = {path: content.sha256 for content in contents for path in content.paths}
-    files = [{"path": f.path, "sizeBytes": f.size, "sha256": sha256[f.path]} for f in plan.files]
+    files = [
+        {
+            "path": f.path,
+            "sizeBytes": f.size,
+            "sha256": sha256[f.path],
+            **({"gitSha1": f.git_sha1} if f.git_sha1 else {}),
+        }
+        for f in plan.files
+    ]
     return {"moorage": 1, "commit": plan.commit, "manifestDigest": plan.digest, "files": files}

@@ -1,7 +1,6 @@
 """What is to be downloaded: the plan of a hub's repository or of a plain URL, made with a few blocking requests."""
 
 import hashlib
-import json
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -28,11 +27,11 @@ from moorage.sources import (
     select,
     source_error,
 )
+from moorage.sources.tree import MAX_JSON, read_json
 from moorage.sources.urls import redirect, without_query
 
 REDIRECTS = (301, 302, 303, 307, 308)
 MAX_REDIRECTS = 5
-_MAX_JSON = 32 << 20
 _MAX_FILES = 200_000
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _T = TypeVar("_T")
@@ -75,6 +74,10 @@ class Source(Protocol):
     def describe(self, path: str) -> str:
         """A file, for messages."""
 
+    @property
+    def title(self) -> str | None:
+        """The repository, for messages; None where there is none."""
+
 
 @dataclass(frozen=True)
 class HubSource:
@@ -95,6 +98,11 @@ class HubSource:
         """The endpoint."""
         return self.repository.endpoint
 
+    @property
+    def title(self) -> str | None:
+        """`repository org/name on https://hub`."""
+        return self.repository.title
+
     def describe(self, path: str) -> str:
         """`path of org/name on https://hub`."""
         return f"{path} of {self.repository.repo} on {self.repository.endpoint}"
@@ -102,18 +110,18 @@ class HubSource:
     def _resolve(self, wire: Wire) -> str:
         repo = self.repository
         what = f"revision {repo.revision} of {repo.repo} on {repo.endpoint}"
-        return parse_commit(_json(wire, repo.revision_url(), self.access, what)[0])
+        return parse_commit(_json(wire, repo.revision_url(), self.access, what, repo.title)[0])
 
     def _tree(self, wire: Wire, commit: str) -> list[RepoFile]:
         files: list[RepoFile] = []
         seen: set[str] = set()
         url: str | None = self.repository.tree_url(commit)
-        what = f"{self.repository.repo} at {commit[:12]} on {self.repository.endpoint}"
+        what = f"commit {commit[:12]} of {self.repository.repo} on {self.repository.endpoint}"
         while url:
             if url in seen or len(files) > _MAX_FILES:
                 raise source_error(Reason.NOT_A_HUB, f"the file list of {what} does not end")
             seen.add(url)
-            answer, headers = _json(wire, url, self.access, what)
+            answer, headers = _json(wire, url, self.access, what, self.repository.title)
             files += parse_tree_page(answer)
             url = next_page(url, headers.get("Link"))
         return files
@@ -132,7 +140,9 @@ class UrlSource:
         """Learn the size by asking for the first byte."""
         sha256 = self.sha256.lower().removeprefix("sha256:")
         if not _SHA256.match(sha256):
-            raise source_error(Reason.CHECKSUM_MISMATCH, f"{self.sha256[:80]!r} is not a sha256 (64 hex digits)")
+            raise source_error(
+                Reason.CHECKSUM_MISMATCH, f"checksum mismatch: {self.sha256[:80]!r} is not a sha256 (64 hex digits)"
+            )
         name = self.file_name or unquote(urlsplit(self.url).path).rsplit("/", 1)[-1] or "file"
         check_names([name])
         file = RepoFile(name, self._size(wire), sha256=sha256)
@@ -142,6 +152,11 @@ class UrlSource:
         """The URL itself."""
         return self.url
 
+    @property
+    def title(self) -> str | None:
+        """None."""
+        return None
+
     def describe(self, path: str) -> str:
         """The URL without its query, which may be signed."""
         return without_query(self.url)
@@ -149,7 +164,7 @@ class UrlSource:
     def _size(self, wire: Wire) -> int:
         what = without_query(self.url)
         with follow(wire, self.url, self.access, {"Range": "bytes=0-0"}, what) as answer:
-            total = re.match(r"^bytes \d+-\d+/(\d+)$", answer.headers.get("Content-Range") or "")
+            total = re.match(r"^bytes \d+-\d+/(\d{1,19})$", answer.headers.get("Content-Range") or "")
             if answer.status == 206 and total:
                 return int(total[1])
             if answer.length is None:
@@ -158,9 +173,12 @@ class UrlSource:
 
 
 def follow(
-    wire: Wire, url: str, access: Access, headers: Mapping[str, str], what: str, *, api: bool = False
+    wire: Wire, url: str, access: Access, headers: Mapping[str, str], what: str, repository: str | None = None
 ) -> Response:
-    """The successful answer (2xx) to a GET, redirects followed; `access` is shown to the origin of `url` only."""
+    """The successful answer (2xx) to a GET, redirects followed; `access` is shown to the origin of `url` only.
+
+    `repository` is named where metadata of one is asked for.
+    """
     home = url
     for _ in range(MAX_REDIRECTS + 1):
         sent = {**headers, **(access.sent() if same_origin(home, url) else {})}
@@ -169,16 +187,17 @@ def follow(
             return answer
         with answer:
             if answer.status not in REDIRECTS:
-                raise wire.refused(answer, what, access=access, api=api)
+                api = repository is not None
+                raise wire.refused(answer, what, access=access, api=api, repository=repository)
             url = redirect(url, answer.headers.get("Location"))
     raise source_error(Reason.UNEXPECTED_CONTENT, f"too many redirects: {what}")
 
 
-def _json(wire: Wire, url: str, access: Access, what: str) -> tuple[Any, Headers]:
-    with follow(wire, url, access, {}, what, api=True) as answer:
-        body = answer.read(_MAX_JSON)
+def _json(wire: Wire, url: str, access: Access, what: str, repository: str) -> tuple[Any, Headers]:
+    with follow(wire, url, access, {}, what, repository) as answer:
+        body = answer.read(MAX_JSON)
     try:
-        return json.loads(body), answer.headers
+        return read_json(body), answer.headers
     except ValueError:
         if not answer.framed and not body.lstrip().startswith(b"<"):
             # Without a length a broken connection looks like the end of headers or body.

@@ -18,12 +18,14 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from moorage.download.content import Content, Identity
 from moorage.download.pieces import Layout, LiveMap, PieceMap, layout
 from moorage.errors import SourceError
+from moorage.planning import text
 from moorage.sources import Reason, source_error
 from moorage.sources.files import STAGE_FOLDER, check_name
 
@@ -35,21 +37,24 @@ _RESERVE = 4 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def storage_error(error: OSError, path: Path | str) -> SourceError:
-    """A failed file operation as a SourceError."""
-    what = f"{path}: {error.strerror or error}"
+def storage_error(error: OSError, name: str = "") -> SourceError:
+    """A failed file operation as a SourceError; `name` is the file of the repository it was about."""
+    about, why = f" for {name}" if name else "", error.strerror or str(error)
     if error.errno in _FULL:
-        return source_error(Reason.INSUFFICIENT_STORAGE, f"no space left on the volume: {what}")
-    return source_error(Reason.STORAGE_ERROR, f"the volume cannot be used: {what}")
+        return source_error(
+            Reason.INSUFFICIENT_STORAGE,
+            f"no space left on the volume{about} ({why}): something else has filled it, or it has a quota",
+        )
+    return source_error(Reason.STORAGE_ERROR, f"the volume cannot be used{about}: {why}")
 
 
 @contextmanager
-def storage(path: Path | str) -> Iterator[None]:
-    """Turn OSError of file operations on `path` into SourceError."""
+def storage(name: str = "") -> Iterator[None]:
+    """Turn OSError of file operations into SourceError; `name` is the file of the repository they are about."""
     try:
         yield
     except OSError as error:
-        raise storage_error(error, path) from error
+        raise storage_error(error, name) from error
 
 
 class Volume:
@@ -69,14 +74,14 @@ class Volume:
 
     def open(self, lock_wait: float, stopped: Any) -> None:
         """Make the folders and take the lock; raises SourceError(VolumeBusy) after `lock_wait` seconds."""
-        with storage(self.dest):
+        with storage():
             self._make_folders(self.home)
             self._lock_fd = os.open(self.home / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         deadline = time.monotonic() + lock_wait
         while not self._try_lock():
             if time.monotonic() >= deadline or stopped.wait(0.2):
-                raise source_error(Reason.VOLUME_BUSY, f"another download is writing to {self.dest}")
-        with storage(self.home):  # only now: the run before us may have been tidying up
+                raise source_error(Reason.VOLUME_BUSY, "another download is writing to this folder of the volume")
+        with storage():  # only now: the run before us may have been tidying up
             self._make_folders(self.parts, self.files)
 
     def close(self) -> None:
@@ -98,19 +103,19 @@ class Volume:
             return False
         except OSError as error:
             if error.errno not in _NO_LOCKS:
-                raise storage_error(error, self.home / "lock") from error
+                raise storage_error(error) from error
             # One Job per target is the rule; where the file system has no locks the checksums are the net below it.
         return True
 
     def free(self) -> int:
         """Bytes that an unprivileged process may still write."""
-        with storage(self.dest):
+        with storage():
             room = os.statvfs(self.dest)
             return room.f_bavail * room.f_frsize
 
     def sweep(self, keys: set[str]) -> None:
         """Remove partial and waiting files that the plan does not want, and other commits' stages."""
-        with storage(self.home):
+        with storage():
             (self.home / "placing").unlink(missing_ok=True)
             for path in [*self.parts.iterdir(), *self.files.iterdir()]:
                 if path.name.removesuffix(".state").removesuffix(".live") not in keys:
@@ -148,9 +153,10 @@ class Volume:
         missing = sum(c.size - self.allocated(c) for c in contents)
         needed, free = missing + (_RESERVE if missing else 0) + 4096 * len(contents), self.free()
         if missing and needed > free:
+            more, there = _sizes(needed, free)
             raise source_error(
                 Reason.INSUFFICIENT_STORAGE,
-                f"no space left on the volume: {needed} bytes are needed and {free} are free in {self.dest}",
+                f"no space left on the volume: the files need {more} more, the volume has {there} free",
             )
 
     def allocate(self, content: Content) -> None:
@@ -158,7 +164,7 @@ class Volume:
         if content.small:
             return
         path = self.part(content)
-        with storage(path):
+        with storage(content.name):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:
                 # Not os.posix_fallocate: where the file system cannot, glibc would write every block instead.
@@ -174,7 +180,7 @@ class Volume:
     def open_part(self, content: Content) -> None:
         """Open the part for writing and, for a large content, its live map."""
         path = self.part(content)
-        with storage(path), content.io:
+        with storage(content.name), content.io:
             content.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             os.ftruncate(content.fd, content.size)
             if not content.small and content.pieces:
@@ -183,7 +189,7 @@ class Volume:
     def save(self, content: Content) -> None:
         """Data to disk, then the state that tells of it; sets `content.safe`."""
         path = self.part(content)
-        with storage(path), content.io:
+        with storage(content.name), content.io:
             if content.fd < 0 or content.pieces is None:
                 return
             records = content.pieces.records()
@@ -194,12 +200,14 @@ class Volume:
     def keep(self, content: Content) -> None:
         """Its bytes are verified: sync them and move them to where they wait for the others."""
         path = self.part(content)
-        with storage(path):
+        with storage(content.name):
             with content.io:
                 os.fdatasync(content.fd)
             content.close()
             content.found = self.files / path.name
             path.replace(content.found)
+            if not content.small:
+                _sync(self.files)  # a power failure must not take the name and leave the state's removal
             for suffix in (".state", ".live"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
 
@@ -208,14 +216,22 @@ class Volume:
     def candidates(self, identity: Identity) -> Iterator[Path]:
         """Files of an earlier run that may hold these bytes: waiting ones, and those of other published commits."""
         yield self.files / identity.key
+        yield from self._elsewhere.get(identity.key, ())
+
+    @cached_property
+    def _elsewhere(self) -> dict[str, list[Path]]:
+        """The files of other published commits by key, as their manifests say; read once for all files."""
+        found: dict[str, list[Path]] = {}
         for manifest in sorted(self.dest.glob("*/*manifest.json")):
             if manifest.parent == self.published or manifest.name not in (MANIFEST, OWN_MANIFEST):
                 continue
             for file in read_manifest(manifest).get("files", []):
-                if (file.get("sha256"), file.get("sizeBytes")) == (identity.sha256, identity.size):
-                    with suppress(SourceError):
-                        check_name(str(file.get("path")))
-                        yield manifest.parent / str(file["path"])
+                git = file.get("gitSha1")
+                identity = Identity(file.get("sizeBytes", -1), None if git else file.get("sha256"), git)
+                with suppress(SourceError):
+                    check_name(str(file.get("path")))
+                    found.setdefault(identity.key, []).append(manifest.parent / str(file["path"]))
+        return found
 
     def place(self, content: Content) -> None:
         """Put verified bytes at every path that wants them."""
@@ -225,7 +241,7 @@ class Volume:
         own = source.parent == self.files
         while content.wanted:
             path = self.target / content.wanted[-1]
-            with storage(path):
+            with storage(content.wanted[-1]):
                 self._make_parents(path)
                 self._put(source, path, move=own and len(content.wanted) == 1)
             content.wanted.pop()
@@ -259,7 +275,7 @@ class Volume:
     def publish(self, manifest: dict[str, Any]) -> None:
         """Write the manifest and give the tree its name; nothing is visible at DEST/<commit> before."""
         target = self.target
-        with storage(self.published):
+        with storage():
             target.mkdir(exist_ok=True)
             name = manifest_name(f["path"] for f in manifest["files"])
             write_durably(target / name, json.dumps(manifest, indent=1, ensure_ascii=False).encode() + b"\n")
@@ -273,6 +289,12 @@ class Volume:
         """Nothing waits any more."""
         for used in (self.parts, self.files):
             shutil.rmtree(used, ignore_errors=True)
+
+
+def _sizes(needed: int, free: int) -> tuple[str, str]:
+    """Both as people read them; to the byte where they would read alike."""
+    short = text.size(needed), text.size(free)
+    return short if short[0] != short[1] else (f"{needed:,} bytes", f"{free:,} bytes")
 
 
 def manifest_name(paths: Any) -> str:

@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 from moorage.download.board import Board
-from moorage.download.content import Checksums, Content, Identity
+from moorage.download.content import Checksums, Content, Identity, WrongBytes
 from moorage.download.pace import StopError
 from moorage.download.pieces import Piece, believe, crc_of
 from moorage.download.settings import Verify
@@ -13,14 +13,14 @@ from moorage.download.volume import Volume, is_plain_file, storage
 from moorage.errors import SourceError
 from moorage.sources import Reason, source_error
 
-_BUFFER = 256 << 10  # what stays in the L2 cache between socket, checksum and file
+_BUFFER = 512 << 10
 _MOST_DISK_REPAIRS = 3
 
 
 def hash_file(path: Path, identity: Identity, stop: threading.Event) -> Checksums:
     """Checksums of a whole file; raises SourceError(StorageError) or StopError."""
     sums, buffer = Checksums(identity), memoryview(bytearray(_BUFFER))
-    with storage(path), path.open("rb", buffering=0) as file:
+    with storage(path.name), path.open("rb", buffering=0) as file:
         while got := file.readinto(buffer):
             sums.update(buffer[:got])
             if stop.is_set():
@@ -119,10 +119,10 @@ class Walker:
 def mismatch(content: Content) -> SourceError:
     """The bytes are wrong, the second time too."""
     expected = content.identity.sha256 or f"git blob {content.identity.git_sha1}"
-    return source_error(
-        Reason.CHECKSUM_MISMATCH, f"checksum mismatch: {content.name} is not the published {expected}, fetched twice"
-    )
+    text = f"checksum mismatch: {content.name} is not the published {expected}, fetched twice"
+    return WrongBytes(Reason.CHECKSUM_MISMATCH, text, on_disk=False)
 
 
 def _spoiled(content: Content) -> SourceError:
-    return source_error(Reason.STORAGE_ERROR, f"the volume returns other bytes than were written: {content.name}")
+    text = f"the volume returns other bytes than were written: {content.name}"
+    return WrongBytes(Reason.STORAGE_ERROR, text, on_disk=True)

@@ -9,45 +9,49 @@ import socket
 import ssl
 import threading
 import time
-from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from types import TracebackType
-from urllib.parse import quote, unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import quote, urlsplit
 
 from moorage import __version__
 from moorage.download.pace import HostPauses, StopError
+from moorage.download.proxy import Proxies, Proxy, tunnel
 from moorage.errors import SourceError
 from moorage.sources import Access, HostPolicy, Reason, classify, origin, source_error
 from moorage.sources.urls import without_query
 
 _SAFE = "%/:=&?~#+!$,;'@()*[]"  # quote(url) with these mends a sloppy Location and changes no good one
 _SHORT_TEXT = 16 << 10
+_DRAIN_SECONDS = 1.0
+_FLUSH_SECONDS = 0.1  # how long bytes may wait in memory for more to come
 _REAP_SECONDS = 0.25
+_MOST_IDLE = 64
+_IDLE_SECONDS = 15.0  # older ones may have been forgotten by a firewall on the way, which only a time-out would tell
 _STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
+_NEVER = float("inf")
 
 
 @dataclass(eq=False)
 class Connection:
-    """An HTTP connection and what is known of it."""
+    """An HTTP connection and what is known of it; `proxy` where requests name their host to one."""
 
     http: http.client.HTTPConnection
+    sock: socket.socket
     key: tuple[str, str, int]
-    via_proxy: bool
+    proxy: Proxy | None
+    deadline: float
     used: bool = False
-    deadline: float = float("inf")
     late: bool = False
+    idle_since: float = 0.0
 
     def shut(self) -> None:
         """Wake whoever waits on the socket, from any thread."""
-        try:
-            if self.http.sock:
-                self.http.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
 
 
 class Response:
@@ -64,26 +68,64 @@ class Response:
         self.framed = raw.length is not None or bool(raw.chunked)
         self._left = raw.length
         self._direct = False
+        self._broken: OSError | None = None
 
-    def readinto(self, view: memoryview, timeout: float) -> int:
-        """Bytes put into `view` by one read, 0 at the end; raises OSError, TimeoutError or HTTPException."""
-        if self._left == 0:
+    def readinto(self, view: memoryview, patience: float) -> int:
+        """Bytes put into `view`: what comes within a moment, at least one; 0 at the end.
+
+        Raises TimeoutError after `patience` seconds without any, OSError or HTTPException.
+        """
+        if self._left == 0 or not view:
             return 0
-        if self.connection.http.sock:
-            self.connection.http.sock.settimeout(timeout)
-        if self._raw.chunked or self._left is None:
-            data = self._raw.read1(len(view))
-            view[: len(data)] = data
-            return len(data)
-        room = view[: self._left] if self._left < len(view) else view
-        if self._direct and self.connection.http.sock:
-            size = self.connection.http.sock.recv_into(room)
-        else:
-            # The parser may have read on into the body. One large read empties its buffer; from then on the socket is
-            # read without it.
-            size = self._raw.fp.readinto1(room)
-            self._direct = len(room) > io.DEFAULT_BUFFER_SIZE
-        self._left -= size
+        if self._broken:
+            raise self._broken
+        room = view if self._left is None else view[: self._left]
+        size = self._fill(room, patience) if self._direct else self._parsed(room, patience)
+        if self._left is not None:
+            self._left -= size
+        return size
+
+    def _parsed(self, room: memoryview, patience: float) -> int:
+        """Read by way of the parser: chunked bodies, and what it has read of the body while it looked for headers."""
+        self.connection.sock.settimeout(patience)
+        # A chunk's head that comes byte by byte would begin the socket's time-out anew with each.
+        self.connection.deadline = time.monotonic() + patience
+        try:
+            if self._left is None:
+                data = self._raw.read1(len(room))
+                room[: len(data)] = data
+                return len(data)
+            # One large read empties the parser's buffer; from then on the socket is read without it.
+            size: int = self._raw.fp.readinto1(room)
+            if len(room) > io.DEFAULT_BUFFER_SIZE:
+                self._direct = True
+                self.connection.sock.settimeout(_FLUSH_SECONDS)
+            return size
+        finally:
+            self.connection.deadline = _NEVER
+            if self.connection.late:
+                raise TimeoutError
+
+    def _fill(self, room: memoryview, patience: float) -> int:
+        """Many small reads in one go: TLS hands out 16 KiB at a time."""
+        begin, size, receive = time.monotonic(), 0, self.connection.sock.recv_into
+        while size < len(room):
+            try:
+                got = receive(room[size:])
+            except TimeoutError:
+                if not size and time.monotonic() - begin < patience:
+                    continue
+                if not size:
+                    raise
+                break
+            except OSError as error:
+                if not size:
+                    raise
+                self._broken = error  # for the next one to find: these bytes are good
+                break
+            size += got
+            if not got or time.monotonic() - begin > _FLUSH_SECONDS:
+                break
         return size
 
     def read(self, limit: int) -> bytes:
@@ -119,16 +161,17 @@ class Response:
     def close(self) -> None:
         """Give the connection back where the answer was read to its end, else close it."""
         self._drain()
-        whole = self._left == 0 and not self._raw.will_close
+        ended = self._left == 0 or (bool(self._raw.chunked) and self._raw.isclosed())
+        whole = ended and not self._raw.will_close
         self._raw.close()
         self._wire.release(self.connection, reuse=whole)
 
     def _drain(self) -> None:
         """Read the short text of a redirect or an error, so that the connection can be used again."""
         if self._left and self._left <= _SHORT_TEXT:
+            view, until = memoryview(bytearray(self._left)), time.monotonic() + _DRAIN_SECONDS
             with suppress(OSError, http.client.HTTPException, ValueError):
-                view = memoryview(bytearray(self._left))
-                while self.readinto(view, 1.0):
+                while (patience := until - time.monotonic()) > 0 and self.readinto(view, patience):
                     continue
 
 
@@ -147,10 +190,10 @@ class Wire:
         self.pauses = HostPauses(stop)
         self._policy = policy or HostPolicy()
         self._lock = threading.Lock()
-        self._idle: dict[tuple[str, str, int], list[Connection]] = {}
+        self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
-        self._tls = _trust(ca_file)
-        self._proxies = getproxies()
+        self._ca_file = ca_file
+        self._proxies = Proxies()
         threading.Thread(target=self._reap, name="reaper", daemon=True).start()
 
     def get(self, url: str, headers: Mapping[str, str]) -> Response:
@@ -161,7 +204,7 @@ class Wire:
         for again in (True, False):
             connection = None
             try:
-                connection = self._take(key)
+                connection = (self._kept(key) if again else None) or self._dial(key)
                 connection.deadline = time.monotonic() + self.timeout
                 return self._ask(connection, url, sent)
             except (OSError, http.client.HTTPException, ValueError) as error:
@@ -175,22 +218,25 @@ class Wire:
     def _ask(self, connection: Connection, url: str, headers: Mapping[str, str]) -> Response:
         parts = urlsplit(quote(url, safe=_SAFE))
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        if connection.via_proxy:
+        if connection.proxy:
             target = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{target}"
-        assert connection.http.sock is not None
-        connection.http.sock.settimeout(self.timeout)
+            headers = {**headers, **connection.proxy.headers}
+        connection.sock.settimeout(self.timeout)
         connection.http.request("GET", target, headers=dict(headers))
         raw = connection.http.getresponse()
         if connection.late:  # http.client takes the end of a connection for the end of the headers
             raise TimeoutError
         response = Response(self, connection, raw, url)
-        connection.used, connection.deadline = True, float("inf")
+        connection.used, connection.deadline = True, _NEVER
         return response
 
-    def refused(self, response: Response, what: str, *, access: Access, api: bool = False) -> SourceError:
+    def refused(
+        self, response: Response, what: str, *, access: Access, api: bool = False, repository: str | None = None
+    ) -> SourceError:
         """What an answer other than success means; a Retry-After pauses its host."""
         now = datetime.now(tz=UTC)
-        error = classify(response.status, response.headers, what, access=access, now=now, api=api)
+        status, headers = response.status, response.headers
+        error = classify(status, headers, what, access=access, now=now, api=api, repository=repository)
         if error.retry_after and response.status in (429, 503):
             self.pauses.pause(origin(response.url)[1], error.retry_after)
         return error
@@ -212,13 +258,17 @@ class Wire:
         return source_error(Reason.NETWORK, f"connection broken: {what}: {text}")
 
     def release(self, connection: Connection, *, reuse: bool) -> None:
-        """Give a connection back."""
+        """Give a connection back; at most 64 are kept, however many hosts there are."""
+        dropped = connection
         with self._lock:
             self._busy.discard(connection)
             if reuse and not self.stop.is_set():
-                self._idle.setdefault(connection.key, []).append(connection)
-                return
-        connection.http.close()
+                connection.idle_since = time.monotonic()
+                self._idle.append(connection)
+                if len(self._idle) <= _MOST_IDLE:
+                    return
+                dropped = self._idle.pop(0)
+        dropped.http.close()
 
     def _reap(self) -> None:
         """Break connections whose headers are overdue: a byte now and then would beat the socket's time-out."""
@@ -233,41 +283,58 @@ class Wire:
     def abort(self) -> None:
         """Break every connection; `stop` must be set before."""
         with self._lock:
-            everyone = [*self._busy, *(c for kept in self._idle.values() for c in kept)]
+            everyone = [*self._busy, *self._idle]
         for connection in everyone:
             connection.shut()
 
-    def _take(self, key: tuple[str, str, int]) -> Connection:
+    def _kept(self, key: tuple[str, str, int]) -> Connection | None:
+        """An idle connection to there, the one used last; None where there is none."""
+        oldest = time.monotonic() - _IDLE_SECONDS
         with self._lock:
-            kept = self._idle.get(key)
-            connection = kept.pop() if kept else None
-        connection = connection or self._dial(key)
+            found = next((c for c in reversed(self._idle) if c.key == key and c.idle_since > oldest), None)
+            if found:
+                self._idle.remove(found)
+                self._busy.add(found)
+        return found
+
+    def _dial(self, key: tuple[str, str, int]) -> Connection:
+        """A new connection, ready for requests; raises SourceError, OSError or TimeoutError."""
+        scheme, host, port = key
+        self._policy.check_host(host)
+        # A proxy resolves the name, so only literal addresses were checked; the proxy is the admin's own choice.
+        proxy = self._proxies.choose(scheme, host, port)
+        deadline = time.monotonic() + self.timeout
+        sock = self._connect(host, port) if proxy is None else proxy.connect(self.timeout)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
+        client = kind(host, port)
+        connection = Connection(client, sock, key, proxy if scheme == "http" else None, deadline)
         with self._lock:
-            self._busy.add(connection)
+            self._busy.add(connection)  # so that the reaper and `abort` reach it while it shakes hands
+        try:
+            if scheme == "https":
+                self._secure(connection, proxy)
+            client.sock = connection.sock
+        except BaseException:
+            self.release(connection, reuse=False)
+            connection.sock.close()
+            if connection.late:
+                raise TimeoutError(f"no answer in {self.timeout:g} s") from None
+            raise
         if self.stop.is_set():
             connection.shut()
         return connection
 
-    def _dial(self, key: tuple[str, str, int]) -> Connection:
-        scheme, host, port = key
-        self._policy.check_host(host)
-        proxy = None if proxy_bypass(host) else self._proxies.get(scheme)
-        if not proxy:
-            sock: socket.socket = self._connect(host, port)
-        else:
-            # The proxy resolves the name, so only literal addresses were checked; the proxy is the admin's own choice.
-            named = urlsplit(proxy if "//" in proxy else f"http://{proxy}")
-            sock = socket.create_connection((named.hostname or "", named.port or 3128), self.timeout)
-            if scheme == "https":
-                _tunnel(sock, host, port, named.username, named.password)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if scheme == "https":
-            sock = self._tls.wrap_socket(sock, server_hostname=host)
-            client: http.client.HTTPConnection = http.client.HTTPSConnection(host, port, context=self._tls)
-        else:
-            client = http.client.HTTPConnection(host, port)
-        client.sock = sock
-        return Connection(client, key, via_proxy=bool(proxy) and scheme == "http")
+    def _secure(self, connection: Connection, proxy: Proxy | None) -> None:
+        _, host, port = connection.key
+        if proxy:
+            tunnel(connection.sock, host, port, proxy)
+        connection.sock = self._tls.wrap_socket(connection.sock, server_hostname=host, do_handshake_on_connect=False)
+        connection.sock.do_handshake()
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return _trust(self._ca_file)  # reading all authorities takes a while: only where TLS is spoken
 
     def _connect(self, host: str, port: int) -> socket.socket:
         """A socket to one of the addresses of `host`, each checked after resolving."""
@@ -296,22 +363,3 @@ def _trust(ca_file: str | None) -> ssl.SSLContext:
         except (OSError, ssl.SSLError) as error:
             raise source_error(Reason.CERTIFICATE_ERROR, f"CA file {ca_file} cannot be read: {error}") from None
     return context
-
-
-def _tunnel(sock: socket.socket, host: str, port: int, user: str | None, password: str | None) -> None:
-    """Ask an HTTP proxy for a tunnel (CONNECT); raises OSError where it refuses."""
-    name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    lines = [f"CONNECT {name} HTTP/1.1", f"Host: {name}"]
-    if user:
-        secret = f"{unquote(user)}:{unquote(password or '')}".encode()
-        lines.append(f"Proxy-Authorization: Basic {b64encode(secret).decode()}")
-    sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
-    answer = b""
-    while b"\r\n\r\n" not in answer and len(answer) < 65536:
-        got = sock.recv(1)  # one byte at a time: what follows the head belongs to TLS
-        if not got:
-            raise ConnectionResetError("the proxy closed the connection")
-        answer += got
-    words = answer.split(b"\r\n", 1)[0].split()
-    if len(words) < 2 or words[1] != b"200":
-        raise OSError(f"the proxy refused a tunnel to {name}: {answer[:80]!r}")

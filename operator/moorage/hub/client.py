@@ -1,7 +1,6 @@
 """The asynchronous client of a Hugging Face-compatible hub and of plain HTTP sources."""
 
 import asyncio
-import json
 import re
 import ssl
 from collections.abc import AsyncIterator, Mapping
@@ -31,15 +30,15 @@ from moorage.sources import (
     same_origin,
     source_error,
 )
+from moorage.sources.tree import MAX_JSON, read_json
 from moorage.sources.urls import redirect, without_query
 
 ANONYMOUS = Access()
-_MAX_JSON = 32 << 20
 _MAX_RANGE = 64 << 20
 _MAX_FILES = 200_000
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
-_CONTENT_RANGE = re.compile(r"^bytes (\d+)-(\d+)/(\d+)$")
+_CONTENT_RANGE = re.compile(r"^bytes (\d{1,19})-(\d{1,19})/(\d{1,19})$")
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class HubClient:
     async def resolve(self, source: Repository, access: Access = ANONYMOUS) -> str:
         """The commit (40 hex) that `source.revision` stands for now."""
         what = f"revision {source.revision} of {source.repo} on {source.endpoint}"
-        answer, _ = await self._json(source.revision_url(), what, access)
+        answer, _ = await self._json(source.revision_url(), what, access, source.title)
         return parse_commit(answer)
 
     async def tree(self, source: Repository, commit: str, access: Access = ANONYMOUS) -> list[RepoFile]:
@@ -91,7 +90,8 @@ class HubClient:
             if url in seen or len(files) > _MAX_FILES:
                 raise source_error(Reason.NOT_A_HUB, f"the file list of {source.repo} does not end")
             seen.add(url)
-            answer, headers = await self._json(url, f"{source.repo} at {commit[:12]} on {source.endpoint}", access)
+            what = f"commit {commit[:12]} of {source.repo} on {source.endpoint}"
+            answer, headers = await self._json(url, what, access, source.title)
             files += parse_tree_page(answer)
             url = next_page(url, headers.get("Link"))
         return files
@@ -129,11 +129,11 @@ class HubClient:
             etag = answer.headers.get("ETag", "").removeprefix("W/").strip('"')
             return data, RemoteFile(total, etag or None)
 
-    async def _json(self, url: str, what: str, access: Access) -> tuple[Any, Mapping[str, str]]:
-        async with self._get(url, what, access, {}) as answer:
-            body = await _read(answer, _MAX_JSON, what)
+    async def _json(self, url: str, what: str, access: Access, repository: str) -> tuple[Any, Mapping[str, str]]:
+        async with self._get(url, what, access, {}, repository) as answer:
+            body = await _read(answer, MAX_JSON, what)
             try:
-                return json.loads(body), answer.headers
+                return read_json(body), answer.headers
             except ValueError:
                 raise source_error(
                     Reason.NOT_A_HUB, f"not a Hugging Face-compatible hub: {without_query(url)} sent no JSON"
@@ -141,12 +141,12 @@ class HubClient:
 
     @asynccontextmanager
     async def _get(
-        self, url: str, what: str, access: Access, headers: Mapping[str, str]
+        self, url: str, what: str, access: Access, headers: Mapping[str, str], repository: str | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The successful answer to a GET, redirects followed by hand so that each hop is checked."""
         try:
             async with asyncio.timeout(self._timeout.total):
-                answer = await self._follow(url, what, access, headers)
+                answer = await self._follow(url, what, access, headers, repository)
                 async with answer:
                     yield answer
         except TimeoutError:
@@ -154,7 +154,9 @@ class HubClient:
         except (aiohttp.ClientError, OSError) as error:
             raise _connection_error(error, what) from None
 
-    async def _follow(self, url: str, what: str, access: Access, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+    async def _follow(
+        self, url: str, what: str, access: Access, headers: Mapping[str, str], repository: str | None
+    ) -> aiohttp.ClientResponse:
         start = url
         for _ in range(_MAX_REDIRECTS + 1):
             sent = {**headers, **(access.sent() if same_origin(start, url) else {})}
@@ -165,7 +167,8 @@ class HubClient:
             answer.release()
             if answer.status not in _REDIRECTS:
                 now, api = datetime.now(tz=UTC), "Range" not in headers
-                raise classify(answer.status, answer.headers, what, access=access, now=now, api=api)
+                status, told = answer.status, answer.headers
+                raise classify(status, told, what, access=access, now=now, api=api, repository=repository)
             url = redirect(url, answer.headers.get("Location"))
         raise source_error(Reason.UNEXPECTED_CONTENT, f"too many redirects: {what}")
 

@@ -1,7 +1,13 @@
 """What a source wants to see before it answers."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from moorage.errors import SourceError
+from moorage.sources.reasons import Reason
+
+_SENDABLE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 
 
 @dataclass(frozen=True)
@@ -16,11 +22,24 @@ class Access:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def sent(self) -> dict[str, str]:
-        """The request headers for the source's own origin."""
-        return {**self.headers, **({"Authorization": f"Bearer {self.token}"} if self.token else {})}
+        """The request headers for the source's own origin; raises SourceError(Unauthorized) where one cannot be sent.
+
+        Secrets made from files end in a line break as a rule; it is no part of the token.
+        """
+        token = (self.token or "").strip()
+        headers = {**self.headers, **({"Authorization": f"Bearer {token}"} if token else {})}
+        for name, value in headers.items():
+            if not _SENDABLE.fullmatch(value):  # HTTP libraries refuse it too, and say it aloud
+                raise SourceError(
+                    Reason.UNAUTHORIZED.value,
+                    f"unauthorized: the {name} header cannot be sent: its value has a line break or a character"
+                    " that is neither ASCII nor Latin-1; check the Secret it comes from",
+                    retryable=False,
+                )
+        return headers
 
     def hide(self, text: str) -> str:
         """`text` without our secrets: a server may say back what it was sent."""
-        for secret in filter(None, (self.token, *self.headers.values())):
+        for secret in filter(None, ((self.token or "").strip(), *self.headers.values())):
             text = text.replace(secret, "***")
         return text

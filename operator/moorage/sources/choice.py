@@ -37,9 +37,7 @@ def main_file(files: Sequence[RepoFile]) -> str | None:
     heads = sorted(p for f in files if weights(p := f.path) if not (part := _PART.search(p)) or part[1] == "00001")
     if len(heads) > 1:
         listed = ", ".join(heads[:_SHOWN]) + (f" and {len(heads) - _SHOWN} more" if len(heads) > _SHOWN else "")
-        raise source_error(
-            Reason.AMBIGUOUS, f"the source holds {len(heads)} models: {listed}; choose one with quantization or include"
-        )
+        raise source_error(Reason.AMBIGUOUS, f"the source holds {len(heads)} models: {listed}")
     return heads[0] if heads else None
 
 

@@ -19,6 +19,7 @@ _CODES = {
     "RevisionNotFound": Reason.REVISION_NOT_FOUND,
     "EntryNotFound": Reason.FILE_NOT_FOUND,
 }
+_OF_A_REPOSITORY = (Reason.REPO_NOT_FOUND, Reason.GATED, Reason.UNAUTHORIZED, Reason.NOT_A_HUB)
 _SAID = 300
 
 
@@ -30,18 +31,27 @@ class Headers(Protocol):
 
 
 def source_error(reason: Reason, message: str, *, after: float | None = None) -> SourceError:
-    """A SourceError whose `retryable` is what the table of reasons says."""
-    return SourceError(reason.value, message, retryable=CATALOG[reason].retryable, retry_after=after)
+    """A SourceError whose `retryable` is what the table of reasons says; what a person must mend ends in how."""
+    facts = CATALOG[reason]
+    text = message if facts.retryable else f"{message}; {facts.advice}"
+    return SourceError(reason.value, text, retryable=facts.retryable, retry_after=after)
 
 
 def classify(
-    status: int, headers: Headers, what: str, *, access: Access, now: datetime, api: bool = False
+    status: int,
+    headers: Headers,
+    what: str,
+    *,
+    access: Access,
+    now: datetime,
+    api: bool = False,
+    repository: str | None = None,
 ) -> SourceError:
     """What an answer other than success means; `api` says that metadata was asked for, not a file.
 
-    `what` names the thing asked for in the message ("repository
-    acme/model on https://hub"); `access` tells "no token" from "the token may not"; `now` is needed for dates in
-    Retry-After.
+    `what` names the thing asked for in the message ("a.gguf of acme/model on https://hub"), `repository` what it is
+    part of, because that is what rights are about; `access` tells "no token" from "the token may not"; `now` is
+    needed for dates in Retry-After.
     """
     code = headers.get("X-Error-Code") or ""
     said = _printable(access.hide(headers.get("X-Error-Message") or ""))
@@ -50,6 +60,8 @@ def classify(
         # Mirrors leave the code out; a hub at least answers in JSON, any other web server with a page.
         reason = Reason.REPO_NOT_FOUND if "json" in (headers.get("Content-Type") or "") else Reason.NOT_A_HUB
     after = retry_after(headers, now)
+    if repository and (reason in _OF_A_REPOSITORY or (api and reason is Reason.ACCESS_DENIED)):
+        what = repository
     return source_error(reason, _sentence(reason, status, what, with_token=bool(access.token), said=said), after=after)
 
 
@@ -60,7 +72,6 @@ def _by_status(status: int) -> Reason:
         401: Reason.UNAUTHORIZED,
         403: Reason.ACCESS_DENIED,
         404: Reason.FILE_NOT_FOUND,
-        407: Reason.REQUEST_REFUSED,
         408: Reason.TIMEOUT,
         410: Reason.FILE_NOT_FOUND,
         416: Reason.SIZE_MISMATCH,
@@ -77,7 +88,7 @@ def _sentence(reason: Reason, status: int, what: str, *, with_token: bool, said:
         + ("the token may not see it" if with_token else no_token),
         Reason.GATED: f"access denied: {what} is gated, and "
         + ("the token has no permission" if with_token else no_token),
-        Reason.ACCESS_DENIED: f"access denied: {what}",
+        Reason.ACCESS_DENIED: f"access denied (forbidden): {what}",
         Reason.UNAUTHORIZED: f"unauthorized: {what} needs a token"
         + (", and the one given is not valid" if with_token else f", and {no_token}"),
         Reason.REVISION_NOT_FOUND: f"revision not found: {what}",
@@ -90,22 +101,33 @@ def _sentence(reason: Reason, status: int, what: str, *, with_token: bool, said:
         Reason.UNEXPECTED_CONTENT: f"unexpected answer: {what}",
     }
     text = texts.get(reason, f"request refused: {what}")
+    if status == 407:
+        text = f"proxy authentication required: {what}"
     return f"{text} (HTTP {status}{': ' + said if said else ''})"
 
 
 def retry_after(headers: Headers, now: datetime) -> float | None:
-    """Seconds to wait as the server asked: Retry-After in seconds or as a date, else RateLimit; None if unsaid."""
+    """Seconds to wait as the server asked: Retry-After in seconds or as a date, else RateLimit; None if unsaid.
+
+    A date is compared with the server's own clock (its Date header) where it tells it: ours may be wrong.
+    """
     value = (headers.get("Retry-After") or "").strip()
     if re.fullmatch(r"\d{1,9}", value):
         return float(value)
     if value:
-        try:
-            date = parsedate_to_datetime(value)
-        except ValueError:
+        date = _date(value)
+        if date is None:
             return rate_limit(headers)
-        aware = date if date.tzinfo else date.replace(tzinfo=UTC)
-        return max(0.0, (aware - now).total_seconds())
+        return max(0.0, (date - (_date(headers.get("Date") or "") or now)).total_seconds())
     return rate_limit(headers)
+
+
+def _date(value: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 def rate_limit(headers: Headers) -> float | None:

@@ -54,6 +54,11 @@ class ReasonFacts:
         """Whether time alone may mend it."""
         return self.exit_code >= 30
 
+    @property
+    def advice(self) -> str:
+        """The remedy as the end of a message."""
+        return self.remedy[:1].lower() + self.remedy[1:].rstrip(".")
+
 
 CATALOG: dict[Reason, ReasonFacts] = {
     Reason.COMPLETE: ReasonFacts(0, "All files are there and verified.", "Nothing to do."),
@@ -88,12 +93,12 @@ CATALOG: dict[Reason, ReasonFacts] = {
     Reason.NO_FILES_MATCHED: ReasonFacts(
         16,
         "No file of the repository matches the patterns or the quantization; the message lists what there is.",
-        "Correct `include`, `exclude` or `quantization`.",
+        "Correct `include`, `exclude` or `quantization`, which are compared with whole paths.",
     ),
     Reason.AMBIGUOUS: ReasonFacts(
         17,
         "Several models of the repository match one quantization; the message lists them.",
-        "Narrow the choice with `include`.",
+        "Choose one with `quantization`, `include` or the exact name of a file.",
     ),
     Reason.NOT_A_HUB: ReasonFacts(
         18,
@@ -104,7 +109,7 @@ CATALOG: dict[Reason, ReasonFacts] = {
         19,
         "The host, or an address it resolves or redirects to, may not be fetched from (link-local, loopback, cloud"
         " metadata, or not in the list of allowed hosts).",
-        "Use another host, or have the person who runs Moorage allow it.",
+        "Use another host, or have whoever runs Moorage allow this one.",
     ),
     Reason.UNSAFE_NAME: ReasonFacts(
         20,
@@ -114,7 +119,7 @@ CATALOG: dict[Reason, ReasonFacts] = {
     Reason.INSUFFICIENT_STORAGE: ReasonFacts(
         21,
         "No space left: the volume has less room than the files need. Found before the first byte wherever possible.",
-        "Enlarge the claim or free space; the message has both numbers.",
+        "Make the claim larger (`storage.size`, where its class allows that) or free space on the volume.",
     ),
     Reason.CHECKSUM_MISMATCH: ReasonFacts(
         22,
@@ -132,7 +137,9 @@ CATALOG: dict[Reason, ReasonFacts] = {
         "Check the claim's access mode, its ownership (fsGroup) and the health of the volume.",
     ),
     Reason.REQUEST_REFUSED: ReasonFacts(
-        25, "The server refused the request for another reason (4xx).", "The message has the status and its text."
+        25,
+        "The server refused the request for another reason (4xx).",
+        "Look at the status and the server's words; a proxy or firewall on the way may have said them.",
     ),
     Reason.CERTIFICATE_ERROR: ReasonFacts(
         26,

@@ -79,7 +79,7 @@ def _quantized(files: Sequence[RepoFile], quantization: str) -> list[RepoFile]:
     if not models:
         return []
     if len(models) > 1:
-        listed = ", ".join(sorted(parts[0].path for parts in models.values()))
+        listed = _names(parts[0].path for parts in models.values())
         raise source_error(Reason.AMBIGUOUS, f"{len(models)} models match quantization {quantization}: {listed}")
     ((_, total), parts) = next(iter(models.items()))
     _check_parts(parts, total)

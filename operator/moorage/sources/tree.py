@@ -1,5 +1,6 @@
 """Reads the hub's JSON answers. They are untrusted: whatever is odd becomes SourceError(NotAHub)."""
 
+import json
 import re
 from typing import Any
 
@@ -11,6 +12,21 @@ from moorage.sources.reasons import Reason
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _MAX_SIZE = 1 << 50
+MAX_JSON = 32 << 20
+_MAX_TOKENS = 2_000_000
+
+
+def read_json(body: bytes) -> Any:
+    """A JSON answer (at most MAX_JSON bytes); raises ValueError also for one that would take the memory of a thousand.
+
+    Every value needs a comma or a bracket, and an object of Python takes up to thirty times its two bytes.
+    """
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > _MAX_TOKENS:
+        raise ValueError("too many values")
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def parse_commit(answer: Any) -> str:

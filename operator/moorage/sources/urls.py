@@ -22,11 +22,12 @@ class Repository:
 
     def __post_init__(self) -> None:
         if not _REPO.match(self.repo) or ".." in self.repo:
-            raise source_error(Reason.REPO_NOT_FOUND, f"{self.repo!r} is not a repository name (org/name)")
+            shown = self.repo[:200]
+            raise source_error(Reason.REPO_NOT_FOUND, f"not found: {shown!r} is no repository's name (org/name)")
         parts = urlsplit(self.endpoint)
         if parts.scheme not in _PORTS or not parts.hostname or "@" in parts.netloc:
             shown = without_query(self.endpoint)
-            raise source_error(Reason.NOT_A_HUB, f"endpoint {shown!r} is not a plain http(s) address")
+            raise source_error(Reason.NOT_A_HUB, f"not a hub: endpoint {shown[:200]!r} is not a plain http(s) address")
 
     def revision_url(self) -> str:
         """Answers with the commit of the revision."""
@@ -39,6 +40,11 @@ class Repository:
     def file_url(self, commit: str, path: str) -> str:
         """The file itself, perhaps by a redirect to a CDN."""
         return f"{self._base}/{quote(self.repo)}/resolve/{quote(commit, safe='')}/{quote(path)}"
+
+    @property
+    def title(self) -> str:
+        """The repository, for messages."""
+        return f"repository {self.repo} on {self.endpoint}"
 
     @property
     def _base(self) -> str:
@@ -66,7 +72,12 @@ def redirect(url: str, location: str | None) -> str:
     """Where a redirect of `url` leads."""
     if not location:
         raise source_error(Reason.UNEXPECTED_CONTENT, f"{without_query(url)} redirects without saying where to")
-    return urljoin(url, location)
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise source_error(
+            Reason.UNEXPECTED_CONTENT, f"unexpected answer: {without_query(url)} redirects to an address that is none"
+        ) from None
 
 
 def next_page(url: str, link: str | None) -> str | None:
@@ -78,7 +89,7 @@ def next_page(url: str, link: str | None) -> str | None:
     for part in (link or "").split(","):
         found = re.match(r'\s*<([^>]+)>\s*;.*\brel="?next"?', part)
         if found:
-            return urlsplit(url)._replace(query=urlsplit(found[1]).query).geturl()
+            return urlsplit(url)._replace(query=found[1].partition("#")[0].partition("?")[2]).geturl()
     return None
 
 

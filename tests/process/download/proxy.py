@@ -33,6 +33,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.proxy.seen.append(f"GET {urlsplit(self.path).netloc}")
+        self._authorized()
         parts = urlsplit(self.path)
         lines = [f"GET {parts.path}?{parts.query} HTTP/1.1"]
         lines += [f"{k}: {v}" for k, v in self.headers.items() if k.lower() != "connection"]
@@ -42,13 +43,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_CONNECT(self) -> None:
         self.proxy.seen.append(f"CONNECT {self.path}")
-        secret = self.headers.get("Proxy-Authorization", "").removeprefix("Basic ")
-        self.proxy.credentials.append(base64.b64decode(secret).decode())
+        self._authorized()
         host, _, port = self.path.rpartition(":")
         upstream = socket.create_connection((host, int(port)))
         self.connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
         threading.Thread(target=_copy, args=(self.connection, upstream), daemon=True).start()
         self._pump(upstream)
+
+    def _authorized(self) -> None:
+        secret = self.headers.get("Proxy-Authorization", "").removeprefix("Basic ")
+        self.proxy.credentials.append(base64.b64decode(secret).decode())
 
     def _pump(self, upstream: socket.socket) -> None:
         _copy(upstream, self.connection)

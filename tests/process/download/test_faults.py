@@ -302,7 +302,7 @@ def test_one_lost_file_stops_the_others(tmp_path):
         hub.rule("status", "2.gguf", server="hub", status=403, count=None)
         done = Downloader(hub, tmp_path / "models").run("acme/m", "--connections", "16")
     assert (done.reason, done.result["file"]) == ("AccessDenied", "2.gguf"), done
-    assert done.seconds < 2
+    assert done.seconds < 15  # the others would take 36
 
 
 def test_a_changed_piece_on_disk_is_fetched_alone(hub, download, model_bytes):

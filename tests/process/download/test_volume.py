@@ -1,6 +1,7 @@
 """What the volume can do to a download, and a download to the volume."""
 
 import os
+import re
 import subprocess
 import threading
 import time
@@ -26,9 +27,15 @@ def small_volume(tmp_path):
 def test_a_volume_that_is_too_small_is_found_before_the_first_byte(hub, small_volume):
     done = Downloader(hub, small_volume / "models").run("acme/one")
     assert (done.reason, done.code) == ("InsufficientStorage", 21), done
-    needed, free = [int(word) for word in done.result["message"].split() if word.isdigit()]
-    assert needed >= 40 * MB
-    assert 25 * MB < free < 32 * MB
+    needed, free = map(
+        float,
+        re.search(
+            r"need ([\d.]+)Mi more, the volume has ([\d.]+)Mi free; make the claim", done.result["message"]
+        ).groups(),
+    )
+    assert 38.1 < needed < 43
+    assert 24 < free < 30.1
+    assert "models" not in done.result["message"].replace("models--", "")
     assert not hub.requests("resolve")
 
 
