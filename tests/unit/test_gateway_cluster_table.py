@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from moorage.api.alias import ModelAlias
 from moorage.api.naming import AllowedNamespaces
 from moorage.errors import InvalidSpec
-from moorage.gateway import cluster_table
-from moorage.gateway.cluster_table import AliasFacts, ModelFacts, SliceFacts, alias_facts, model_facts, slice_facts
+from moorage.gateway.cluster_facts import AliasFacts, ModelFacts, SliceFacts, alias_facts, model_facts, slice_facts
+from moorage.gateway.cluster_table import Table
 from moorage.gateway.rewrite import Kind
 from moorage.gateway.routes import Hold, Snapshot
+from moorage.names import dns_label
 
 OWN = Hold(7, 8.0)
 
@@ -45,9 +46,9 @@ def build(
         return {key if isinstance(key, tuple) else ("default", key): facts for key, facts in (objects or {}).items()}
 
     namespaces = {("", name): found for name, found in (labels or {}).items()}
-    return cluster_table.build(
+    return Table(
         full(models), full(aliases), full(slices), namespaces, default_namespace=namespace, own_hold=OWN
-    )
+    ).snapshot()
 
 
 def reached(table: Snapshot, name: str) -> list[str]:
@@ -176,6 +177,12 @@ def test_a_claim_that_reads_like_another_objects_full_name_is_lost():
     assert build({"a": model(servedNames=["team/m"])}).routes["team/m"].name == "a"
 
 
+def test_a_name_in_full_goes_before_a_served_name_that_reads_like_it():
+    table = build({"a": model(servedNames=["team/x"]), ("team", "b"): model(servedNames=["x"])})
+    assert table.routes["team/x"].name == "team/b"
+    assert table.routes["default/team/x"].name == "a"
+
+
 def test_a_served_name_leads_to_its_model_even_where_an_alias_has_the_models_name():
     table = build({"a": model(servedNames=["a:1"]), "b": model()}, {"a": alias("b")})
     assert [t.model.name for t in table.routes["a:1"].targets] == ["a"]
@@ -229,7 +236,7 @@ def test_slices_of_another_namespace_are_not_a_models():
 
 def test_a_model_whose_name_is_no_label_finds_its_slices():
     named = copy.deepcopy(SLICE)
-    named["metadata"]["labels"]["moorage.dev/model"] = cluster_table.names.dns_label("llama3.2")
+    named["metadata"]["labels"]["moorage.dev/model"] = dns_label("llama3.2")
     table = build({"llama3.2": model()}, slices={"s": slice_facts(named)})
     assert table.models["llama3.2"].endpoints
     assert table.models["llama3.2"].served_name == "llama3.2"
@@ -297,3 +304,75 @@ def test_whatever_points_where_a_table_is_made_and_every_route_reaches_a_model(m
         assert route.pick(b"x") in route.targets
     assert set(table.listed) <= set(table.routes)
     assert len(table.models) == len(models)
+
+
+def blocked(phase: str, reason: str, ready: str = "False") -> ModelFacts:
+    status = {
+        "phase": phase,
+        "conditions": [{"type": "Ready", "status": ready, "reason": reason, "message": "long"}],
+        "summary": {"message": "needs 40.0Gi, the largest GPU has 24.0Gi"},
+    }
+    return model_facts({"metadata": {}, "spec": {}, "status": status})
+
+
+@pytest.mark.parametrize(
+    ("phase", "reason", "code"),
+    [
+        ("Blocked", "NoGPUFits", "insufficient_gpu_memory"),
+        ("Placing", "NoGPUFree", "insufficient_gpu_memory"),
+        ("Blocked", "AccessDenied", "model_blocked"),
+        ("Placing", "WaitingForRoom", None),
+        ("Loading", "Progressing", None),
+        ("Failed", "CrashLoop", None),
+    ],
+)
+def test_what_only_a_person_can_mend_is_known(phase: str, reason: str, code: str | None):
+    obstacle = build({"m": blocked(phase, reason)}).models["m"].obstacle
+    assert (obstacle and obstacle.code) == code
+    assert obstacle is None or obstacle.message == "needs 40.0Gi, the largest GPU has 24.0Gi"
+    assert blocked(phase, reason, ready="True").obstacle is None, "what serves is not in anybody's way"
+
+
+SLICES = st.builds(
+    SliceFacts,
+    st.sampled_from(["a", "b", "m"]),
+    st.sampled_from(["IPv4", "IPv6"]),
+    st.sampled_from([(), ("h:1",), ("h:1", "h:2")]),
+)
+
+
+def told(kind: str):
+    return st.tuples(st.just(kind), KEYS, st.none() | {"model": MODELS, "alias": ALIASES, "slice": SLICES}[kind])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(st.one_of(told("model"), told("alias"), told("slice")), min_size=1, max_size=4), max_size=8))
+def test_a_table_kept_up_change_by_change_is_the_table_made_at_once(rounds):
+    mirrors: dict[str, dict] = {"model": {}, "alias": {}, "slice": {}}
+    objects = (mirrors["model"], mirrors["alias"], mirrors["slice"], {})
+    table = Table(*objects, default_namespace="default", own_hold=OWN)
+    for changes in rounds:
+        for kind, key, new in changes:
+            old = mirrors[kind].pop(key, None)
+            if new is not None:
+                mirrors[kind][key] = new
+            if old != new:
+                getattr(table, f"note_{kind}")(key, old, new)
+        kept, fresh = table.snapshot(), Table(*objects, default_namespace="default", own_hold=OWN).snapshot()
+        assert kept.listed == fresh.listed
+        assert kept.models == fresh.models
+        assert kept.routes == fresh.routes
+
+
+def test_a_change_among_thousands_costs_what_it_touches():
+    models = {("team", f"m{n}"): model() for n in range(5000)}
+    slices = {("team", f"m{n}-x"): SliceFacts(f"m{n}", "IPv4", ("10.0.0.1:1",)) for n in range(5000)}
+    table = Table(models, {}, slices, {}, default_namespace="default", own_hold=OWN)
+    before = table.snapshot()
+    old = slices["team", "m7-x"]
+    slices["team", "m7-x"] = SliceFacts("m7", "IPv4", ("10.0.0.2:1",))
+    table.note_slice(("team", "m7-x"), old, slices["team", "m7-x"])
+    after = table.snapshot()
+    assert [name for name, route in after.routes.items() if route is not before.routes[name]] == ["team/m7"]
+    assert after.models["team/m7"].endpoints == ("10.0.0.2:1",)
+    assert before.models["team/m7"].endpoints == ("10.0.0.1:1",), "a table in force never changes"

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from moorage import names
 from moorage.errors import InvalidSpec
+from moorage.gateway.cluster_facts import AliasFacts, ModelFacts, alias_facts, model_facts
+from moorage.gateway.cluster_table import Table
 from moorage.gateway.key_command import command
 from moorage.gateway.keys import PREFIX, Key, Limits, digest, key_of, manifest, new_secret
 from moorage.gateway.limits import Meter
-from moorage.gateway.routes import Alias, Model, Snapshot
+from moorage.gateway.routes import Hold, Snapshot
 
 HEX = digest("k" * 32).hex()
 
@@ -84,15 +86,23 @@ def test_annotations_of_others_are_their_affair():
     )
 
 
-TABLE = Snapshot.build(
-    [
-        Model("m", namespace="default", others=("default/m", "org/model", "default/org/model")),
-        Model("a/m", namespace="a"),
-        Model("b/m", namespace="b"),
-        Model("b/n", namespace="b"),
-    ],
-    [Alias("a/chat", (("a/m", 1),), namespace="a"), Alias("b/chat", (("b/m", 1),), namespace="b")],
-)
+def facts(*served: str) -> ModelFacts:
+    return model_facts({"metadata": {}, "spec": {"servedNames": list(served)}})
+
+
+def chat(namespace: str) -> AliasFacts:
+    spec = {"targets": [{"modelRef": {"name": "m"}}]}
+    return alias_facts({"metadata": {"namespace": namespace}, "spec": spec})
+
+
+TABLE = Table(
+    {("default", "m"): facts("org/model"), ("a", "m"): facts(), ("b", "m"): facts(), ("b", "n"): facts()},
+    {("a", "chat"): chat("a"), ("b", "chat"): chat("b")},
+    {},
+    {},
+    default_namespace="default",
+    own_hold=Hold(),
+).snapshot()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ and beside it:
 
     routes_document  routes.yaml to a routing table; pure
     routes_file      follows the file
-    cluster_table    Models, aliases and EndpointSlices to a routing table; pure
+    cluster_facts    what matters of Models, aliases and EndpointSlices; pure
+    cluster_table    all of them as a routing table, kept up to date change by change; no I/O
     cluster          follows the cluster
     demand           who asked for a Model that sleeps
     stats, metrics   what happened, counted, and shown to Prometheus

@@ -7,17 +7,19 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from moorage import names
 from moorage.errors import InvalidSpec, Unavailable
-from moorage.gateway import cluster_table
-from moorage.gateway.cluster_table import AliasFacts, ModelFacts, SliceFacts
+from moorage.gateway import cluster_facts
+from moorage.gateway.cluster_facts import AliasFacts, ModelFacts, SliceFacts
+from moorage.gateway.cluster_table import Table
 from moorage.gateway.keys import Key, key_of
 from moorage.gateway.routes import Hold, Snapshot
 from moorage.kube.client import KubeClient
 from moorage.kube.reflector import Reflector
-from moorage.kube.resources import ENDPOINT_SLICES, MODEL_ALIASES, MODELS, NAMESPACES, SECRETS
+from moorage.kube.resources import ENDPOINT_SLICES, MODEL_ALIASES, MODELS, NAMESPACES, SECRETS, Resource
 
 log = logging.getLogger(__name__)
 
@@ -43,30 +45,29 @@ class ClusterRoutes:
         keys_namespace: str | None = None,
         interval: float = 0.02,
     ) -> None:
-        self._default_namespace = default_namespace
-        self._own_hold = own_hold
         self._apply = apply
         self._interval = interval
         self._changed = asyncio.Event()
         self._changed.set()  # an empty cluster is a table too
-        self.models: Reflector[ModelFacts] = Reflector(
-            client, MODELS, project=cluster_table.model_facts, on_change=self._note
+        mirror = partial(self._mirror, client)
+        self.models: Reflector[ModelFacts] = mirror(MODELS, cluster_facts.model_facts, Table.note_model)
+        self.aliases: Reflector[AliasFacts] = mirror(MODEL_ALIASES, cluster_facts.alias_facts, Table.note_alias)
+        self.slices: Reflector[SliceFacts] = mirror(
+            ENDPOINT_SLICES, cluster_facts.slice_facts, Table.note_slice, label_selector=SERVERS
         )
-        self.aliases: Reflector[AliasFacts] = Reflector(
-            client, MODEL_ALIASES, project=cluster_table.alias_facts, on_change=self._note
-        )
-        self.slices: Reflector[SliceFacts] = Reflector(
-            client, ENDPOINT_SLICES, project=cluster_table.slice_facts, on_change=self._note, label_selector=SERVERS
-        )
-        self.namespaces: Reflector[dict[str, str]] = Reflector(
-            client, NAMESPACES, project=cluster_table.namespace_labels, on_change=self._note
+        self.namespaces: Reflector[dict[str, str]] = mirror(NAMESPACES, cluster_facts.namespace_labels, Table.note_all)
+        self._table = Table(
+            self.models.items,
+            self.aliases.items,
+            self.slices.items,
+            self.namespaces.items,
+            default_namespace=default_namespace,
+            own_hold=own_hold,
         )
         self._mirrors: list[Reflector[Any]] = [self.models, self.aliases, self.slices, self.namespaces]
         self.keys: Reflector[Key] | None = None
         if keys_namespace:
-            self.keys = Reflector(
-                client, SECRETS, project=_key, on_change=self._note, namespace=keys_namespace, label_selector=KEYS
-            )
+            self.keys = mirror(SECRETS, _key, None, namespace=keys_namespace, label_selector=KEYS)
             self._mirrors.append(self.keys)
 
     async def follow(self) -> None:
@@ -85,27 +86,31 @@ class ClusterRoutes:
             self._changed.clear()
             began = time.monotonic()
             try:
-                self._apply(self._table())
+                keys = self.keys.items.values() if self.keys else ()
+                self._apply(self._table.snapshot(keys, closed=self.keys is not None))
             except Exception:  # the table in force is better than none
+                self._table.note_all()
                 log.exception("a defect: no routing table could be made; the last one stays in force")
             spent = time.monotonic() - began
             # A large table takes a while to make: never more than a fifth of the time.
             await asyncio.sleep(max(self._interval, 4 * spent))
 
-    def _table(self) -> Snapshot:
-        return cluster_table.build(
-            self.models.items,
-            self.aliases.items,
-            self.slices.items,
-            self.namespaces.items,
-            default_namespace=self._default_namespace,
-            own_hold=self._own_hold,
-            keys=self.keys.items.values() if self.keys else (),
-            closed=self.keys is not None,
-        )
+    def _mirror(
+        self,
+        client: KubeClient,
+        resource: Resource,
+        project: Callable[[dict[str, Any]], Any],
+        tell: Callable[..., None] | None,
+        **selection: Any,
+    ) -> Reflector[Any]:
+        """A mirror of `resource`, each change of which is told to the table by `tell`."""
 
-    def _note(self, *_: Any) -> None:
-        self._changed.set()
+        def changed(*change: Any) -> None:
+            if tell is not None:
+                tell(self._table, *change)
+            self._changed.set()
+
+        return Reflector(client, resource, project=project, on_change=changed, **selection)
 
 
 def _key(secret: dict[str, Any]) -> Key | None:

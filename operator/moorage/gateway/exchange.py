@@ -240,7 +240,12 @@ class Exchange:
                 self._go(awake, pool, endpoint, time.monotonic())
                 return
         self._stats = self._plant.stats.route(self._route.alias, self._choices[0].model.name)
-        self._wait()
+        obstacle = self._choices[0].model.obstacle
+        if awake is None and obstacle is not None and all(choice.model.obstacle for choice in self._choices):
+            after = self._plant.settings.retry_after_blocked
+            self._fail(refusals.blocked(self._route.name, obstacle.code, obstacle.message, after))
+        else:
+            self._wait()
 
     def _well(self, target: Target, policy: Failover) -> Target | None:
         """The first of `target`, the fallbacks and the other targets that is awake and does well.

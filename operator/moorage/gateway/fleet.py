@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from moorage.gateway.demand import Demand
-from moorage.gateway.routes import Snapshot
+from moorage.gateway.routes import Model, Snapshot
 from moorage.gateway.upstream import Call, Receiver
 
 
@@ -46,12 +46,13 @@ class Waiter(Protocol):
 class ModelPool:
     """The endpoints of one Model and the requests that wait for it."""
 
-    __slots__ = ("_turn", "endpoints", "max_in_flight", "name", "waiters")
+    __slots__ = ("_turn", "endpoints", "max_in_flight", "model", "name", "waiters")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.endpoints: list[Endpoint] = []
         self.max_in_flight = 0
+        self.model: Model | None = None  # that all this follows from
         self.waiters: dict[Waiter, None] = {}
         self._turn = 0
 
@@ -107,8 +108,10 @@ class Fleet:
             pool = self.pools.get(name)
             if pool is None:
                 pool = self.pools[name] = ModelPool(name)
-            pool.max_in_flight = model.max_in_flight
-            self._set_endpoints(pool, model.endpoints)
+            if pool.model is not model:  # of thousands few have changed
+                pool.model = model
+                pool.max_in_flight = model.max_in_flight
+                self._set_endpoints(pool, model.endpoints)
         waiters = list(self._waiting)
         for waiter in waiters:
             self.leave(waiter)

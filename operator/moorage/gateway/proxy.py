@@ -36,7 +36,7 @@ class Proxy:
     """The handler of the public listener. `snapshot` is the routing table in force; `swap` replaces it."""
 
     def __init__(self, settings: Settings, stats: Stats, demand: Demand) -> None:
-        self.snapshot = Snapshot({}, {}, ())
+        self.snapshot = Snapshot()
         self.fleet = Fleet(lambda address: EngineEndpoint(address, settings), demand)
         self.demand = demand
         self.stats = stats

@@ -77,6 +77,11 @@ def model_loading(name: str, retry_after: int) -> Refusal:
     return Refusal(503, "model_loading", f"The model `{name}` is being loaded; try again later.", retry_after)
 
 
+def blocked(name: str, code: str, why: str, retry_after: int) -> Refusal:
+    """503: the Model has no server and will have none until a person does something; `why` is its status' sentence."""
+    return Refusal(503, code, f"The model `{name}` cannot be served now: {why}", retry_after)
+
+
 def hold_timeout(name: str) -> Refusal:
     """504: the Model did not get ready, or free, in time."""
     return Refusal(504, "hold_timeout", f"The model `{name}` did not become available in time.")

@@ -50,10 +50,18 @@ class Failover:
 
 
 @dataclass(frozen=True)
+class Obstacle:
+    """Why a Model gets no server until a person does something: an error code, and the sentence of its status."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Model:
     """A Model as the gateway sees it. `endpoints` are `host:port`; none: it sleeps.
 
-    `name` is the one that is shown, `others` lead there too. `max_in_flight` is the number of requests one endpoint
+    `name` is the one that is shown. `max_in_flight` is the number of requests one endpoint
     serves at once (the engine's slots); 0: no limit.
     """
 
@@ -64,7 +72,7 @@ class Model:
     max_in_flight: int = 0
     defaults: Mapping[str, Any] = field(default_factory=dict)
     namespace: str = ""  # of the cluster; a file has none
-    others: tuple[str, ...] = ()
+    obstacle: Obstacle | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,6 @@ class Alias:
     sticky_header: str = ""
     failover: Failover | None = None
     namespace: str = ""
-    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,20 +139,21 @@ class Snapshot:
 
     def __init__(
         self,
-        models: Mapping[str, Model],
-        routes: Mapping[str, Route],
+        models: Mapping[str, Model] = MappingProxyType({}),
+        routes: Mapping[str, Route] = MappingProxyType({}),
+        listed: Iterable[str] = (),
         keys: Iterable[Key] = (),
-        others: Mapping[str, Route] | None = None,
         *,
         closed: bool = False,
     ) -> None:
+        """`routes` by every name that leads to one, `listed` the names to show; a `closed` table needs a key."""
         self.models: Mapping[str, Model] = MappingProxyType(dict(models))
-        self.listed = tuple(sorted(routes))  # each Model and alias once, whatever other names lead there
-        self.routes: Mapping[str, Route] = MappingProxyType({**(others or {}), **routes})
-        self.keys = tuple(keys)
+        self.routes: Mapping[str, Route] = MappingProxyType(dict(routes))
+        self.listed = tuple(listed)
+        self.keys = tuple(sorted(keys, key=lambda key: key.name))
         # Of two Secrets that are one key the one whose name comes first counts.
         self._keys = {one: key for key in reversed(self.keys) for one in key.digests}
-        self.closed = closed or bool(self.keys)  # whether a key is needed
+        self.closed = closed or bool(self.keys)
 
     @classmethod
     def build(
@@ -155,26 +163,18 @@ class Snapshot:
         keys: Iterable[Key] = (),
         *,
         own: Hold = Hold(),
-        hidden: Iterable[str] = (),
         closed: bool = False,
     ) -> Self:
         """The table of these facts; `own` holds requests for a Model's own name. An alias hides a Model of its name.
 
-        `hidden` names lead nowhere, even where a Model has them; a `closed` table wants a key even if there is none.
-
         Raises InvalidSpec where two things of one kind share a name, or an alias points at a Model that is not there.
         """
         by_name, by_alias = _unique(models, "model"), _unique(aliases, "alias")
-        owned = {name: _own_route(model, own) for name, model in by_name.items()}
-        pointing = {name: _alias_route(alias, by_name) for name, alias in by_alias.items()}
-        routes = owned | pointing
-        for name in hidden:
-            routes.pop(name, None)
-        others = {other: owned[model.name] for model in by_name.values() for other in model.others}
-        others |= {other: pointing[alias.name] for alias in by_alias.values() for other in alias.others}
-        listed = sorted(keys, key=lambda key: key.name)
+        routes = {name: own_route(model, own) for name, model in by_name.items()}
+        routes |= {name: alias_route(alias, by_name) for name, alias in by_alias.items()}
+        listed = list(keys)
         _unique(listed, "API key")
-        return cls(by_name, routes, listed, others, closed=closed)
+        return cls(by_name, routes, sorted(routes), listed, closed=closed)
 
     def route(self, name: str, key: Key | None) -> Route | None:
         """Where a request for `name` goes that comes with `key`; None: there is nothing of that name."""
@@ -208,12 +208,14 @@ def _unique(things: Iterable[_T], kind: str) -> dict[str, _T]:
     return found
 
 
-def _own_route(model: Model, hold: Hold) -> Route:
+def own_route(model: Model, hold: Hold) -> Route:
+    """The route of a Model called by its own name."""
     target = Target(model, Rewrite.of(model.served_name or model.name, (model.defaults,)))
     return Route(model.name, "", (target,), (1,), (), hold, b"", model.namespace)
 
 
-def _alias_route(alias: Alias, models: Mapping[str, Model]) -> Route:
+def alias_route(alias: Alias, models: Mapping[str, Model]) -> Route:
+    """The route of an alias. Raises InvalidSpec where it leads to a Model that is not there, or to none."""
     weighted = [(name, weight) for name, weight in alias.targets if weight > 0]
     if not weighted:
         raise InvalidSpec("InvalidSpec", f"alias {alias.name!r} has no target with a weight above 0")

@@ -36,6 +36,7 @@ class Settings:
     hold_timeout: float = 300.0
     hold_keepalive: float = 0.0  # SSE comments to waiting streams this often; commits status 200, so off unless asked
     retry_after: int = 5  # what a refused client is told
+    retry_after_blocked: int = 30  # the same where a person has to do something first
 
     # The end. Kubernetes goes on sending for a moment after SIGTERM; `grace_period` is what the pod gets in all.
     drain_delay: float = 5.0

@@ -131,7 +131,7 @@ async def test_where_keys_are_needed_and_there_is_none_nobody_is_served_and_told
 
 
 TEAMS = [
-    Model("m", namespace="default", others=("default/m",)),
+    Model("m", namespace="default"),
     Model("a/m", namespace="a"),
     Model("b/m", namespace="b"),
 ]

@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from moorage.gateway.routes import Alias, Hold, Model
+from moorage.gateway.routes import Alias, Hold, Model, Obstacle
 from tests.process.gateway.support import (
     OK,
     SHORT,
@@ -342,3 +342,33 @@ async def test_after_comments_an_error_comes_as_an_event(how):
             assert (b'"hold_timeout"' if how == "timeout" else b'"bad"') in rest
             assert b"data: {" in rest
             assert not rest.endswith(b"0\r\n\r\n"), "and never looks whole"
+
+
+NO_GPU = Obstacle("insufficient_gpu_memory", "needs 40.0Gi, the largest GPU has 24.0Gi")
+
+
+async def test_nobody_waits_for_a_model_that_only_a_person_can_mend():
+    async with mock() as engine, serving([model("m", obstacle=NO_GPU)], [Alias("chat", (("m", 1),))]) as bed:
+        for name in ("m", "chat"):
+            reply = await bed.ask(chat(name))
+            assert (reply.status, reply.error["code"]) == (503, "insufficient_gpu_memory")
+            assert reply.error["message"] == f"The model `{name}` cannot be served now: {NO_GPU.message}"
+            assert reply.headers["retry-after"] == "30"
+        assert bed.gateway.demand.wanted("m").requests == 2, "the operator hears of it all the same"
+        bed.apply([model("m", engine, obstacle=NO_GPU)])
+        assert (await bed.ask(chat())).status == 200, "what has a server serves, whatever its status says"
+
+
+async def test_who_waits_already_is_told_when_it_turns_out_to_be_in_vain():
+    async with serving([model("m")]) as bed:
+        tasks = await hold(bed, 2)
+        bed.apply([model("m", obstacle=Obstacle("model_blocked", "the repository does not exist"))])
+        assert {(await task).error["code"] for task in tasks} == {"model_blocked"}
+
+
+async def test_a_stand_in_that_may_come_is_waited_for():
+    alias = Alias("chat", (("m", 1),), ("spare",))
+    async with mock() as engine, serving([model("m", obstacle=NO_GPU), model("spare")], [alias]) as bed:
+        (task,) = await hold(bed, 1, "chat")
+        bed.apply([model("m", obstacle=NO_GPU), model("spare", engine)], [alias])
+        assert (await task).status == 200

@@ -1,0 +1,142 @@
+"""What routing needs of a cluster's objects. Pure.
+
+Of what the mirrors keep nothing else decides: where the facts of an object stay the same, the routing table does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from moorage import names
+from moorage.api.alias import AliasSpec
+from moorage.api.common import duration_seconds
+from moorage.api.conditions import ModelCondition, ModelPhase, Reason
+from moorage.api.naming import AllowedNamespaces, ModelRef
+from moorage.api.request import ModelRequest
+from moorage.engines.choice import AUTO, default_sequences
+from moorage.gateway.routes import Hold, Obstacle, Parameters
+
+Manifest = dict[str, Any]
+ObjectKey = tuple[str, str]  # namespace, name
+
+_NO_MEMORY = {
+    Reason.NO_GPU_FITS,
+    Reason.NO_GPU_FREE,
+    Reason.NO_NODE_CAME,
+    Reason.UNKNOWN_GPU_MEMORY,
+    Reason.INSUFFICIENT_MEMORY,
+}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What routing needs of a Model: its engine (empty: not chosen yet), the requests a server takes at once, names.
+
+    `made` is its creationTimestamp.
+    """
+
+    engine: str = ""
+    slots: int = 0
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    served_names: tuple[str, ...] = ()
+    allowed: AllowedNamespaces = field(default_factory=AllowedNamespaces)
+    made: str = ""
+    obstacle: Obstacle | None = None
+
+
+@dataclass(frozen=True)
+class AliasFacts:
+    """What routing needs of a ModelAlias."""
+
+    targets: tuple[tuple[ObjectKey, int], ...]  # Model, weight
+    fallbacks: tuple[ObjectKey, ...] = ()
+    parameters: Parameters = field(default_factory=Parameters)
+    hold: Hold = field(default_factory=Hold)
+    sticky_header: str = ""
+    served_names: tuple[str, ...] = ()
+    made: str = ""
+
+    @property
+    def models(self) -> set[ObjectKey]:
+        """Every Model that it names."""
+        return {model for model, _ in self.targets} | set(self.fallbacks)
+
+
+@dataclass(frozen=True)
+class SliceFacts:
+    """What routing needs of an EndpointSlice: the Model's label, the IP family, and `host:port` of each ready pod."""
+
+    model: str
+    family: str
+    addresses: tuple[str, ...]
+
+
+def model_facts(obj: Manifest) -> ModelFacts:
+    """The projection of a Model. Raises pydantic's ValidationError (a ValueError) where spec.request does not parse."""
+    spec = obj["spec"]
+    request = ModelRequest.model_validate(spec.get("request") or {})
+    known = ((obj.get("status") or {}).get("engine") or {}).get("name") or ""
+    engine = known if spec.get("engine", AUTO) == AUTO else spec["engine"]
+    return ModelFacts(
+        engine=engine,
+        slots=spec.get("maxSequences") or default_sequences(engine),
+        defaults=request.defaults.flat(),
+        served_names=tuple(spec.get("servedNames") or ()),
+        allowed=AllowedNamespaces.model_validate(spec.get("allowedNamespaces") or {}),
+        made=obj["metadata"].get("creationTimestamp") or "",
+        obstacle=_obstacle(obj.get("status") or {}),
+    )
+
+
+def _obstacle(status: Manifest) -> Obstacle | None:
+    """What stands in the way of a Model that only a person can mend, or for which every GPU is taken."""
+    ready = next((c for c in status.get("conditions") or () if c["type"] == ModelCondition.READY), None)
+    if ready is None or ready["status"] == "True":
+        return None
+    reason = ready["reason"]
+    if status.get("phase") != ModelPhase.BLOCKED and reason != Reason.NO_GPU_FREE:
+        return None
+    code = "insufficient_gpu_memory" if reason in _NO_MEMORY else "model_blocked"
+    return Obstacle(code, (status.get("summary") or {}).get("message") or ready.get("message") or reason)
+
+
+def alias_facts(obj: Manifest) -> AliasFacts:
+    """The projection of a ModelAlias. Raises pydantic's ValidationError where its spec does not parse."""
+    spec, meta = AliasSpec.model_validate(obj["spec"]), obj["metadata"]
+
+    def key(ref: ModelRef) -> ObjectKey:
+        return (ref.namespace or meta["namespace"], ref.name)
+
+    parameters = Parameters()
+    if request := spec.request:
+        parameters = Parameters(
+            request.defaults.flat(), request.overrides.flat(), frozenset(request.drop), request.system_prompt or ""
+        )
+    return AliasFacts(
+        targets=tuple((key(target.model_ref), target.weight) for target in spec.targets),
+        fallbacks=tuple(key(fallback.model_ref) for fallback in spec.fallbacks),
+        parameters=parameters,
+        hold=Hold(spec.hold.max_pending, duration_seconds(spec.hold.timeout)),
+        sticky_header=spec.sticky_header or "",
+        served_names=tuple(spec.served_names),
+        made=meta.get("creationTimestamp") or "",
+    )
+
+
+def namespace_labels(obj: Manifest) -> dict[str, str]:
+    """The projection of a Namespace."""
+    return dict(obj["metadata"].get("labels") or {})
+
+
+def slice_facts(obj: Manifest) -> SliceFacts | None:
+    """The projection of an EndpointSlice; None for one that is of no Model or has no address to connect to."""
+    model = (obj["metadata"].get("labels") or {}).get(names.MODEL_LABEL)
+    ports = obj.get("ports") or []
+    port = next((p.get("port") for p in ports if p.get("name") == names.ENGINE_PORT_NAME), None)
+    if not model or not port or obj["addressType"] not in ("IPv4", "IPv6"):
+        return None
+    host = "[{}]" if obj["addressType"] == "IPv6" else "{}"
+    # Absent means ready. Of several addresses of an endpoint "consumers should use the first" (discovery.k8s.io/v1).
+    ready = [e for e in obj.get("endpoints") or () if (e.get("conditions") or {}).get("ready") is not False]
+    addresses = tuple(f"{host.format(e['addresses'][0])}:{port}" for e in ready)
+    return SliceFacts(model, obj["addressType"], addresses)
