@@ -73,6 +73,15 @@ def test_restricted_namespaces_take_our_pods(api_cluster: TestCluster, restricte
     assert create_pod(api_cluster, restricted, PODS[which]()) == "pod/p created (server dry run)\n"
 
 
+def test_the_agent_alone_needs_more_and_only_for_its_socket_and_user(api_cluster: TestCluster, restricted: str):
+    agent = template(helm.only(helm.objects({"agent": {"enabled": True, "runtimeClassName": ""}}), "DaemonSet"))
+    refused = create_pod(api_cluster, restricted, agent)
+    assert 'restricted volume types (volume "pod-resources"' in refused
+    assert "runAsUser=0" in refused
+    for other in ("capabilities", "privileged", "allowPrivilegeEscalation", "hostPort", "seccomp", "namespaces"):
+        assert other not in refused
+
+
 def test_restricted_namespaces_refuse_others(api_cluster: TestCluster, restricted: str):
     loose = PODS["benchmark"]()
     del loose["spec"]["containers"][0]["securityContext"]

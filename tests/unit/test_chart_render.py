@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from moorage import names
+from moorage.agent.main import command as agent
 from moorage.api.crd import crd_files
 from moorage.control.main import command as operate
 from moorage.control.settings import Settings
@@ -183,6 +184,40 @@ def test_a_single_gateway_does_not_keep_its_node_from_draining():
     assert "PodDisruptionBudget" in [obj["kind"] for obj in helm.objects()]
 
 
+def test_selectors_find_the_agents_pods_and_only_the_operator_and_scrapers_may_ask_them():
+    found = helm.objects(FULL)
+    pod = helm.only(found, "DaemonSet")["spec"]["template"]
+    labels = pod["metadata"]["labels"].items()
+    policy = helm.only(found, "NetworkPolicy", "-agent")["spec"]
+    selectors = [
+        helm.only(found, "DaemonSet")["spec"]["selector"]["matchLabels"],
+        helm.only(found, "Service", "-agent")["spec"]["selector"],
+        policy["podSelector"]["matchLabels"],
+    ]
+    operator = helm.only(found, "Deployment", "-operator")["spec"]["template"]["metadata"]["labels"].items()
+    assert all(selector.items() <= labels and not selector.items() <= operator for selector in selectors)
+    first, *others = policy["ingress"][0]["from"]
+    assert first["podSelector"]["matchLabels"].items() <= operator
+    assert others == FULL["networkPolicy"]["scrapersFrom"]
+
+
+def test_the_agent_is_root_without_a_capability_and_without_a_token():
+    pod = helm.only(helm.objects(FULL), "DaemonSet")["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert pod["automountServiceAccountToken"] is False
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert "privileged" not in container["securityContext"]
+    assert not {"hostPID", "hostNetwork", "hostIPC"} & set(pod)
+    assert "limits" not in container["resources"] or "nvidia.com/gpu" not in container["resources"]["limits"]
+    agent.make_context("agent", container["args"][1:])  # every option exists and takes its value
+
+
+def test_no_agent_without_being_asked_for():
+    assert "agent" not in {o["metadata"]["labels"].get("app.kubernetes.io/component") for o in helm.objects()}
+    assert helm.config(helm.objects({"agent": {"enabled": True}}))["agents"]["namespace"] == helm.NAMESPACE
+
+
 def test_without_a_gateway_nothing_of_it_is_left():
     assert "gateway" not in without_crds(helm.template({"gateway": {"enabled": False}}))
 
@@ -192,7 +227,7 @@ def test_network_policies_are_made_for_each_named_namespace():
         (o["metadata"]["namespace"], o["metadata"]["name"]) for o in helm.objects(FULL) if o["kind"] == "NetworkPolicy"
     ]
     teams = [(team, f"models-{what}") for team in ("team-a", "team-b") for what in ("downloads", "servers")]
-    ours = [(helm.NAMESPACE, f"models-{what}") for what in ("operator", "gateway")]
+    ours = [(helm.NAMESPACE, f"models-{what}") for what in ("operator", "gateway", "agent")]
     assert sorted(made) == sorted([*ours, *teams])
 
 

@@ -29,6 +29,7 @@ def properties(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, di
 
 PROPERTIES = dict(properties(SCHEMA))
 KUBERNETES = {f"{pod}.{field}" for pod in ("operator", "gateway") for field in ("resources", "affinity")}
+KUBERNETES.add("agent.resources")
 FIELDS_OF_KUBERNETES = tuple(f"{path}." for path in KUBERNETES)
 SECTIONS = {path for path, schema in PROPERTIES.items() if "properties" in schema} - KUBERNETES
 LEAVES = [p for p in PROPERTIES if p not in SECTIONS and p != "global" and not p.startswith(FIELDS_OF_KUBERNETES)]
@@ -129,6 +130,8 @@ def test_every_value_has_an_effect(path):
         ({"gateway": {"gracePeriodSeconds": 5}}, "at '/gateway/gracePeriodSeconds': minimum: got 5, want 15"),
         ({"gateway": {"defaultNamespace": "Team A"}}, "at '/gateway/defaultNamespace'"),
         ({"gateway": {"service": {"type": "LoadBalancer"}}}, "additional properties 'service' not allowed"),
+        ({"agent": {"kubeletFolder": "kubelet"}}, "at '/agent/kubeletFolder'"),
+        ({"agent": {"extraVolumes": [{}]}}, "at '/agent/extraVolumes/0': missing property 'name'"),
         ({"metrics": {"serviceMonitor": {"interval": "30"}}}, "at '/metrics/serviceMonitor/interval'"),
         ({"networkPolicy": {"namespaces": "default"}}, "at '/networkPolicy/namespaces': got string, want array"),
         ({"networkPolicy": {"clientsFrom": [{}]}}, "at '/networkPolicy/clientsFrom/0': minProperties"),

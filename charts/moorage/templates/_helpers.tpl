@@ -47,6 +47,13 @@ app.kubernetes.io/component: gateway
 {{- default (printf "%s-reports" (include "moorage.fullname" .)) .Values.gateway.reportTokenSecret }}
 {{- end }}
 
+{{/* What selects the agents' pods. */}}
+{{- define "moorage.agentSelector" -}}
+app.kubernetes.io/name: {{ include "moorage.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: agent
+{{- end }}
+
 {{- define "moorage.image" -}}
 {{- default (printf "%s/moorage:%s" .Values.images.registry .Chart.AppVersion) .Values.images.moorage }}
 {{- end }}
@@ -87,6 +94,9 @@ scaling:
   scaleDownAfterSeconds: {{ int .Values.scaling.scaleDownAfterSeconds }}
   preemptionCooldownSeconds: {{ int .Values.scaling.preemptionCooldownSeconds }}
   maxLoadedModels: {{ toJson .Values.scaling.maxLoadedModels }}
+agents:
+  namespace: {{ ternary .Release.Namespace "" .Values.agent.enabled | quote }}
+  maxWaitSeconds: {{ int .Values.agent.maxWaitSeconds }}
 workers: {{ int .Values.operator.workers }}
 resyncSeconds: {{ int .Values.operator.resyncSeconds }}
 {{- end }}

@@ -77,6 +77,15 @@ class Scaling(Section):
     """Models of one namespace that may be loaded at once, unless the namespace says otherwise; None: any number."""
 
 
+class Agents(Section):
+    """The agents on GPU nodes, and what their reports are used for."""
+
+    namespace: str = ""
+    """Where the agents' pods run; empty: there are none. Pods of other namespaces are not believed."""
+    max_wait_seconds: int = Field(default=120, ge=0, le=3600)
+    """Seconds for which a start waits for GPU memory that is still in use."""
+
+
 class Settings(Section):
     """All settings, with the defaults that a process beside a cluster gets."""
 
@@ -87,6 +96,7 @@ class Settings(Section):
     downloads: Downloads = Field(default_factory=Downloads)
     gpus: GPUs = Field(default_factory=GPUs)
     scaling: Scaling = Field(default_factory=Scaling)
+    agents: Agents = Field(default_factory=Agents)
     workers: int = Field(default=16, ge=1, le=256)
     resync_seconds: int = Field(default=600, ge=30)
 
