@@ -17,6 +17,7 @@ FIELD_MANAGER = "moorage"
 
 # Labels of children. `managed-by` is Kubernetes' recommended label; the others say whose child it is.
 MANAGED_BY = "app.kubernetes.io/managed-by"
+PART_OF = "app.kubernetes.io/part-of"
 COMPONENT = "app.kubernetes.io/component"
 MODEL_LABEL = f"{GROUP}/model"
 DOWNLOAD_LABEL = f"{GROUP}/download"

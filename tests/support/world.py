@@ -13,6 +13,7 @@ from typing import Any
 
 from moorage import names
 from moorage.control import dra, projections
+from moorage.placement.gpu_report import GpuReport
 from moorage.placement.inventory import NodePool, Reservation, build
 from moorage.planning.download import plan_download
 from moorage.planning.model import plan_model
@@ -165,6 +166,8 @@ class World:
         self.window: Window | None = None
         self.quotas: tuple[dict[str, Any], ...] = ()
         self.limit_ranges: tuple[dict[str, Any], ...] = ()
+        self.reports: dict[str, GpuReport] = {}
+        self.waited = 0.0
         self.volume: dict[str, Any] | None = None
         self.server: Server | None = None
 
@@ -215,6 +218,8 @@ class World:
             limit_ranges=self.limit_ranges,
             evicted_for=self.evicted_for,
             **self.places,
+            gpu_reports=self.reports,
+            waited_seconds=self.waited,
         )
 
     def plan_download(self) -> Plan:

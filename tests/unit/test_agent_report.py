@@ -1,13 +1,14 @@
 """The report: what the agent writes is what the operator reads, and nothing else is let in."""
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moorage.placement.gpu_report import Gpu, GpuReport, Holder, Slice, from_json, to_json
+from moorage.placement.gpu_report import Gpu, GpuReport, Holder, Slice, from_json, to_json, totals_of, used_by_pod
 
 WHOSE = Holder("ns", "tiny-abc", "engine")
 REPORT = GpuReport(
@@ -36,8 +37,17 @@ def test_the_names_are_those_of_the_documentation():
 
 
 def test_a_pods_devices_are_gpus_and_slices():
-    assert [d.uuid for d in REPORT.held_by("ns", "tiny-abc")] == ["GPU-1", "MIG-1"]
-    assert not list(REPORT.held_by("other", "tiny-abc"))
+    assert used_by_pod(REPORT) == {("ns", "tiny-abc"): (9000, 12)}
+
+
+def test_memory_that_several_pods_share_is_nobodys():
+    shared = replace(REPORT, gpus=(replace(REPORT.gpus[0], pods=(WHOSE, Holder("ns", "other", "engine"))),))
+    assert used_by_pod(shared) == {}
+
+
+def test_the_sizes_are_those_of_whole_gpus_or_else_of_their_parts():
+    assert totals_of(REPORT) == (23034,)
+    assert totals_of(replace(REPORT, gpus=REPORT.gpus[1:])) == (9856,)
 
 
 def test_what_a_later_version_adds_is_passed_over():

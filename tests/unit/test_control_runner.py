@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from moorage import names
+from moorage.control.agents import AgentReader
 from moorage.control.apply import Applier
 from moorage.control.gate import DownloadGate
 from moorage.control.ledger import Ledger
@@ -56,6 +57,7 @@ def desk(server: Server, observer: Any = None) -> tuple[Store, Runner, Applier]:
     applier = Applier(stub, store, nothing, events)
     tasks: Any = SideTasks(nothing, nothing)
     parts: dict[str, Any] = {"progress": ProgressPoller(nothing), "gate": DownloadGate(1, list, nothing)}
+    parts["agents"] = AgentReader(list, nothing)
     runner = Runner(
         store,
         nothing,

@@ -81,7 +81,7 @@ def test_a_persons_annotation_wins_over_the_label(text, mib, words):
 
 def test_the_agents_report_wins_and_the_smallest_gpu_counts():
     pool = pool_of(node("n", 24, 2, annotations={memory.ANNOTATION: "40Gi"}), reports={"n": [24_100, 11_500]})
-    assert (pool.usable_mib, pool.label_mib) == (11_500, 24_564)
+    assert (pool.total_mib, pool.usable_mib, pool.label_mib) == (11_500, 11_500 * 990 // 1000 - 512, 24_564)
 
 
 @pytest.mark.parametrize(

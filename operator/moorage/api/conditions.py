@@ -120,6 +120,7 @@ class Reason(StrEnum):
     LOADED_MODELS_LIMIT = "LoadedModelsLimit"
     WAITING_FOR_NODE = "WaitingForNode"
     WAITING_FOR_VOLUME = "WaitingForVolume"
+    WAITING_FOR_MEMORY = "WaitingForMemory"
     ROLLOUT_AVAILABLE = "RolloutAvailable"
     STALE = "Stale"
     RETRYING = "Retrying"
@@ -226,6 +227,8 @@ REASON_HELP: dict[Reason, str] = {
     Reason.BUSY: "Waits until a rollout or another benchmark of this Model is over.",
     Reason.WAITING_FOR_NODE: "No node is there yet that the pod may run on; a cluster autoscaler may add one.",
     Reason.WAITING_FOR_VOLUME: "The claim is not bound yet; see the events of the PersistentVolumeClaim.",
+    Reason.WAITING_FOR_MEMORY: "The GPU that was chosen is free by Kubernetes' books, but its memory is in use; the "
+    "start waits, up to the chart's `agent.maxWaitSeconds`.",
     Reason.ROLLOUT_AVAILABLE: "The chart has a newer engine image; set the annotation `moorage.dev/restart-at`, or "
     "`updatePolicy: Rolling`, to roll it out.",
     Reason.STALE: "The figures were measured with an earlier spec, revision or image.",

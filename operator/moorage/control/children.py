@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from moorage import names
@@ -74,12 +74,15 @@ class Children:
     """Mirrors of what Moorage makes and of what it looks at, with the reverse way from a child to its owner's key.
 
     `wake(key)` is called for the owner of every child that changes; `surroundings()` when nodes or storage classes do.
+    `totals` tells the GPUs that agents report, MiB of each by node.
     """
 
     def __init__(
         self, kube: KubeClient, store: Store, wake: Callable[[Key], None], surroundings: Callable[[], None], gpus: GPUs
     ) -> None:
         self._store, self._wake, self._surroundings, self._gpus = store, wake, surroundings, gpus
+        self.totals: Callable[[], Mapping[str, Sequence[int]]] = dict
+        self._agents: dict[Where, Manifest] = {}
         self._mine: dict[tuple[Resource, Tag], set[Where]] = defaultdict(set)
         self._mounts: dict[Where, set[Where]] = defaultdict(set)  # claim -> the Deployments that serve from it
         self._applied: dict[tuple[Resource, Where], tuple[str, str, float]] = {}
@@ -145,8 +148,10 @@ class Children:
         """Nodes, their GPUs and who holds them; kept until nodes or GPU pods change."""
         if self._nodes is None:
             nodes, slices = (self.mirrors[kind].items.values() for kind in (NODES, RESOURCE_SLICES))
-            told = self._gpus
-            self._nodes = build(nodes, (), slices, products=told.products, node_pools=told.shapes())
+            told, totals = self._gpus, self.totals()
+            self._nodes = build(
+                nodes, (), slices, products=told.products, node_pools=told.shapes(), reports=totals
+            )
             self._inventory = None
         if self._inventory is None:
             pods, claims = (self.mirrors[kind].items.values() for kind in (PODS, RESOURCE_CLAIMS))
@@ -191,7 +196,7 @@ class Children:
 
     def _listener(self, resource: Resource) -> Callable[[Where, Manifest | None, Manifest | None], None]:
         if resource in (NODES, STORAGE_CLASSES, RESOURCE_SLICES):
-            return lambda _where, _old, _new: self._changed_around()
+            return lambda _where, _old, _new: self.gpus_changed()
         if resource == PODS:
             return self._pod_changed
         if resource == RESOURCE_CLAIMS:
@@ -204,12 +209,27 @@ class Children:
             return lambda _where, old, new: self._volume_changed((new or old or {})["claim"])
         return lambda where, old, new: self._changed(resource, where, old, new)
 
-    def _changed_around(self) -> None:
+    def gpus_changed(self) -> None:
+        """Nodes or storage are other ones now, or what agents tell of GPUs: whoever waits for a place looks again."""
         self._nodes = None
         self._surroundings()
 
+    def agents(self, namespace: str) -> Iterator[Manifest]:
+        """The agents' pods in `namespace` that run and have an address."""
+        for where, pod in self._agents.items():
+            if where[0] == namespace and pod["ip"] and pod["phase"] == "Running":
+                yield pod
+
+    def wake_owner(self, pod: Where) -> None:
+        """Have the owner of a pod (namespace, name) looked at again, if it is one of ours."""
+        if tag := _tag(pod, self.mirrors[PODS].items.get(pod)):
+            self._wake(self._key(tag))
+
     def _pod_changed(self, where: Where, old: Manifest | None, new: Manifest | None) -> None:
         """GPUs that are taken or given back concern every Model that waits for some."""
+        self._agents.pop(where, None)
+        if new and new.get("agent"):
+            self._agents[where] = new
         if _held(old) != _held(new):
             self._holders_changed()
         for claim in self._volumes.pod_changed(where, old, new):

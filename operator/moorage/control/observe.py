@@ -6,6 +6,7 @@ from typing import Any
 
 from moorage import names
 from moorage.control import naming
+from moorage.control.agents import AgentReader
 from moorage.control.children import Children
 from moorage.control.gate import DownloadGate
 from moorage.control.ledger import Ledger
@@ -50,10 +51,12 @@ class Observer:
         ledger: Ledger,
         usage: UsageBook,
         neighbours: Neighbours,
+        agents: AgentReader,
     ) -> None:
         self._store, self._children, self._defaults = store, children, defaults
         self._resolving, self._warming, self._progress = resolving, warming, progress
         self._gate, self._ledger, self._usage, self._neighbours = gate, ledger, usage, neighbours
+        self._agents = agents
 
     def model(self, key: Key, obj: Manifest) -> ObservedModel:
         """Snapshot of a Model."""
@@ -76,6 +79,8 @@ class Observer:
             reservations=self._ledger.all(),
             resolved=self._resolving.answer(key),
             warmed=self._warming.answer(key),
+            gpu_reports=self._agents.reports(),
+            waited_seconds=self._agents.waited(key),
             volume=children.volume((key.namespace, claim)) if claim else None,
             usage=self._usage.of(key),
             claim_templates=tuple(children.of(RESOURCE_CLAIM_TEMPLATES, key)),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from moorage.control import metrics
+from moorage.control.agents import AgentReader, Listeners
 from moorage.control.apply import RESOURCES, Applier
 from moorage.control.children import Children
 from moorage.control.gate import DownloadGate
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 SYNC_SECONDS = 120.0
 USAGE_SECONDS = 5.0
+AGENTS_SECONDS = 3.0
 API_PAUSE_SECONDS = 30.0
 PAGE = 100  # objects of our kinds, parsed at once: 50 KiB each until they are stored
 CROWD_PER_WORKER = 2
@@ -63,6 +65,8 @@ class Operator:
         self._progress = ProgressPoller(self._wake)
         self.usage = usage or UsageBook(window=settings.scaling.scale_down_after_seconds)
         self._ledger = Ledger(self._wake, self._surroundings_changed)
+        self._agents = self._agent_reader(settings.agents.namespace)
+        self.children.totals = self._agents.totals
         side: dict[str, Any] = {
             "resolving": self._resolving,
             "warming": self._warming,
@@ -70,6 +74,7 @@ class Operator:
             "ledger": self._ledger,
             "usage": self.usage,
             "neighbours": Neighbours(self.store, self.usage),
+            "agents": self._agents,
             "gate": DownloadGate(settings.downloads.max_running, self.children.running_downloads, self._wake),
         }
         observer = Observer(self.store, self.children, settings.defaults(), **side)
@@ -96,6 +101,9 @@ class Operator:
         await self._list_all()
         for key in self.store.loaded():  # they have their places, whoever is looked at first
             self._ledger.load(key, True)
+        if self.settings.agents.namespace:
+            await self._agents.settle(AGENTS_SECONDS)  # so that the first plans know what the GPUs hold
+            self._tasks.append(asyncio.create_task(self._agents.run(), name="agents"))
         self._tasks.append(asyncio.create_task(self.queue.run(), name="queue"))
         self._tasks.append(asyncio.create_task(self._resync(), name="resync"))
         self._tasks.append(asyncio.create_task(self._show_usage(), name="usage"))
@@ -108,9 +116,15 @@ class Operator:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for part in (self._resolving, self._warming, self._progress, self._prober, self._events, self._hub, self.kube):
+        kept = (self._resolving, self._warming, self._progress, self._agents, self._prober, self._hub)
+        for part in (*kept, self._events, self.kube):
             with contextlib.suppress(ApiError):
                 await part.close()
+
+    def _agent_reader(self, namespace: str) -> AgentReader:
+        children = self.children
+        listeners = Listeners(totals=children.gpus_changed, used=children.wake_owner, wake=self._wake)
+        return AgentReader(lambda: children.agents(namespace), listeners)
 
     def failed(self) -> str | None:
         """Why the operator cannot go on, None while all of its tasks run and its watches tell what lists show."""

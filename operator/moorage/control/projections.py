@@ -155,7 +155,7 @@ def job(obj: Manifest) -> Manifest | None:
 
 
 def pod(obj: Manifest) -> Manifest | None:
-    """A pod of ours in some detail, or a stranger's that holds GPUs or claims; others are nobody's business here."""
+    """A pod of ours in some detail, an agent's address, a stranger's that holds GPUs or claims; else None."""
     meta, spec, status = obj["metadata"], obj["spec"], obj.get("status", {})
     gpus = gpu_requests(spec)
     base: Manifest = {
@@ -168,6 +168,8 @@ def pod(obj: Manifest) -> Manifest | None:
         "claims": _claims(spec),
     }
     labels = meta.get("labels") or {}
+    if labels.get(names.PART_OF) == "moorage" and labels.get(names.COMPONENT) == "agent":
+        return {**base, "labels": {}, "agent": True, "ip": status.get("podIP", "")}
     if labels.get(names.MANAGED_BY) != "moorage":
         return {**base, "labels": {}} if gpus or base["claims"] else None
     conditions = {c["type"]: c for c in status.get("conditions", ())}

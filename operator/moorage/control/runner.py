@@ -2,6 +2,7 @@
 
 import logging
 
+from moorage.control.agents import AgentReader
 from moorage.control.apply import Applier, Refused
 from moorage.control.children import Children
 from moorage.control.gate import DownloadGate
@@ -17,7 +18,7 @@ from moorage.planning import invalid, refused
 from moorage.planning.alias import plan_alias
 from moorage.planning.download import plan_download
 from moorage.planning.model import plan_model
-from moorage.planning.types import Manifest, Plan, Progress, Resolve, WarmUp
+from moorage.planning.types import FreeMemory, Manifest, Plan, Progress, Resolve, WarmUp
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +42,13 @@ class Runner:
         ledger: Ledger,
         usage: UsageBook,
         neighbours: Neighbours,
+        agents: AgentReader,
     ) -> None:
         self._store, self._children = store, children
         self._observer, self._applier = observer, applier
         self._resolving, self._warming, self._progress, self._gate = resolving, warming, progress, gate
         self._ledger, self._usage, self._neighbours = ledger, usage, neighbours
+        self._agents = agents
 
     async def handle(self, key: Key) -> float | None:
         """Bring `key` one step on; returns seconds until it should be looked at again, None to wait for a change."""
@@ -114,6 +117,8 @@ class Runner:
                 pauses.append(self._warming.ask(key, ask, ask.template))
             elif isinstance(ask, Progress):
                 self._progress.follow(key, ask)
+            elif isinstance(ask, FreeMemory):
+                self._agents.wait(key, ask.nodes)
         return min((p for p in pauses if p is not None), default=None)
 
     def _forget(self, key: Key, plan: Plan) -> None:
@@ -125,6 +130,8 @@ class Runner:
             self._warming.forget(key)
         if Progress not in asked:
             self._progress.forget(key)
+        if FreeMemory not in asked:
+            self._agents.forget(key)
         if not any(manifest["kind"] == "Job" for manifest in plan.apply):
             self._gate.unused(key)
 

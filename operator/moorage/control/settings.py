@@ -119,6 +119,7 @@ class Settings(Section):
             image_pull_secrets=self.images.pull_secrets,
             preemption_cooldown_seconds=self.scaling.preemption_cooldown_seconds,
             max_loaded_models=self.scaling.max_loaded_models,
+            memory_wait_seconds=self.agents.max_wait_seconds,
             node_deadline_seconds=duration_seconds(self.gpus.node_deadline),
         )
 

@@ -4,7 +4,7 @@ The reader takes nothing on trust: whoever may make a pod in the agent's namespa
 text and list is bounded and a number is a number, or the report is refused as a whole.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -77,13 +77,25 @@ class GpuReport:
     problem: str = ""
     pods_problem: str = ""
 
-    def held_by(self, namespace: str, pod: str) -> Iterator[Gpu | Slice]:
-        """The GPUs and MIG devices that the containers of one pod hold."""
-        for gpu in self.gpus:
-            devices: tuple[Gpu | Slice, ...] = (gpu, *gpu.slices)
-            for device in devices:
-                if any((h.namespace, h.pod) == (namespace, pod) for h in device.pods):
-                    yield device
+
+def totals_of(report: GpuReport) -> tuple[int, ...]:
+    """MiB of each whole GPU; where all are cut up (MIG), of each part. GPUs with a problem tell nothing."""
+    healthy = [gpu for gpu in report.gpus if not gpu.problem]
+    whole = tuple(gpu.total_mib for gpu in healthy if not gpu.mig)
+    return whole or tuple(part.total_mib for gpu in healthy for part in gpu.slices)
+
+
+def used_by_pod(report: GpuReport) -> dict[tuple[str, str], tuple[int, ...]]:
+    """MiB in use on each GPU that a pod (namespace, name) holds; not of GPUs that several share: whose is what then?"""
+    found: dict[tuple[str, str], tuple[int, ...]] = {}
+    for gpu in report.gpus:
+        devices: tuple[Gpu | Slice, ...] = (gpu, *gpu.slices) if not gpu.problem else ()
+        for device in devices:
+            pods = {(holder.namespace, holder.pod) for holder in device.pods}
+            if len(pods) == 1:
+                pod = pods.pop()
+                found[pod] = (*found.get(pod, ()), device.used_mib)
+    return found
 
 
 def to_json(report: GpuReport) -> dict[str, Any]:

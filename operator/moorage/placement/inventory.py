@@ -183,7 +183,7 @@ def build(
     resource_slices   `slices.devices_of` says which fields
     claims    {namespace, name, holder, devices: [{driver, pool, device}]} of allocated ResourceClaims
     products  GPU product -> memory of one GPU (MiB, or a quantity), for nodes without a memory label
-    reports   node -> usable MiB of each GPU, where the agent runs
+    reports   node -> MiB of each GPU as NVML counts them, where the agent runs
     """
     devices = slices.devices_of(resource_slices)
     shapes = tuple(sorted(node_pools, key=lambda p: p.name))

@@ -63,9 +63,9 @@ def of_node(
 ) -> GPUMemory:
     """Memory of one GPU of `resource` on a node.
 
-    In this order: the agent's report (usable MiB of each GPU: the smallest, because nobody chooses which GPU a pod
-    gets), the annotation of a person, the labels, the table of products. The first that is there decides, even if it
-    is nonsense: what a person or a program meant to say must not be replaced by something else.
+    In this order: the agent's report (MiB of each GPU as NVML counts them: the smallest, because nobody chooses which
+    GPU a pod gets), the annotation of a person, the labels, the table of products. The first that is there decides,
+    even if it is nonsense: what a person or a program meant to say must not be replaced by something else.
     """
     key = vendors.memory_label(resource)
     text = labels.get(key)
@@ -73,7 +73,7 @@ def of_node(
     reported = [int(mib) for mib in report]
     if reported and not vendors.is_slice(resource):
         least = min(reported)
-        return replace(_checked(least, f"the agent reports {least} MiB", least), label_mib=label)
+        return replace(_checked(least, f"the agent reports {least} MiB"), label_mib=label)
     if annotation is not None and not vendors.is_slice(resource):
         found = _of_quantity(annotation, f"annotation {ANNOTATION}")
     elif resource == vendors.AMD_GPU and (texts := vendors.amd_memory_texts(labels)):

@@ -92,6 +92,7 @@ _NORMAL = {
     Reason.DOWNLOADING,
     Reason.LOADING,
     Reason.PENDING,
+    Reason.WAITING_FOR_MEMORY,
     Reason.SCALED_TO_ZERO,
     Reason.PREEMPTED,
     Reason.WAITING_FOR_ROOM,

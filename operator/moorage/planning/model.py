@@ -41,6 +41,7 @@ EVENTS = {
     (C.SERVING, FALSE, Reason.SCALED_TO_ZERO): "Unloaded",
     (C.SERVING, FALSE, Reason.PREEMPTED): "Preempted",
     (C.SERVING, FALSE, Reason.PENDING): "",
+    (C.SERVING, FALSE, Reason.WAITING_FOR_MEMORY): "WaitingForMemory",
     (C.SERVING, FALSE, "*"): "LoadFailed",
     (C.SERVING, TRUE, "*"): "Loaded",
     (C.UP_TO_DATE, FALSE, Reason.ROLLOUT_FAILED): "*",

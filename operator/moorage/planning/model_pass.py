@@ -53,6 +53,7 @@ class ModelPass:
     delete: list[Ref] = field(default_factory=list)
     ask: list[Ask] = field(default_factory=list)
     tell: list[PlannedEvent] = field(default_factory=list)
+    held: str | None = None  # why the servers may not start yet, although everything else is ready
     requeue: float | None = None
     lame: bool = False  # serves, but one of its servers does not start
     decision: Decision | None = None

@@ -11,7 +11,7 @@ from moorage.api.model_status import EngineStatus
 from moorage.engines.base import Start
 from moorage.manifests import model as manifests
 from moorage.placement.affinity import merged
-from moorage.planning import devices, node_pools, text, volumes
+from moorage.planning import devices, model_gate, node_pools, text, volumes
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
 from moorage.planning.model_engine import asked_of, engine_of, serving_of
 from moorage.planning.model_memory import memory
@@ -60,6 +60,10 @@ def _not_ours(step: ModelPass, kind: str, child: Manifest) -> str:
 
 
 def _deployment(step: ModelPass, live: Manifest | None, image: str) -> None:
+    if step.replicas and (live is None or not live["wanted"]) and (why := model_gate.taken(step)):
+        step.held = why
+        step.draft.set(C.SERVING, FALSE, Reason.WAITING_FOR_MEMORY, why)
+        return
     inputs = inputs_of(step, image)
     asked = _restart(step)
     notes = {names.INPUTS_HASH: inputs} | ({names.RESTART_AT: asked} if asked else {})
@@ -222,6 +226,8 @@ def watch(step: ModelPass) -> str | None:
         step.status.template = None
         step.draft.set(C.SERVING, FALSE, step.sleep.reason, step.sleep.message)
         return step.sleep.message
+    if step.held:
+        return step.held
     if not live["wanted"] and not (step.patch or _pending(step)):
         step.draft.set(C.SERVING, FALSE, Reason.PENDING, "an earlier step has to finish first")
         return None

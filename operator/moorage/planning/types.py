@@ -4,10 +4,12 @@ All of them are plain data (dicts as the API server speaks them, numbers, string
 written down as JSON, replayed, and tried with changes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from moorage.placement.gpu_report import GpuReport
 from moorage.placement.inventory import Inventory, Reservation
 from moorage.planning.neighbours import Around
 from moorage.planning.usage import Usage
@@ -36,6 +38,7 @@ class Defaults:
     preemption_cooldown_seconds: int = 600
     max_loaded_models: int | None = None
     node_deadline_seconds: float = 900.0
+    memory_wait_seconds: int = 0  # for which a start waits for GPU memory in use; 0: it does not
 
     def engine_image(self, engine: str, vendor: str | None) -> str:
         """The image of `engine` for a vendor's GPUs, or for the CPU; empty where the installation has none."""
@@ -102,7 +105,14 @@ class Progress:
     url: str
 
 
-Ask = Resolve | WarmUp | Progress
+@dataclass(frozen=True)
+class FreeMemory:
+    """Ask: have the agents of `nodes` read every second, for as long as it is asked for."""
+
+    nodes: tuple[str, ...]
+
+
+Ask = Resolve | WarmUp | Progress | FreeMemory
 
 
 @dataclass(frozen=True)
@@ -171,6 +181,8 @@ class ObservedModel:
     reservations: tuple[Reservation, ...] = ()
     resolved: Answer | None = None
     warmed: Answer | None = None
+    gpu_reports: Mapping[str, GpuReport] = field(default_factory=dict)  # by node; their age counted up to now
+    waited_seconds: float = 0.0  # since FreeMemory was asked first
     volume: Manifest | None = None  # of the claim that the files lie in, as control/volumes.py puts it together
     usage: Usage = field(default_factory=Usage)
     claim_templates: tuple[Manifest, ...] = ()  # for DRA, the Model's own
