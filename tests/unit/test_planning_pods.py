@@ -36,7 +36,7 @@ def test_a_killed_servers_log_is_left_out():
     assert found is not None
     assert found.reason == Reason.OUT_OF_MEMORY
     assert found.message == (
-        "container engine was killed for lack of memory (2 restarts); "
+        "container engine was killed for lack of host memory (2 restarts); "
         "raise resources.limits.memory, or ask for less context"
     )
 

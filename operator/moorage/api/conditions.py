@@ -100,6 +100,7 @@ class Reason(StrEnum):
     PLACED = "Placed"
     NO_ACCELERATOR_NEEDED = "NoAcceleratorNeeded"
     SERVING = "Serving"
+    PARTIALLY_OFFLOADED = "PartiallyOffloaded"
     COMPLETED = "Completed"
     READY = "Ready"
     UP_TO_DATE = "UpToDate"
@@ -203,6 +204,7 @@ REASON_HELP: dict[Reason, str] = {
     Reason.PLACED: "A node with enough free GPU memory was chosen.",
     Reason.NO_ACCELERATOR_NEEDED: "`accelerator.vendor: None`: the model runs on CPUs, any node will do.",
     Reason.SERVING: "The wanted number of servers is ready and one generated a token through the Service.",
+    Reason.PARTIALLY_OFFLOADED: "It serves, but most of the weights are not in GPU memory: slower than it should be.",
     Reason.COMPLETED: "The benchmark ran to its end; the figures are in `status.benchmark`.",
     Reason.READY: "All that readiness asks for is true.",
     Reason.UP_TO_DATE: "The running pods are what the present spec and chart would render.",
@@ -247,7 +249,8 @@ REASON_HELP: dict[Reason, str] = {
     Reason.NO_GPU_FITS: "No GPU of the cluster is large enough; the message names the need and the largest.",
     Reason.NO_GPU_FREE: "A GPU is large enough, but all such GPUs are taken.",
     Reason.UNKNOWN_GPU_MEMORY: "Nodes have GPUs but neither an agent nor labels say how much memory they have.",
-    Reason.INSUFFICIENT_MEMORY: "The server needs more memory than its node or its limit allows.",
+    Reason.INSUFFICIENT_MEMORY: "The server ran out of GPU memory, was planned once more with more room, and no GPU "
+    "has more, or that was not enough either; no further start is tried.",
     Reason.QUOTA_EXCEEDED: "A ResourceQuota or LimitRange of the namespace does not admit the pod or claim.",
     Reason.FORBIDDEN: "The API server refused what the operator wanted to write: rights or an admission policy.",
     Reason.SECRET_NOT_FOUND: "A Secret or ConfigMap that the source names, or its key, is not in the namespace.",
@@ -265,7 +268,7 @@ REASON_HELP: dict[Reason, str] = {
     Reason.SHADOWING: "The alias has the name of a Model, so that requests for the name go where the alias points.",
     Reason.IMAGE_PULL_FAILED: "The engine image cannot be pulled; check its name, the registry and imagePullSecrets.",
     Reason.CRASH_LOOP: "The server exits again and again; the message has its last words.",
-    Reason.OUT_OF_MEMORY: "The server ran out of GPU or host memory; lower contextLength or maxSequences.",
+    Reason.OUT_OF_MEMORY: "The server ran out of host memory, or of GPU memory that a new plan is about to widen.",
     Reason.UNSCHEDULABLE: "kube-scheduler finds no node for the pod; the message is the scheduler's.",
     Reason.ROLLOUT_FAILED: "The new version did not become ready in time; an old one keeps serving.",
     Reason.WARM_UP_FAILED: "The server reports ready but did not generate a token.",

@@ -79,6 +79,20 @@ class SourceStatus(StatusPart):
     )
 
 
+class LearnedStatus(StatusPart):
+    """What earlier starts with the same files, engine and settings taught; for Moorage itself."""
+
+    inputs_hash: StatusWord | None = Field(default=None, description="Hash of what it was learned about.")
+    gpus: Count | None = Field(default=None, description="GPUs per replica at that time.")
+    observed_gpu_mib: Count | None = Field(default=None, description="The most that one GPU held.")
+    least_gpu_mib: Count | None = Field(default=None, description="What one GPU has to have, at least.")
+    estimated_gpu_mib: Count | None = Field(default=None, description="What the file header alone said of that GPU.")
+    out_of_memory: Count | None = Field(default=None, description="Starts that ran out of GPU memory.")
+    templates: Annotated[list[StatusWord], Cut(8)] = Field(default=[], description="Pod templates that did.")
+    restarted_at: StatusWord | None = Field(default=None, description="Request to restart after which it counts anew.")
+    message: Sentence | None = Field(default=None, description="How the last one ended.")
+
+
 class MemoryStatus(StatusPart):
     """Memory of one replica."""
 
@@ -86,6 +100,9 @@ class MemoryStatus(StatusPart):
         default=None, description="GPU memory by the file header, the sum of the parts."
     )
     planned_mib: Count | None = Field(default=None, description="GPU memory that placement counts with.")
+    observed_mib: Count | None = Field(
+        default=None, description="GPU memory that one replica really held, the most seen; told by the agent."
+    )
     confidence: Confidence | None = Field(default=None, description="How sure the estimate is.")
     weights_mib: Count | None = Field(default=None, description="Weights on the GPUs.")
     kv_mib: Count | None = Field(default=None, description="KV cache on the GPUs.")
@@ -93,7 +110,8 @@ class MemoryStatus(StatusPart):
     overhead_mib: Count | None = Field(default=None, description="The GPU runtime's own memory.")
     margin_mib: Count | None = Field(default=None, description="Margin for what the estimate cannot know.")
     host_mib: Count | None = Field(default=None, description="Host memory.")
-    per_gpu_mib: Annotated[list[Count], Cut(8)] = Field(default=[], description="GPU memory on each GPU.")
+    per_gpu_mib: Annotated[list[Count], Cut(8)] = Field(default=[], description="GPU memory planned on each GPU.")
+    learned: LearnedStatus | None = Field(default=None, description="What earlier starts taught.")
 
 
 class RejectedNodes(StatusPart):

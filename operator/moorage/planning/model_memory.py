@@ -3,6 +3,7 @@
 from moorage.api.model_status import Confidence, MemoryStatus
 from moorage.planning import text
 from moorage.planning.model_engine import AS_WRITTEN, Changes, asked_of, check, engine_of, serving_of
+from moorage.planning.model_learn import planned
 from moorage.planning.model_pass import ModelPass
 from moorage.sizing.need import MemoryNeed
 
@@ -19,17 +20,21 @@ def need(step: ModelPass, gpus: int, changes: Changes = AS_WRITTEN) -> MemoryNee
 
 
 def memory(step: ModelPass, gpus: int) -> MemoryStatus:
-    """The status of the need; without a header the files, a tenth and 1 GiB for the program: a guess, and says so."""
-    found = need(step, gpus)
+    """The status of the need and of what was learned; without a header the files, a tenth and 1 GiB for the program: a
+    guess, and says so."""
+    found, before = need(step, gpus), step.status.memory or MemoryStatus()
     size = step.source.size_bytes or 0
     if found is None:
-        return MemoryStatus(host_mib=int(size * 1.1) // MIB + 1024, confidence=Confidence.GUESS)
+        host = int(size * 1.1) // MIB + 1024
+        past = (before.observed_mib, before.learned) if gpus else (None, None)
+        return MemoryStatus(host_mib=host, confidence=Confidence.GUESS, observed_mib=past[0], learned=past[1])
     host = found.host_mib + engine_of(step).process_mib
     if not gpus:
         return MemoryStatus(host_mib=host, confidence=Confidence(found.confidence.value))
+    per_gpu = [planned(step, gpus, mib) for mib in found.per_gpu_mib]
     return MemoryStatus(
         estimated_mib=found.total_mib,
-        planned_mib=found.total_mib,
+        planned_mib=found.total_mib + sum(per_gpu) - sum(found.per_gpu_mib),
         confidence=Confidence(found.confidence.value),
         weights_mib=found.weights_mib,
         kv_mib=found.kv_mib,
@@ -37,7 +42,9 @@ def memory(step: ModelPass, gpus: int) -> MemoryStatus:
         overhead_mib=found.overhead_mib,
         margin_mib=found.margin_mib,
         host_mib=host,
-        per_gpu_mib=list(found.per_gpu_mib),
+        per_gpu_mib=per_gpu,
+        observed_mib=before.observed_mib,
+        learned=before.learned,
     )
 
 

@@ -16,6 +16,7 @@ from moorage.sources import CATALOG
 
 # Reasons that only a person can mend: the Model is Blocked and nothing is tried until something changes.
 PERSON = {
+    Reason.INSUFFICIENT_MEMORY,
     Reason.INVALID_SPEC,
     Reason.NAME_TAKEN,
     Reason.IMAGE_REQUIRED,

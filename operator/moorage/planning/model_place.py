@@ -13,8 +13,10 @@ from moorage.placement.remedies import CACHE, CONTEXT, SEQUENCES, Settings, Spac
 from moorage.placement.request import Candidate, Decision, Request
 from moorage.planning import node_pools, quota
 from moorage.planning.model_engine import AS_WRITTEN, Changes, asked_of, context_length, engine_of, sequences
+from moorage.planning.model_learn import exhausted, history, learn, planned
 from moorage.planning.model_memory import memory, need
 from moorage.planning.model_pass import ModelPass
+from moorage.planning.model_scale import Sleep
 from moorage.planning.volumes import growable, mountable, one_node
 
 MIB = 1024 * 1024
@@ -30,6 +32,9 @@ def place(step: ModelPass) -> str | None:
     """
     if step.model.spec.accelerator.vendor == "None":
         return _on_cpu(step)
+    learn(step)
+    if why := exhausted(step):
+        return _exhausted(step, why)
     try:
         plans = candidates(step)
     except InvalidSpec as error:
@@ -44,6 +49,21 @@ def place(step: ModelPass) -> str | None:
         node_pools.forget(placed)
     step.decision = decision(step, plans, replacing=runs or step.model.spec.rollout.strategy != "Surge")
     return _take(step, step.decision, inputs)
+
+
+def _exhausted(step: ModelPass, why: str) -> str:
+    """No further start would do; what would help is said once."""
+    before = step.draft.get(C.PLACED)
+    remember_memory(step, (step.status.placement.count if step.status.placement else None) or 1)
+    if before is None or before.message != why:
+        step.status.remedies = remedies_of(step)
+    return _give_up(step, Reason.INSUFFICIENT_MEMORY, why)
+
+
+def _give_up(step: ModelPass, reason: Reason, why: str) -> str:
+    """Stop what runs out of memory again and again: no servers until there is a place for them."""
+    step.replicas, step.sleep = 0, step.sleep or Sleep(reason, why)
+    return step.stop(C.PLACED, reason, why)
 
 
 def _on_cpu(step: ModelPass) -> str | None:
@@ -64,7 +84,7 @@ def candidates(step: ModelPass, changes: Changes = AS_WRITTEN) -> tuple[Candidat
     found = []
     for gpus in counts(step):
         needed = need(step, gpus, changes)
-        found.append(Candidate(gpus, max(needed.per_gpu_mib, default=0) if needed else 0))
+        found.append(Candidate(gpus, planned(step, gpus, max(needed.per_gpu_mib, default=0) if needed else 0)))
     return tuple(found)
 
 
@@ -153,6 +173,9 @@ def _take(step: ModelPass, found: Decision, inputs: str) -> str | None:
             return None
         if before is None or (before.reason, before.inputs_hash) != (found.message, inputs):
             step.status.remedies = remedies_of(step)
+        if past := history(step):  # its pods would only fail again on the GPUs that they have
+            lasting = found.reason in (Reason.NO_GPU_FITS, Reason.UNKNOWN_GPU_MEMORY)
+            return _give_up(step, Reason.INSUFFICIENT_MEMORY if lasting else found.reason, past + found.message)
         remedy = "" if step.seen.inventory and step.seen.inventory.has_gpus else NO_GPU_REMEDY
         return step.stop(C.PLACED, found.reason, found.message + remedy)
     node_pools.remember(step, status, found)

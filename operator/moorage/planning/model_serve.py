@@ -14,6 +14,7 @@ from moorage.placement.affinity import merged
 from moorage.planning import devices, model_gate, node_pools, text, volumes
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
 from moorage.planning.model_engine import asked_of, engine_of, serving_of
+from moorage.planning.model_learn import held, partly_on_cpu
 from moorage.planning.model_memory import memory
 from moorage.planning.model_pass import ModelPass
 from moorage.planning.model_place import candidates, decision, override_mib, remember_memory
@@ -121,7 +122,14 @@ def inputs_of(step: ModelPass, image: str) -> str:
     gpus: list[object] = [placed.vendor, placed.count] if placed else []
     if placed and engine_of(step).sized_by_gpu:
         gpus.append(placed.gpu_memory_mib)
-    return names.digest([spec, where, gpus, image, _restart(step)])
+    room = _room(step)  # only where there is some: who never needed it keeps the hash that he has
+    return names.digest([spec, where, gpus, image, _restart(step), *([room] if room else [])])
+
+
+def _room(step: ModelPass) -> str:
+    """The memory that one GPU has to have by what was learned; a pod is made anew when it changes."""
+    learned = step.status.memory.learned if step.status.memory else None
+    return f"{learned.least_gpu_mib}Mi" if learned and learned.least_gpu_mib else ""
 
 
 def _surge(step: ModelPass) -> bool:
@@ -185,6 +193,7 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
     }
     meta, asked = spec.pod_metadata, _restart(step)
     annotations = dict(meta.annotations) if meta else {}
+    marks = {names.RESTART_AT: asked, names.LEAST_GPU_MEMORY: _room(step)}
     return manifests.ServerPod(
         image=image,
         engine=engine_of(step).container(asked_of(step), start),
@@ -199,7 +208,7 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
         env=tuple(spec.env),
         env_from=tuple(spec.env_from),
         pod_labels={**(meta.labels if meta else {}), **volumes.labels(volume)},
-        pod_annotations={**annotations, names.RESTART_AT: asked} if asked else annotations,
+        pod_annotations={**annotations, **{k: v for k, v in marks.items() if v}},
         passthrough={k: v for k, v in passthrough.items() if v},
     )
 
@@ -315,7 +324,7 @@ def _warm(step: ModelPass, live: Manifest, problem: Trouble | None) -> str | Non
     warmed = step.status.template == live["inputsHash"] and step.draft.was_true(C.SERVING)
     still_old = _rolling(live) and step.draft.was_true(C.SERVING)
     if warmed or still_old:
-        step.done(C.SERVING, Reason.SERVING, _serving_text(step, live, problem))
+        _serves(step, live, problem)
         return None
     if step.seen.service is None or not _ours(step, step.seen.service):
         return step.wait(C.SERVING, "waiting for the Service")
@@ -334,8 +343,19 @@ def _warm(step: ModelPass, live: Manifest, problem: Trouble | None) -> str | Non
     if step.status.engine:
         step.status.engine.version = answer.value.get("version") or None
     _startup(step, answer.value)
-    step.done(C.SERVING, Reason.SERVING, _serving_text(step, live, problem))
+    _serves(step, live, problem)
     return None
+
+
+def _serves(step: ModelPass, live: Manifest, problem: Trouble | None) -> None:
+    """It serves; where most of the weights are not in GPU memory, not as it was meant to."""
+    words = _serving_text(step, live, problem)
+    if any(held(step)) and not (step.status.memory and step.status.memory.observed_mib):
+        step.wake_in(1)  # what it holds is believed once all of it is up to date
+    if slow := partly_on_cpu(step):
+        step.done(C.SERVING, Reason.PARTIALLY_OFFLOADED, f"{words}, but {slow}")
+    else:
+        step.done(C.SERVING, Reason.SERVING, words)
 
 
 def _serving_text(step: ModelPass, live: Manifest, problem: Trouble | None) -> str:

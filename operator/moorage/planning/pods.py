@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moorage.api.conditions import Reason
+from moorage.engines.failures import OutOfMemory, Ran, out_of_memory
 
 _PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
@@ -45,11 +46,23 @@ def _container_trouble(container: dict[str, Any]) -> Trouble | None:
         return None
     if ended.get("reason") == "OOMKilled" or ended.get("exitCode") == _OOM_EXIT:
         # Killed in the middle of something: the end of the log says nothing about it.
-        what = f"container {container['name']} was killed for lack of memory{_restarts(container)}"
+        what = f"container {container['name']} was killed for lack of host memory{_restarts(container)}"
         return Trouble(Reason.OUT_OF_MEMORY, f"{what}; raise resources.limits.memory, or ask for less context")
+    if found := out_of_memory(ended.get("message", "")):
+        return _ran_out(container, found)
     last = last_words(ended.get("message", ""))
     what = f"container {container['name']} exited with code {ended.get('exitCode')}{_restarts(container)}"
     return Trouble(Reason.CRASH_LOOP, f"{what}: {last}" if last else what)
+
+
+def _ran_out(container: dict[str, Any], found: OutOfMemory) -> Trouble:
+    """An engine that said itself what it had too little of."""
+    remedy = {
+        Ran.HOST_MEMORY: "; raise resources.limits.memory, or ask for less context",
+        Ran.GPU_IN_USE: "; another program uses the GPU, it is tried again until that ends",
+    }.get(found.ran, "")
+    what = f"container {container['name']} ran out of {found.ran.value}{_restarts(container)}"
+    return Trouble(Reason.OUT_OF_MEMORY, f"{what}: {found.words}{remedy}")
 
 
 def _restarts(container: dict[str, Any]) -> str:
