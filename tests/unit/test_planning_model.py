@@ -115,7 +115,7 @@ def test_a_repository_without_a_model_is_refused_with_a_reason(facts: dict, word
 
 TROUBLES = [
     ({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}, "ImagePullFailed", "no such image"),
-    ({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}, "OutOfMemory", "lack of memory"),
+    ({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}, "OutOfMemory", "lack of host memory"),
     ({"last": {"exitCode": 1, "message": "error: bad magic\n"}, "restarts": 2}, "CrashLoop", "bad magic"),
     ({"unschedulable": "0/3 nodes are available", "node": "", "phase": "Pending"}, "Unschedulable", "0/3 nodes"),
     ({"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "x" not found'}}, "InvalidSpec", "secret"),
