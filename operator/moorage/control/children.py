@@ -149,9 +149,7 @@ class Children:
         if self._nodes is None:
             nodes, slices = (self.mirrors[kind].items.values() for kind in (NODES, RESOURCE_SLICES))
             told, totals = self._gpus, self.totals()
-            self._nodes = build(
-                nodes, (), slices, products=told.products, node_pools=told.shapes(), reports=totals
-            )
+            self._nodes = build(nodes, (), slices, products=told.products, node_pools=told.shapes(), reports=totals)
             self._inventory = None
         if self._inventory is None:
             pods, claims = (self.mirrors[kind].items.values() for kind in (PODS, RESOURCE_CLAIMS))
