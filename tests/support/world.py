@@ -134,6 +134,16 @@ def model(name: str = "tiny", annotations: dict[str, str] | None = None, **spec:
     }
 
 
+def claim(name: str, **facts: Any) -> dict[str, Any]:
+    """A claim as somebody else made it, bound."""
+    size = {"resources": {"requests": {"storage": "10Gi"}}}
+    status = {"phase": "Bound", "capacity": {"storage": "10Gi"}}
+    obj = {"metadata": {"name": name, "uid": "x"}, "spec": {"accessModes": ["ReadWriteOnce"], **size}, "status": status}
+    found = projections.claim(obj)
+    assert found is not None
+    return {**found, **facts}
+
+
 class World:
     """One Model and its download; children exist as projections of the very manifests that were planned."""
 
@@ -156,6 +166,7 @@ class World:
         self.events: list[tuple[str, str]] = []
         self.asked: list[Any] = []
         self.writes = 0
+        self.storage_class: dict[str, Any] | None = None
         self.storage_class_missing: str | None = None
         self.ahead = 0
         self.usage = Usage()
@@ -239,6 +250,7 @@ class World:
                 users=self.users,
                 progress=self.progress,
                 resolved=self.download_resolved,
+                storage_class=self.storage_class,
                 storage_class_missing=self.storage_class_missing,
                 ahead=self.ahead,
                 window=self.window,

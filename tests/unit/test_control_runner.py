@@ -7,6 +7,7 @@ import pytest
 from moorage import names
 from moorage.control.agents import AgentReader
 from moorage.control.apply import Applier
+from moorage.control.credentials import CredentialPoller
 from moorage.control.gate import DownloadGate
 from moorage.control.ledger import Ledger
 from moorage.control.progress import ProgressPoller
@@ -58,6 +59,7 @@ def desk(server: Server, observer: Any = None) -> tuple[Store, Runner, Applier]:
     tasks: Any = SideTasks(nothing, nothing)
     parts: dict[str, Any] = {"progress": ProgressPoller(nothing), "gate": DownloadGate(1, list, nothing)}
     parts["agents"] = AgentReader(list, nothing)
+    parts["credentials"] = CredentialPoller(nothing, nothing)
     runner = Runner(
         store,
         nothing,

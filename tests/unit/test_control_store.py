@@ -45,6 +45,24 @@ def test_who_uses_a_download_does_not_concern_the_models_that_do():
     assert changes == [(key, Change(False, True))]
 
 
+def test_models_follow_a_download_that_runs_in_coarse_steps():
+    changes: list[Change] = []
+    store = Store(lambda _key, change: changes.append(change))
+    key = Key(DOWNLOAD, "n", "d")
+    for version in range(101):
+        message = f"{version}% of 4.0Gi"
+        conditions = [{"type": "Ready", "status": "False", "reason": "Downloading", "message": message}]
+        status = {"phase": "Downloading", "percent": version, "bytes": {"done": version}, "conditions": conditions}
+        store.put(key, obj(version + 1, kind=DOWNLOAD, name="d", status=status))
+    assert len(changes) == 100 // 5 + 1
+    body = store.get(key)
+    assert body is not None
+    assert body["status"]["percent"] == 100, "what it holds is the newest all the same"
+    conditions[0]["reason"] = "Stalled"
+    store.put(key, obj(200, kind=DOWNLOAD, name="d", status={**body["status"], "conditions": conditions}))
+    assert len(changes) == 100 // 5 + 2
+
+
 def test_an_alias_of_another_shape_is_kept_all_the_same():
     heard: list[Key] = []
     store = Store(lambda key, _change: heard.append(key))

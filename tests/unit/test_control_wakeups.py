@@ -11,6 +11,7 @@ from moorage.control import progress
 from moorage.control.agents import AgentReader
 from moorage.control.apply import Applier
 from moorage.control.children import Children
+from moorage.control.credentials import CredentialPoller
 from moorage.control.fleet import GPUs
 from moorage.control.gate import DownloadGate
 from moorage.control.ledger import Ledger
@@ -133,6 +134,7 @@ async def test_a_download_that_is_deleted_while_it_waits_leaves_the_queue():
     parts: dict[str, Any] = {"progress": ProgressPoller(nothing), "gate": gate, "ledger": Ledger()}
     parts |= {"usage": UsageBook(), "neighbours": Neighbours(desk.store, UsageBook())}
     parts["agents"] = AgentReader(list, nothing)
+    parts["credentials"] = CredentialPoller(nothing, nothing)
     runner = Runner(desk.store, desk.children, nothing, nothing, resolving=tasks, warming=tasks, **parts)
     gone, waits = Key(DOWNLOAD, "n", "gone"), Key(DOWNLOAD, "n", "waits")
     assert gate.ahead(gone, 0, "1") == 1

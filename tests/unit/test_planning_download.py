@@ -5,9 +5,10 @@ import json
 import pytest
 
 from moorage import names
+from moorage.api.common import quantity_bytes
 from moorage.planning.download_job import claim_bytes
 from moorage.planning.types import Answer, Resolve, Window
-from tests.support.world import GGUF, World, model
+from tests.support.world import GGUF, World, claim, model
 
 
 def fetching() -> World:
@@ -17,8 +18,9 @@ def fetching() -> World:
 def test_a_claim_and_a_job_are_made_for_the_resolved_commit():
     world = fetching()
     name = world.download["metadata"]["name"]
-    claim = world.manifests[("PersistentVolumeClaim", name)]
-    assert int(claim["spec"]["resources"]["requests"]["storage"]) == claim_bytes(4 * 2**30) == 5 * 2**30
+    wanted = world.manifests[("PersistentVolumeClaim", name)]["spec"]["resources"]["requests"]["storage"]
+    assert quantity_bytes(wanted) == claim_bytes(4 * 2**30)
+    assert wanted == "5Gi", "as people write it: quotas repeat it"
     job = world.manifests[("Job", name)]
     args = job["spec"]["template"]["spec"]["containers"][0]["args"]
     assert args[0] == "download"
@@ -73,7 +75,9 @@ def test_a_permanent_error_ends_it_until_the_spec_changes():
         21, json.dumps({"reason": "InsufficientStorage", "message": "needs 4.0Gi, 1.0Gi free"}), complete=False
     )
     assert world.download["status"]["phase"] == "Failed"
-    assert world.of_download("SpaceAvailable") == ("False", "InsufficientStorage", "needs 4.0Gi, 1.0Gi free")
+    status, reason, message = world.of_download("SpaceAvailable")
+    assert (status, reason) == ("False", "InsufficientStorage")
+    assert message.startswith("needs 4.0Gi, 1.0Gi free. claim ")
     assert world.of_download("Stalled")[0] == "True"
     assert world.condition("Downloaded")[:2] == ("False", "InsufficientStorage")
     assert world.phase == "Blocked"
@@ -136,8 +140,8 @@ def test_an_unused_download_goes_after_its_time_and_not_before():
 
 def test_retain_and_a_persons_own_download_are_kept():
     kept = World(model(storage={"reclaimPolicy": "Retain"})).answer_resolve(GGUF)
-    claim = kept.manifests[("PersistentVolumeClaim", kept.download["metadata"]["name"])]
-    assert "ownerReferences" not in claim["metadata"]
+    made = kept.manifests[("PersistentVolumeClaim", kept.download["metadata"]["name"])]
+    assert "ownerReferences" not in made["metadata"]
     own = fetching()
     own.download["metadata"]["labels"] = {}
     for world in (kept, own):
@@ -159,13 +163,7 @@ def test_a_prefilled_claim_is_inspected_and_nothing_is_fetched():
     source = {"persistentVolumeClaim": {"claimName": "mine", "path": "llama"}}
     world = World(model(source=source)).settle()
     assert world.of_download("SpaceAvailable")[:2] == ("False", "ClaimNotFound")
-    world.children[("PersistentVolumeClaim", "mine")] = {
-        "uid": "x",
-        "labels": {},
-        "owner": None,
-        "phase": "Bound",
-        "deleting": False,
-    }
+    world.children[("PersistentVolumeClaim", "mine")] = claim("mine")
     world.settle()
     job = world.manifests[("Job", world.download["metadata"]["name"])]
     container = job["spec"]["template"]["spec"]["containers"][0]
@@ -251,8 +249,8 @@ def test_a_claim_grows_with_its_content_and_never_shrinks():
     world = fetching()
     name = world.download["metadata"]["name"]
     world.children[("PersistentVolumeClaim", name)]["request"] = "100Gi"
-    claim = next(m for m in world.plan_download().apply if m["kind"] == "PersistentVolumeClaim")
-    assert int(claim["spec"]["resources"]["requests"]["storage"]) == 100 * 2**30
+    again = next(m for m in world.plan_download().apply if m["kind"] == "PersistentVolumeClaim")
+    assert again["spec"]["resources"]["requests"]["storage"] == "100Gi"
 
 
 def test_a_claim_that_is_being_deleted_is_waited_for():

@@ -7,7 +7,7 @@ import pytest
 
 from moorage import names
 from moorage.planning.types import Answer, Progress
-from tests.support.world import GGUF, World, model
+from tests.support.world import GGUF, World, claim, model
 
 
 def fetching() -> World:
@@ -89,13 +89,7 @@ def test_a_missing_claim_no_longer_matters_once_it_is_there():
     world = World(model(source=source)).settle()
     assert world.condition("Downloaded")[:2] == ("False", "ClaimNotFound")
     assert world.phase == "Blocked"
-    world.children[("PersistentVolumeClaim", "mine")] = {
-        "uid": "x",
-        "labels": {},
-        "owner": None,
-        "phase": "Bound",
-        "deleting": False,
-    }
+    world.children[("PersistentVolumeClaim", "mine")] = claim("mine")
     world.settle()
     assert world.of_download("Ready")[1] == "Downloading"
     assert world.phase == "Downloading"

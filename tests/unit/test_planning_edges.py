@@ -8,7 +8,7 @@ import pytest
 from moorage import names
 from moorage.planning import refused
 from moorage.planning.types import Resolve
-from tests.support.world import GGUF, World, model
+from tests.support.world import GGUF, World, claim, model
 
 
 def bench_pod(world: World, **state: object) -> None:
@@ -218,8 +218,7 @@ def test_threads_follow_whatever_the_api_takes_for_a_share(cpu: object, threads:
 def test_a_folder_that_ends_like_its_file_is_a_folder():
     source = {"persistentVolumeClaim": {"claimName": "mine", "path": "big-m.gguf"}}
     world = World(model(source=source)).settle()
-    claim = {"uid": "x", "labels": {}, "owner": None, "phase": "Bound", "deleting": False}
-    world.children[("PersistentVolumeClaim", "mine")] = claim
+    world.children[("PersistentVolumeClaim", "mine")] = claim("mine")
     world.settle()
     report = {
         "reason": "Complete",

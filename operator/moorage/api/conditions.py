@@ -219,7 +219,7 @@ REASON_HELP: dict[Reason, str] = {
     Reason.DOWNLOADING: "The download Job runs; the ModelDownload shows bytes, speed and time left.",
     Reason.LOADING: "A server has started and reads the weights into memory.",
     Reason.VERIFYING: "All bytes are there and their checksums are being compared.",
-    Reason.NOT_VERIFIED: "`verify: None`: nobody compared sizes or checksums.",
+    Reason.NOT_VERIFIED: "Nobody compared anything: `verify: None`, or a pre-filled folder without a manifest.",
     Reason.RUNNING: "The benchmark Job runs.",
     Reason.NO_USAGE_REPORTS: "No gateway tells of requests, so nobody knows whether the Model is idle; it is not "
     "put to sleep.",

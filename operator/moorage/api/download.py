@@ -147,7 +147,9 @@ class DownloadSummary(StatusPart):
     done: StatusWord | None = Field(default=None, description="Bytes on disk and in all, such as 16.0/39.1Gi.")
     speed: StatusWord | None = Field(default=None, description="Speed, such as 212MiB/s.")
     eta: StatusWord | None = Field(default=None, description="Time left, such as 1m50s.")
-    verified: StatusWord | None = Field(default=None, description="Verified files and all files, such as 3/3.")
+    verified: StatusWord | None = Field(
+        default=None, description="yes once every file was compared with what the source says, else no."
+    )
     message: Line | None = Field(default=None, description="What is going on, in a line.")
     revision: StatusWord | None = Field(default=None, description="Short form of the resolved revision.")
     files: StatusWord | None = Field(default=None, description="Complete files and all files, such as 2/3.")
@@ -158,6 +160,16 @@ class Progress(StatusPart):
 
     total: Count = Field(default=0, description="All.")
     done: Count = Field(default=0, description="Safely on disk.")
+
+
+class VolumeStatus(StatusPart):
+    """The volume behind the claim."""
+
+    access_modes: Annotated[list[StatusWord], Cut(4)] = Field(
+        default=[], description="Access modes of the claim; with ReadWriteOnce alone one node at a time can mount it."
+    )
+    capacity_bytes: Count | None = Field(default=None, description="Its size, once it is bound.")
+    node: StatusWord | None = Field(default=None, description="The only node that can mount it, where there is one.")
 
 
 class DownloadItem(StatusPart):
@@ -217,6 +229,7 @@ class DownloadStatus(StatusPart):
     retries: Count | None = Field(default=None, description="Requests that were repeated.")
     claim_name: StatusWord | None = Field(default=None, description="PersistentVolumeClaim that holds the files.")
     path: StatusPath | None = Field(default=None, description="Folder of the files inside the volume.")
+    volume: VolumeStatus | None = Field(default=None, description="The volume behind the claim.")
     node: StatusWord | None = Field(default=None, description="Node of the download pod.")
     verify_request: StatusWord | None = Field(
         default=None, description="The moorage.dev/verify-at annotation that was last carried out."

@@ -138,6 +138,18 @@ class HuggingFaceSource(SpecPart):
     )
 
 
+class HeadersSecretRef(SpecPart):
+    """A Secret of the same namespace that holds request headers."""
+
+    name: ObjectName = Field(description="Name of the Secret.")
+    key: str = Field(
+        default="headers",
+        min_length=1,
+        max_length=253,
+        description="Key of the headers in the Secret: one 'Name: value' on each line.",
+    )
+
+
 class HttpSource(SpecPart):
     """One file behind a plain URL."""
 
@@ -170,6 +182,11 @@ class HttpSource(SpecPart):
         ]
         | None
     ) = Field(default=None, description="Name of the file in the volume. Absent: the last part of the URL's path.")
+    headers_secret_ref: HeadersSecretRef | None = Field(
+        default=None,
+        description="Secret with request headers, such as 'Authorization: Bearer ...'. They go to the URL's own host "
+        "only, never along a redirect to another.",
+    )
     ca_bundle_ref: CaBundleRef | None = Field(
         default=None, description="ConfigMap with the certificates to trust for this URL, for example a company's own."
     )
@@ -239,6 +256,19 @@ class DownloadSource(_Source):
     persistent_volume_claim: PersistentVolumeClaimSource | None = Field(
         default=None, description="Files that already lie in a volume; nothing is downloaded."
     )
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Names of the Secrets that it names."""
+        token = self.hugging_face.token_secret_ref if self.hugging_face else None
+        headers = self.http.headers_secret_ref if self.http else None
+        return tuple(ref.name for ref in (token, headers) if ref)
+
+    @property
+    def config_maps(self) -> tuple[str, ...]:
+        """Names of the ConfigMaps that it names."""
+        remote = self.hugging_face or self.http
+        return (remote.ca_bundle_ref.name,) if remote and remote.ca_bundle_ref else ()
 
 
 class ModelSource(DownloadSource):

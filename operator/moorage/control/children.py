@@ -178,6 +178,11 @@ class Children:
         said = self.get(NAMESPACES, ("", namespace))
         return default if said is None or said["maxLoaded"] is None else int(said["maxLoaded"])
 
+    def storage_class(self, wanted: str | None) -> Manifest | None:
+        """The class `wanted` (None: the default), as far as planning cares."""
+        classes = self.mirrors[STORAGE_CLASSES].items.values()
+        return next((c for c in classes if (c["default"] if wanted is None else c["name"] == wanted)), None)
+
     def storage_class_trouble(self, wanted: str | None) -> str | None:
         """Why a claim with class `wanted` (None: the default) could never bind; None where it could."""
         classes = self.mirrors[STORAGE_CLASSES].items.values()

@@ -8,6 +8,7 @@ from moorage import names
 from moorage.control import naming
 from moorage.control.agents import AgentReader
 from moorage.control.children import Children
+from moorage.control.credentials import CredentialPoller
 from moorage.control.gate import DownloadGate
 from moorage.control.ledger import Ledger
 from moorage.control.neighbours import Neighbours, owner_of
@@ -47,6 +48,7 @@ class Observer:
         resolving: SideTasks,
         warming: SideTasks,
         progress: ProgressPoller,
+        credentials: CredentialPoller,
         gate: DownloadGate,
         ledger: Ledger,
         usage: UsageBook,
@@ -55,7 +57,8 @@ class Observer:
     ) -> None:
         self._store, self._children, self._defaults = store, children, defaults
         self._resolving, self._warming, self._progress = resolving, warming, progress
-        self._gate, self._ledger, self._usage, self._neighbours = gate, ledger, usage, neighbours
+        self._credentials, self._gate, self._ledger = credentials, gate, ledger
+        self._usage, self._neighbours = usage, neighbours
         self._agents = agents
 
     def model(self, key: Key, obj: Manifest) -> ObservedModel:
@@ -118,6 +121,8 @@ class Observer:
         spec: Manifest = obj.get("spec") or {}
         storage = spec.get("storage") or {}
         claim = claim_name(spec) or child
+        found = children.get(CLAIMS, (key.namespace, claim))
+        wanted = (found or {}).get("storageClass") or storage.get("storageClassName")
         window = window_of(spec.get("window"), now())
         users = {k.name for k in self._store.dependents(key) if k.kind == MODEL}
         users.update(children.serving((key.namespace, child)))  # an old version may serve while a new one is on its way
@@ -125,16 +130,18 @@ class Observer:
             download=obj,
             now=now(),
             defaults=self._defaults,
-            claim=children.get(CLAIMS, (key.namespace, claim)),
+            claim=found,
             job=children.get(JOBS, (key.namespace, child)),
             pods=tuple(children.of(PODS, key)),
             users=tuple(users),
             progress=self._progress.latest(key),
             resolved=self._resolving.answer(key),
-            storage_class_missing=children.storage_class_trouble(storage.get("storageClassName")),
+            storage_class=children.storage_class(wanted),
+            storage_class_missing=children.storage_class_trouble(wanted),
             ahead=self._ahead(key, obj, window),
             window=window,
             volume=children.volume((key.namespace, claim)),
+            credentials_changed=self._credentials.has_changed(key),
             server=None if (obj.get("status") or {}).get("phase") == "Ready" else self._server(key),
         )
 
@@ -159,11 +166,24 @@ class Observer:
         """Place in the queue of one that wants to run; whoever is done or may not run wants no place."""
         status, state = obj.get("status") or {}, (obj.get("spec") or {}).get("state", "Active")
         later = status.get("nextAttemptAt") or ""
-        resting = status.get("phase") in ("Ready", "Failed", None, "Resolving") or (window and not window.open)
+        resting = (window and not window.open) or not self._may_start(key, obj, status)
         if resting or state != "Active" or later > now().strftime("%Y-%m-%dT%H:%M:%SZ"):
             self._gate.leave(key)
             return 0
         return self._gate.ahead(key, obj["spec"].get("priority", 0), obj["metadata"].get("creationTimestamp", ""))
+
+    def _may_start(self, key: Key, obj: Manifest, status: Manifest) -> bool:
+        """Whether the pass may come to starting a Job: the very one that takes the source's answer does."""
+        match status.get("phase"):
+            case "Ready":
+                return False
+            case "Failed":
+                return bool(status.get("observedGeneration") != obj["metadata"].get("generation"))
+            case None | "Resolving":
+                answer = self._resolving.answer(key)
+                local = "persistentVolumeClaim" in (obj["spec"].get("source") or {})
+                return local or (answer is not None and answer.value is not None)
+        return True
 
     def alias(self, key: Key, obj: Manifest) -> ObservedAlias:
         """Snapshot of a ModelAlias."""

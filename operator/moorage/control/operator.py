@@ -12,6 +12,7 @@ from moorage.control import metrics
 from moorage.control.agents import AgentReader, Listeners
 from moorage.control.apply import RESOURCES, Applier
 from moorage.control.children import Children
+from moorage.control.credentials import CredentialPoller
 from moorage.control.gate import DownloadGate
 from moorage.control.ledger import Ledger
 from moorage.control.neighbours import Neighbours
@@ -67,6 +68,7 @@ class Operator:
         self._ledger = Ledger(self._wake, self._surroundings_changed)
         self._agents = self._agent_reader(settings.agents.namespace)
         self.children.totals = self._agents.totals
+        self._credentials = CredentialPoller(kube, self._credentials_changed)
         side: dict[str, Any] = {
             "resolving": self._resolving,
             "warming": self._warming,
@@ -75,6 +77,7 @@ class Operator:
             "usage": self.usage,
             "neighbours": Neighbours(self.store, self.usage),
             "agents": self._agents,
+            "credentials": self._credentials,
             "gate": DownloadGate(settings.downloads.max_running, self.children.running_downloads, self._wake),
         }
         observer = Observer(self.store, self.children, settings.defaults(), **side)
@@ -116,8 +119,8 @@ class Operator:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        kept = (self._resolving, self._warming, self._progress, self._agents, self._prober, self._hub)
-        for part in (*kept, self._events, self.kube):
+        side = (self._resolving, self._warming, self._progress, self._credentials, self._agents)
+        for part in (*side, self._prober, self._hub, self._events, self.kube):
             with contextlib.suppress(ApiError):
                 await part.close()
 
@@ -178,6 +181,10 @@ class Operator:
 
     def _wake(self, key: Key) -> None:
         self.queue.add(key)
+
+    def _credentials_changed(self, key: Key) -> None:
+        self._resolving.retry(key)
+        self._wake(key)
 
     def _crowded(self) -> bool:
         return self.queue.depth > CROWD_PER_WORKER * self.settings.workers

@@ -281,11 +281,12 @@ def namespace(obj: Manifest) -> Manifest | None:
 
 
 def storage_class(obj: Manifest) -> Manifest | None:
-    """A StorageClass: its name, whether it is the default, and when it binds."""
+    """A StorageClass: its name, whether it is the default, who makes its volumes and when, whether they can grow."""
     annotations = obj["metadata"].get("annotations") or {}
     return {
         "name": obj["metadata"]["name"],
         "default": annotations.get("storageclass.kubernetes.io/is-default-class") == "true",
+        "provisioner": obj.get("provisioner", ""),
         "bindingMode": obj.get("volumeBindingMode", "Immediate"),
         "expandable": bool(obj.get("allowVolumeExpansion")),
     }

@@ -3,6 +3,7 @@
 import base64
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -16,6 +17,7 @@ from moorage.planning.types import Defaults
 from moorage.sizing.errors import HeaderError
 from moorage.sizing.reading import Want, drive_async
 from moorage.sources import Access, RepoFile, Repository, Selection, formats, select
+from moorage.sources.access import parse_headers
 from moorage.sources.choice import needed
 from moorage.sources.urls import without_query
 
@@ -68,7 +70,8 @@ class Resolver:
             self._pinned.popitem(last=False)
 
     async def _url(self, namespace: str, spec: dict[str, Any]) -> Facts:
-        access = await self._access(namespace, None, spec.get("caBundleRef"))
+        headers = await self._headers(namespace, spec["headersSecretRef"]) if "headersSecretRef" in spec else {}
+        access = replace(await self._access(namespace, None, spec.get("caBundleRef")), headers=headers)
         url: str = spec["url"]
         remote = await self._hub.probe(url, access)
         name = spec.get("fileName") or unquote(urlsplit(url).path.rpartition("/")[2])
@@ -103,6 +106,14 @@ class Resolver:
         if key not in data:
             raise SourceError("SecretNotFound", f"Secret {name} has no key {key}", retryable=True)
         return base64.b64decode(data[key]).decode(errors="replace").strip()
+
+    async def _headers(self, namespace: str, ref: dict[str, Any]) -> dict[str, str]:
+        text = await self._secret(namespace, {"key": "headers", **ref})
+        try:
+            return parse_headers(text)
+        except ValueError as error:
+            text = f"key {ref.get('key', 'headers')} of Secret {ref['name']}: {error}"
+            raise SourceError("InvalidSpec", text, retryable=False) from None
 
     async def _config(self, namespace: str, ref: dict[str, Any]) -> str:
         name, key = ref["name"], ref.get("key", "ca.crt")

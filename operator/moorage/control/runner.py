@@ -5,6 +5,7 @@ import logging
 from moorage.control.agents import AgentReader
 from moorage.control.apply import Applier, Refused
 from moorage.control.children import Children
+from moorage.control.credentials import CredentialPoller
 from moorage.control.gate import DownloadGate
 from moorage.control.ledger import Ledger
 from moorage.control.neighbours import Neighbours
@@ -18,7 +19,7 @@ from moorage.planning import invalid, refused
 from moorage.planning.alias import plan_alias
 from moorage.planning.download import plan_download
 from moorage.planning.model import plan_model
-from moorage.planning.types import FreeMemory, Manifest, Plan, Progress, Resolve, WarmUp
+from moorage.planning.types import Credentials, FreeMemory, Manifest, Plan, Progress, Resolve, WarmUp
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Runner:
         resolving: SideTasks,
         warming: SideTasks,
         progress: ProgressPoller,
+        credentials: CredentialPoller,
         gate: DownloadGate,
         ledger: Ledger,
         usage: UsageBook,
@@ -47,7 +49,8 @@ class Runner:
         self._store, self._children = store, children
         self._observer, self._applier = observer, applier
         self._resolving, self._warming, self._progress, self._gate = resolving, warming, progress, gate
-        self._ledger, self._usage, self._neighbours = ledger, usage, neighbours
+        self._credentials, self._ledger = credentials, ledger
+        self._usage, self._neighbours = usage, neighbours
         self._agents = agents
 
     async def handle(self, key: Key) -> float | None:
@@ -119,6 +122,8 @@ class Runner:
                 self._progress.follow(key, ask)
             elif isinstance(ask, FreeMemory):
                 self._agents.wait(key, ask.nodes)
+            elif isinstance(ask, Credentials):
+                self._credentials.follow(key, ask)
         return min((p for p in pauses if p is not None), default=None)
 
     def _forget(self, key: Key, plan: Plan) -> None:
@@ -132,6 +137,8 @@ class Runner:
             self._progress.forget(key)
         if FreeMemory not in asked:
             self._agents.forget(key)
+        if Credentials not in asked:
+            self._credentials.forget(key)
         if not any(manifest["kind"] == "Job" for manifest in plan.apply):
             self._gate.unused(key)
 

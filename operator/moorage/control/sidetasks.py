@@ -64,6 +64,11 @@ class SideTasks:
         state.task = asyncio.create_task(self._answer(key, ask, state))
         return None
 
+    def retry(self, key: Key) -> None:
+        """What `key` failed for may be mended: its pause is over."""
+        if state := self._states.get(key):
+            state.again_at = 0.0
+
     def forget(self, key: Key) -> None:
         """Drop what is known of `key` and stop a task that still runs."""
         state = self._states.pop(key, None)

@@ -17,6 +17,8 @@ Manifest = dict[str, Any]
 GONE_REMEMBERED = 4096
 SETTLED = ("Ready", "ScaledToZero")
 PREEMPTED = "Preempted"
+PERCENT_STEP = 5
+"""How far a download gets before the Models that wait for it hear of it."""
 
 MODEL, DOWNLOAD, ALIAS = "Model", "ModelDownload", "ModelAlias"
 CLAIM = "PersistentVolumeClaim"
@@ -201,8 +203,16 @@ def _loaded(status: Manifest) -> bool:
 
 
 def _shown(status: Manifest | None) -> Manifest:
-    """A status without what concerns nobody but its own object: who uses a download, and since when nobody does."""
-    return {k: v for k, v in (status or {}).items() if k not in ("usedBy", "unusedSince")}
+    """A status without what concerns nobody but its own object: who uses a download, and since when nobody does.
+
+    A download that runs is written every second. The Models that wait for it follow in coarse steps, else each of them
+    would be planned and written every second, too.
+    """
+    found = status or {}
+    if found.get("phase") == "Downloading":
+        kinds = [[c.get(k) for k in ("type", "status", "reason")] for c in found.get("conditions", ())]
+        return {"phase": "Downloading", "step": (found.get("percent") or 0) // PERCENT_STEP, "conditions": kinds}
+    return {k: v for k, v in found.items() if k not in ("usedBy", "unusedSince")}
 
 
 def _asked(metadata: Manifest) -> list[Any]:

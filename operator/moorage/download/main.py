@@ -20,6 +20,7 @@ from moorage.download.settings import Settings, Verify
 from moorage.download.source import HubSource, Source, UrlSource
 from moorage.errors import SourceError
 from moorage.sources import CATALOG, DEFAULT_ENDPOINT, Access, HostPolicy, Reason, Repository, Selection, source_error
+from moorage.sources.access import parse_headers
 
 _LEAVE_SECONDS = 0.85
 
@@ -210,10 +211,10 @@ def _headers(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
     try:
-        lines = [line for line in path.read_text().splitlines() if line.strip()]
+        text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise source_error(Reason.UNAUTHORIZED, f"header file {path} cannot be read: {error}") from None
-    pairs = [line.partition(":") for line in lines]
-    if not all(separator and name.strip() for name, separator, _ in pairs):
-        raise source_error(Reason.UNAUTHORIZED, f"header file {path}: every line must be 'Name: value'")
-    return {name.strip(): value.strip() for name, _, value in pairs}
+    try:
+        return parse_headers(text)
+    except ValueError as error:
+        raise source_error(Reason.UNAUTHORIZED, f"header file {path}: {error}") from None

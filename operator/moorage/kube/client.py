@@ -27,6 +27,7 @@ _APPLY = (
     "application/apply-patch+yaml"  # JSON is YAML: https://kubernetes.io/docs/reference/using-api/server-side-apply/
 )
 _MERGE_PATCH = "application/merge-patch+json"  # RFC 7386
+_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _LIST_SECONDS = 60.0  # the API server's own limit
 _WARNINGS_REMEMBERED = 200
 
@@ -80,6 +81,14 @@ class KubeClient:
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Manifest:
         """One object. NotFound if there is none."""
         return await self._send("get", "GET", resource.path(namespace, name))
+
+    async def version(self, resource: Resource, namespace: str | None, name: str) -> str:
+        """The resource version of one object, of which only the metadata is sent; empty where there is none."""
+        try:
+            body = await self._bytes("get", "GET", resource.path(namespace, name), accept=_METADATA)
+        except NotFound:
+            return ""
+        return str(orjson.loads(body)["metadata"]["resourceVersion"])
 
     async def list(
         self,
@@ -267,13 +276,14 @@ class KubeClient:
         params: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
         seconds: float | None = None,
     ) -> bytes:
         self.requests[verb] += 1
         data = orjson.dumps(body) if body is not None else None
         timeout = request_timeout(seconds or self._timeout)
         async with self._session.request(
-            method, path, timeout=timeout, params=params, body=data, content_type=content_type
+            method, path, timeout=timeout, params=params, body=data, content_type=content_type, accept=accept
         ) as answer:
             self._tell_warnings(answer, path)
             return await answer.read()

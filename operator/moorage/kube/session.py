@@ -77,10 +77,11 @@ class Session:
         params: Mapping[str, str] | None = None,
         body: bytes | None = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """An answer with a status below 400, its body still to be read. Raises the errors of `moorage.errors`."""
         query = f"{path}?{urlencode(params)}" if params else path
-        headers = {"Content-Type": content_type} if body is not None else {}
+        headers = {"Accept": accept, **({"Content-Type": content_type} if body is not None else {})}
         try:
             async with await self._send(method, query, headers, body, timeout) as response:
                 if response.status >= 400:

@@ -38,6 +38,7 @@ class DownloadJob:
     inputs: str
     read_only: bool = False
     token: TokenRef | None = None
+    headers: TokenRef | None = None
     ca_bundle: TokenRef | None = None
     pull_secrets: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
@@ -52,14 +53,14 @@ def labels(download: str, component: str = "download") -> dict[str, str]:
 
 
 def claim(
-    owner: Manifest, name: str, *, size_bytes: int, storage_class: str | None, access_modes: list[str], owned: bool
+    owner: Manifest, name: str, *, size: str, storage_class: str | None, access_modes: list[str], owned: bool
 ) -> Manifest:
-    """The PersistentVolumeClaim of `size_bytes`; `owned=False` (reclaimPolicy Retain) lets it outlive the download."""
+    """The PersistentVolumeClaim, `size` a quantity; `owned=False` (reclaimPolicy Retain) lets it outlive the owner."""
     spec = without_none(
         {
             "accessModes": access_modes,
             "storageClassName": storage_class,
-            "resources": {"requests": {"storage": str(size_bytes)}},
+            "resources": {"requests": {"storage": size}},
         }
     )
     return stamped(
@@ -133,6 +134,8 @@ def _container(what: DownloadJob) -> Manifest:
         without_none({"name": "models", "mountPath": names.MODEL_MOUNT, "readOnly": what.read_only or None}),
         {"name": "tmp", "mountPath": "/tmp"},
     ]
+    if what.headers:
+        mounts.append({"name": "headers", "mountPath": "/etc/moorage/headers", "readOnly": True})
     if what.ca_bundle:
         mounts.append({"name": "ca", "mountPath": "/etc/moorage/ca", "readOnly": True})
     return {
@@ -157,6 +160,9 @@ def _volumes(what: DownloadJob) -> list[Manifest]:
         },
         {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
     ]
+    if what.headers:
+        items = [{"key": what.headers.key, "path": "headers"}]
+        volumes.append({"name": "headers", "secret": {"secretName": what.headers.name, "items": items}})
     if what.ca_bundle:
         ca = what.ca_bundle
         items = [{"key": ca.key, "path": "ca.crt"}]

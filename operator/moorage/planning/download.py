@@ -13,9 +13,10 @@ from moorage.api.download import ModelDownload
 from moorage.errors import InvalidSpec
 from moorage.planning import download_status as texts
 from moorage.planning import invalid
+from moorage.planning.download_claim import claim
 from moorage.planning.download_fetch import fetch, ready
 from moorage.planning.download_pass import DownloadPass
-from moorage.planning.download_source import claim, inputs_of, resolve, state
+from moorage.planning.download_source import inputs_of, resolve, state
 from moorage.planning.draft import FALSE, TRUE
 from moorage.planning.types import ObservedDownload, Plan, Ref
 
@@ -47,7 +48,7 @@ def _plan(step: DownloadPass) -> Plan:
     steps = (state, resolve, claim, fetch)
     message = next((text for take in steps if (text := take(step))), "") or ready(step)
     _roll_up(step, message)
-    texts.summarise(step.status, message)
+    texts.summarise(step.status, message, verified=step.draft.true(C.VERIFIED))
     order = list(C)
     step.status.conditions = sorted(step.draft.conditions, key=lambda c: order.index(C(c.type)))
     step.status.observed_generation = step.download.metadata.generation

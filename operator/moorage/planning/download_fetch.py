@@ -10,11 +10,12 @@ from moorage.api.conditions import Reason
 from moorage.manifests import download as manifests
 from moorage.planning import download_job as jobs
 from moorage.planning import download_status as texts
+from moorage.planning.download_claim import cannot_grow, waiting
 from moorage.planning.download_pass import DownloadPass
 from moorage.planning.download_source import inputs_of
 from moorage.planning.download_where import job_place, stranded
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
-from moorage.planning.pods import first_trouble
+from moorage.planning.pods import Trouble, first_trouble
 from moorage.planning.startup import moment
 from moorage.planning.types import Manifest, Progress, Resolve
 from moorage.planning.volumes import in_use
@@ -91,7 +92,7 @@ def _start(step: DownloadPass, wanted: manifests.DownloadJob) -> str:
         return _not_yet(step, Reason.QUEUED, f"waits for its turn, {step.seen.ahead} downloads go first")
     space = step.draft.get(C.SPACE_AVAILABLE)
     if space and space.status == FALSE:
-        step.draft.set(C.SPACE_AVAILABLE, UNKNOWN, Reason.PROGRESSING, "known once the files are fetched")
+        step.draft.set(C.SPACE_AVAILABLE, UNKNOWN, Reason.PROGRESSING, texts.FITS_UNKNOWN)
     place = job_place(step.seen)
     wanted = replace(wanted, node_selector=place.node_selector, tolerations=place.tolerations, affinity=place.affinity)
     step.apply.append(manifests.job(step.seen.download, step.name, wanted))
@@ -143,8 +144,9 @@ def _still_failed(step: DownloadPass) -> str:
     text = (error.message if error else None) or "failed"
     if error is None or error.reason not in ACCESS:
         return text
+    step.ask_credentials()
     due = step.status.next_attempt_at or step.seen.now
-    if due > step.seen.now:
+    if due > step.seen.now and not step.seen.credentials_changed:
         step.wake_in((due - step.seen.now).total_seconds() + 0.05)
         return text
     probe = f"{inputs_of(step.download)}-access-{step.status.attempts or 0}"
@@ -164,12 +166,21 @@ def _finish(step: DownloadPass, report: Manifest) -> str | None:
     step.draft.set(C.DOWNLOADED, TRUE, Reason.DOWNLOADED, texts.downloaded(step.status))
     if not step.draft.true(C.RESOLVED):
         step.draft.set(C.RESOLVED, TRUE, Reason.RESOLVED, texts.resolved(step.status))
+    _verified(step, report)
+    return None
+
+
+def _verified(step: DownloadPass, report: Manifest) -> None:
+    how = "sha256" if step.download.spec.verify == "Full" else "size"
+    prefilled = step.download.spec.source.persistent_volume_claim is not None
     if step.download.spec.verify == "None":
         step.draft.set(C.VERIFIED, UNKNOWN, Reason.NOT_VERIFIED, "spec.verify is None, so nothing was compared")
+    elif prefilled and not report["manifestDigest"]:
+        text = "the folder has no manifest.json that says what its files should be, so nothing was compared"
+        step.draft.set(C.VERIFIED, UNKNOWN, Reason.NOT_VERIFIED, text)
     else:
-        how = "sha256" if step.download.spec.verify == "Full" else "size"
-        step.draft.set(C.VERIFIED, TRUE, Reason.VERIFIED, f"every file has the expected {how}")
-    return None
+        whose = "of the folder's manifest" if prefilled else "that the source names"
+        step.draft.set(C.VERIFIED, TRUE, Reason.VERIFIED, f"every file has the {how} {whose}")
 
 
 def _finished_badly(step: DownloadPass, job: Manifest, report: Manifest | None) -> str:
@@ -182,6 +193,8 @@ def _finished_badly(step: DownloadPass, job: Manifest, report: Manifest | None) 
         return step.status.last_error.message or "failed"
     reason = report["reason"] if report else job["reason"] or "Failed"
     text = report["message"] if report else job["message"] or "the download Job failed"
+    if reason == Reason.INSUFFICIENT_STORAGE and (advice := cannot_grow(step)):
+        text = f"{text}. {advice}"
     step.status.last_error = texts.last_error(reason, text, report)
     step.status.attempts = (step.status.attempts or 0) + 1
     if report and report["exitCode"] in PERMANENT_EXIT:
@@ -207,7 +220,7 @@ def _running(step: DownloadPass, job: Manifest, report: Manifest | None) -> str:
         step.draft.set(C.DOWNLOADED, FALSE, report["reason"], report["message"])
         return f"{report['message']}; the Job tries again"
     step.status.node = pod["node"] or None
-    problem = first_trouble([pod]) or in_use(pod, step.seen.volume)
+    problem = _trouble(step, pod)
     if problem and pod["phase"] == "Pending":
         step.status.phase = Phase.PENDING
         step.draft.set(C.DOWNLOADED, FALSE, problem.reason, problem.message)
@@ -220,6 +233,14 @@ def _running(step: DownloadPass, job: Manifest, report: Manifest | None) -> str:
         step.status.phase = Phase.CHECKING
     _under_way(step)
     return texts.progressing(step.status)
+
+
+def _trouble(step: DownloadPass, pod: Manifest) -> Trouble | None:
+    """What keeps the pod from running; a claim that is not bound comes before the scheduler's words about it."""
+    first = (step.seen.storage_class or {}).get("bindingMode") == "WaitForFirstConsumer"  # so the pod comes first
+    if not pod["node"] and not (first and pod["unschedulable"]) and (text := waiting(step)):
+        return Trouble(Reason.WAITING_FOR_VOLUME, text)
+    return first_trouble([pod]) or in_use(pod, step.seen.volume)
 
 
 def _no_pod(step: DownloadPass, job: Manifest) -> str:

@@ -14,12 +14,18 @@ _MIB = 1024**2
 _ROOM_FACTOR = 1.05
 _ROOM_BYTES = 256 * _MIB
 CA_FILE = "/etc/moorage/ca/ca.crt"
+HEADER_FILE = "/etc/moorage/headers/headers"
 
 
 def claim_bytes(total_bytes: int) -> int:
     """Size of a claim for `total_bytes` of files, in whole GiB: 5 % and 256 MiB of room for sidecars and such."""
     wanted = int(total_bytes * _ROOM_FACTOR) + _ROOM_BYTES
     return -(-wanted // _GIB) * _GIB
+
+
+def quantity(bytes_: int) -> str:
+    """Whole GiB as a quantity: quotas and `kubectl get pvc` repeat it as it is written."""
+    return f"{bytes_ // _GIB}Gi"
 
 
 def directory(download: ModelDownload) -> str:
@@ -43,7 +49,8 @@ def arguments(download: ModelDownload, commit: str, defaults: Defaults, files: l
     spec = download.spec
     if spec.source.persistent_volume_claim:
         path = f"{names.MODEL_MOUNT}/{content_path(download, commit)}".rstrip("/")
-        return ("--inspect", path, "--status-port", str(names.PROGRESS_PORT))
+        how = ("--verify", spec.verify.lower(), "--status-port", str(names.PROGRESS_PORT))
+        return ("--inspect", path, *how)
     common = [
         *("--dest", f"{names.MODEL_MOUNT}/{directory(download)}"),
         *("--connections", str(spec.connections)),
@@ -67,6 +74,7 @@ def _what(download: ModelDownload, commit: str, defaults: Defaults, files: list[
     hub, http = download.spec.source.hugging_face, download.spec.source.http
     if http:
         args = ["--url", http.url, "--sha256", http.sha256.lower()]
+        args += ["--header-file", HEADER_FILE] if http.headers_secret_ref else []
         return [*args, "--file-name", http.file_name] if http.file_name else args
     assert hub is not None
     args = ["--endpoint", hub.endpoint or defaults.huggingface_endpoint, "--repo", hub.repo, "--revision", commit]
@@ -89,6 +97,7 @@ def build(download: ModelDownload, commit: str, claim: str, defaults: Defaults, 
     """Everything the manifest of the Job needs; `inputs` changes when what is fetched changes."""
     hub = download.spec.source.hugging_face
     secret = hub.token_secret_ref if hub else None
+    headers = download.spec.source.http.headers_secret_ref if download.spec.source.http else None
     args = arguments(download, commit, defaults, files)
     return DownloadJob(
         image=defaults.moorage_image,
@@ -97,6 +106,7 @@ def build(download: ModelDownload, commit: str, claim: str, defaults: Defaults, 
         inputs=names.digest([_wanted(download, commit), claim, download.metadata.annotations.get(names.VERIFY_AT)]),
         read_only=download.spec.source.persistent_volume_claim is not None,
         token=TokenRef(secret.name, secret.key) if secret else None,
+        headers=TokenRef(headers.name, headers.key) if headers else None,
         ca_bundle=_ca_bundle(download),
         pull_secrets=defaults.image_pull_secrets,
         env=defaults.proxy_env,

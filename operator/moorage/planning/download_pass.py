@@ -6,7 +6,7 @@ from moorage.api.conditions import DownloadPhase as Phase
 from moorage.api.conditions import Reason
 from moorage.api.download import DownloadStatus, ModelDownload
 from moorage.planning.draft import FALSE, Draft
-from moorage.planning.types import Manifest, ObservedDownload, Progress, Ref, Resolve
+from moorage.planning.types import Ask, Credentials, Manifest, ObservedDownload, Ref
 
 
 class DownloadPass:
@@ -19,12 +19,18 @@ class DownloadPass:
         self.name = names.download_child(download.metadata.name)
         self.apply: list[Manifest] = []
         self.delete: list[Ref] = []
-        self.ask: list[Resolve | Progress] = []
+        self.ask: list[Ask] = []
         self.requeue: float | None = None
 
     def wake_in(self, seconds: float) -> None:
         """Have the download looked at again in `seconds`, or sooner where something else asked for that."""
         self.requeue = seconds if self.requeue is None else min(self.requeue, seconds)
+
+    def ask_credentials(self) -> None:
+        """Have a change of what the source's Secrets or ConfigMaps hold noticed, where it names any."""
+        source = self.download.spec.source
+        if source.secrets or source.config_maps:
+            self.ask.append(Credentials(source.secrets, source.config_maps))
 
     def no_space(self, reason: Reason, text: str) -> str:
         """Say that the volume is what is missing."""

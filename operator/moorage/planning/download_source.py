@@ -1,13 +1,10 @@
-"""The first steps of a ModelDownload: what a person wants of it, what the source is, and the volume."""
+"""The first steps of a ModelDownload: what a person wants of it, and what the source is."""
 
 from moorage import names
-from moorage.api.common import quantity_bytes
 from moorage.api.conditions import DownloadCondition as C
 from moorage.api.conditions import DownloadPhase as Phase
 from moorage.api.conditions import Reason
 from moorage.api.download import ModelDownload, Progress
-from moorage.manifests import download as manifests
-from moorage.planning import download_job as jobs
 from moorage.planning import download_status as texts
 from moorage.planning.download_pass import DownloadPass
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
@@ -68,6 +65,7 @@ def _unresolved(step: DownloadPass, answer: Answer | None) -> str:
         text = "asking the source for its files"
         step.draft.set(C.RESOLVED, UNKNOWN, Reason.PROGRESSING, text)
         return text
+    step.ask_credentials()
     step.draft.set(C.RESOLVED, FALSE, answer.reason, answer.message)
     step.status.phase = Phase.RETRYING if answer.retryable else Phase.FAILED
     return answer.message
@@ -85,74 +83,4 @@ def _take_facts(step: DownloadPass, inputs: str, facts: Manifest) -> None:
     step.status.phase = Phase.CHECKING
     for kind in (C.DOWNLOADED, C.VERIFIED):
         step.draft.set(kind, FALSE, Reason.PENDING, "the source's files are not fetched yet")
-
-
-def claim(step: DownloadPass) -> str | None:
-    """See to the volume."""
-    storage, source = step.download.spec.storage, step.download.spec.source.persistent_volume_claim
-    existing = source.claim_name if source else storage.claim_name
-    step.status.claim_name = existing or step.name
-    claim = step.seen.claim
-    if claim is None:
-        _lost(step)
-    if existing:
-        if claim is None or claim["deleting"]:
-            state = "is no" if claim is None else "will soon be no"
-            return step.no_space(Reason.CLAIM_NOT_FOUND, f"there {state} PersistentVolumeClaim {existing}")
-        _there(step)
-        return None
-    if claim is not None and (claim["deleting"] or _former(step, claim)):
-        text = f"an earlier claim {step.name} is being deleted; a new one is made when it is gone"
-        return step.no_space(Reason.WAITING_FOR_VOLUME, text)
-    if claim is not None and not _mine(step, claim):
-        text = f"a PersistentVolumeClaim {step.name} exists that Moorage did not make for this download; rename one"
-        return step.no_space(Reason.NAME_TAKEN, text)
-    if step.seen.storage_class_missing is not None and claim is None:
-        return step.no_space(Reason.WAITING_FOR_VOLUME, step.seen.storage_class_missing)
-    if claim is None or claim.get("manifestHash"):
-        step.apply.append(_claim_manifest(step))
-    _there(step)
-    return None
-
-
-def _lost(step: DownloadPass) -> None:
-    """There is no claim, so nothing lies in it, whatever was there before."""
-    if step.draft.true(C.DOWNLOADED):
-        step.status.manifest_digest = None
-        step.status.phase = Phase.CHECKING
-        for kind in (C.DOWNLOADED, C.VERIFIED):
-            step.draft.set(kind, FALSE, Reason.PENDING, "the claim with the files is gone")
-
-
-def _there(step: DownloadPass) -> None:
-    """The claim is there: what kept it away is over, and whether it is large enough is for the Job to say."""
-    space = step.draft.get(C.SPACE_AVAILABLE)
-    if space and space.status == FALSE and space.reason != Reason.INSUFFICIENT_STORAGE:
-        step.draft.set(C.SPACE_AVAILABLE, UNKNOWN, Reason.PROGRESSING, "known once the files are fetched")
-
-
-def _former(step: DownloadPass, claim: Manifest) -> bool:
-    """Whether a ModelDownload of the same name left the claim, and the garbage collector has yet to come by."""
-    label, owner = claim.get("labels", {}).get(names.DOWNLOAD_LABEL), claim.get("owner")
-    return label is not None and owner not in (None, step.download.metadata.uid)
-
-
-def _mine(step: DownloadPass, claim: Manifest) -> bool:
-    label = claim.get("labels", {}).get(names.DOWNLOAD_LABEL)
-    owner = claim.get("owner")
-    return label == names.dns_label(step.download.metadata.name) and owner in (None, step.download.metadata.uid)
-
-
-def _claim_manifest(step: DownloadPass) -> Manifest:
-    storage = step.download.spec.storage
-    total = step.status.bytes.total if step.status.bytes else 0
-    wanted = quantity_bytes(storage.size) if storage.size else jobs.claim_bytes(total)
-    live = quantity_bytes((step.seen.claim or {}).get("request") or "0")
-    return manifests.claim(
-        step.seen.download,
-        step.name,
-        size_bytes=max(wanted, live),  # a claim can grow where its class allows that, and never shrink
-        storage_class=storage.storage_class_name,
-        access_modes=[str(mode) for mode in storage.access_modes],
-        owned=storage.reclaim_policy != "Retain",
-    )
+    step.draft.set(C.SPACE_AVAILABLE, UNKNOWN, Reason.PROGRESSING, texts.FITS_UNKNOWN)

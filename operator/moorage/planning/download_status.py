@@ -19,6 +19,7 @@ from moorage.planning import download_job as jobs
 from moorage.planning import text
 
 ITEMS_LIMIT = 64
+FITS_UNKNOWN = "known when the download looks into the volume"
 _PHASES = {"Verifying": Phase.VERIFYING, "Publishing": Phase.VERIFYING, "Downloading": Phase.DOWNLOADING}
 
 
@@ -141,7 +142,7 @@ def downloaded(status: DownloadStatus) -> str:
     return f"{files}, {text.size(total.total)}, in claim {status.claim_name}"
 
 
-def summarise(status: DownloadStatus, message: str) -> None:
+def summarise(status: DownloadStatus, message: str, *, verified: bool) -> None:
     """The column texts."""
     total = status.bytes
     moving = status.phase == Phase.DOWNLOADING
@@ -150,12 +151,8 @@ def summarise(status: DownloadStatus, message: str) -> None:
         done=text.done_of(total.done, total.total) if total else None,
         speed=text.speed(status.bytes_per_second) if moving and status.bytes_per_second else None,
         eta=text.duration(status.remaining_seconds) if moving and status.remaining_seconds is not None else None,
-        verified=_verified(status),
+        verified="yes" if verified else "no",
         message=text.line(message),
         revision=(status.resolved_revision or "")[:12] or None,
         files=f"{status.files.done}/{status.files.total}" if status.files else None,
     )
-
-
-def _verified(status: DownloadStatus) -> str:
-    return "yes" if status.phase == Phase.READY and status.manifest_digest else "no"

@@ -12,7 +12,7 @@ from moorage.planning import node_pools, text
 from moorage.planning.draft import TRUE
 from moorage.planning.model_pass import PERSON, ModelPass
 from moorage.planning.pods import Trouble
-from moorage.planning.types import Manifest, Resolve
+from moorage.planning.types import Credentials, Manifest, Resolve
 from moorage.sources.choice import CONFIG, OTHER_WEIGHTS
 from moorage.sources.urls import without_query
 
@@ -89,6 +89,8 @@ def accept(step: ModelPass) -> str | None:
     step.ask.append(Resolve(inputs, _wanted(step)))
     if answer is None or answer.inputs != inputs:
         return step.wait(C.ACCEPTED, "asking the source for its files")
+    if spec.secrets or spec.config_maps:
+        step.ask.append(Credentials(spec.secrets, spec.config_maps))
     return step.stop(C.ACCEPTED, answer.reason, answer.message)
 
 

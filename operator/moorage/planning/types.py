@@ -112,7 +112,15 @@ class FreeMemory:
     nodes: tuple[str, ...]
 
 
-Ask = Resolve | WarmUp | Progress | FreeMemory
+@dataclass(frozen=True)
+class Credentials:
+    """Ask: notice when one of these Secrets or ConfigMaps of the namespace changes; a refusal may end with that."""
+
+    secrets: tuple[str, ...] = ()
+    config_maps: tuple[str, ...] = ()
+
+
+Ask = Resolve | WarmUp | Progress | FreeMemory | Credentials
 
 
 @dataclass(frozen=True)
@@ -233,10 +241,12 @@ class ObservedDownload:
     users: tuple[str, ...] = ()
     progress: Manifest | None = None
     resolved: Answer | None = None
+    storage_class: Manifest | None = None  # of the claim, or of the one to be made
     storage_class_missing: str | None = None
     ahead: int = 0  # downloads that run or wait before this one may start; 0: it may
     window: Window | None = None
     volume: Manifest | None = None
+    credentials_changed: bool = False  # since the source refused them
     server: Server | None = None  # of the Model that decides where a volume that is still to be made goes
 
 

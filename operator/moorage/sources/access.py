@@ -10,6 +10,17 @@ from moorage.sources.reasons import Reason
 _SENDABLE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 
 
+def parse_headers(text: str) -> dict[str, str]:
+    """Request headers written as one `Name: value` on each line, as curl's `--header @FILE` takes them.
+
+    Raises ValueError where a line is none; it does not repeat the line, which may hold a secret.
+    """
+    pairs = [line.partition(":") for line in text.splitlines() if line.strip()]
+    if not all(separator and name.strip() for name, separator, _ in pairs):
+        raise ValueError("every line must be 'Name: value'")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
 @dataclass(frozen=True)
 class Access:
     """A bearer `token`, other `headers`, and `ca`, a PEM bundle trusted beside the system's authorities.
