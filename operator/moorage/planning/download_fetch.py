@@ -26,6 +26,7 @@ FIRST_ACCESS_SECONDS = 60
 TURN_SECONDS = 30
 NO_POD_SECONDS = 15
 PERMANENT_EXIT = range(10, 30)
+UNBOUND = "unbound immediate PersistentVolumeClaims"  # as kube-scheduler says it
 
 # Refusals that a new token, a granted request or a Secret can mend without anyone touching the ModelDownload.
 ACCESS = {
@@ -236,9 +237,9 @@ def _running(step: DownloadPass, job: Manifest, report: Manifest | None) -> str:
 
 
 def _trouble(step: DownloadPass, pod: Manifest) -> Trouble | None:
-    """What keeps the pod from running; a claim that is not bound comes before the scheduler's words about it."""
-    first = (step.seen.storage_class or {}).get("bindingMode") == "WaitForFirstConsumer"  # so the pod comes first
-    if not pod["node"] and not (first and pod["unschedulable"]) and (text := waiting(step)):
+    """What keeps the pod from running; the scheduler's words, unless they are about a claim that is not bound."""
+    words = pod["unschedulable"]
+    if not pod["node"] and (not words or UNBOUND in words) and (text := waiting(step)):
         return Trouble(Reason.WAITING_FOR_VOLUME, text)
     return first_trouble([pod]) or in_use(pod, step.seen.volume)
 
