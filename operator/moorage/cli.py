@@ -19,13 +19,14 @@ COMMANDS = {
     "estimate": "moorage.estimate.main:command",
     "agent": "moorage.agent.main:command",
     "render": "moorage.render.main:command",
+    "explain": "moorage.explain.main:command",
     "switch": "moorage.people.switch:command",
     "rollback": "moorage.people.rollback:command",
     "load": "moorage.people.load:load",
     "unload": "moorage.people.load:unload",
 }
 
-FOR_PEOPLE = ("switch", "rollback", "load", "unload", "estimate", "render")
+FOR_PEOPLE = ("switch", "rollback", "load", "unload", "explain", "estimate", "render")
 """Commands that people type; docs/reference/commands.md is made of their help. The others are processes."""
 
 

@@ -94,6 +94,14 @@ class Reflector(Generic[T]):
             why = self.last_error or "no answer yet"
             raise Unavailable(f"{self._resource.plural} could not be listed within {timeout:g} s: {why}") from None
 
+    async def list_once(self) -> None:
+        """Take what is there now, for who wants no more than one look. ApiError where it cannot be listed."""
+        try:
+            await self._list()
+        except NotFound:
+            if not self._optional:
+                raise
+
     async def run(self) -> None:
         """List and watch for ever; ends only by cancellation."""
         while True:

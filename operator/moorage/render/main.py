@@ -4,14 +4,17 @@ Exit codes: 0 rendered, 1 the manifest, a header or the cluster file is wrong (t
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
 
+from moorage.control.dra import resource_claim, resource_slice
+from moorage.control.fleet import GPUs
 from moorage.control.projections import node, pod
-from moorage.control.settings import Settings
+from moorage.control.settings import load
 from moorage.errors import InvalidSpec, MoorageError
 from moorage.placement.inventory import Inventory, build
 from moorage.render.imagine import rendered
@@ -22,7 +25,7 @@ from moorage.sizing.reading import File, Want, drive, read_gguf
 EPILOG = """\b
 Examples:
   moorage render -f model.yaml --header Qwen3-8B-Q4_K_M.gguf
-  kubectl get nodes,pods -A -o yaml > cluster.yaml
+  kubectl get nodes,pods,resourceslices,resourceclaims -A -o yaml > cluster.yaml
   moorage render -f model.yaml --header Qwen3-8B-Q4_K_M.gguf --cluster cluster.yaml -o json
 """
 
@@ -34,14 +37,20 @@ EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--header", "headers", multiple=True, type=EXISTING, help="GGUF file, or all parts of one; its header is enough."
 )
-@click.option("--cluster", type=EXISTING, help="Nodes and pods, as `kubectl get nodes,pods -A -o yaml` writes them.")
+@click.option(
+    "--cluster",
+    type=EXISTING,
+    help="Nodes, pods, ResourceSlices and ResourceClaims, as `kubectl get nodes,pods -A -o yaml` writes them.",
+)
+@click.option("--config", type=EXISTING, help="Settings of the operator, for its node pools, product sizes and images.")
 @click.option("-o", "--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
-def command(filename: Path, headers: tuple[Path, ...], cluster: Path | None, output: str) -> None:
+def command(filename: Path, headers: tuple[Path, ...], cluster: Path | None, config: Path | None, output: str) -> None:
     """Print the manifests that the operator would apply, without a cluster or a network."""
     try:
-        inventory = _inventory(cluster)
+        settings = load(config)
+        inventory = _inventory(cluster, settings.gpus)
         facts = _facts(headers)
-        found = [rendered(m, facts, inventory, Settings().defaults()) for m in _models(filename)]
+        found = [rendered(m, facts, inventory, settings.defaults()) for m in _models(filename)]
     except MoorageError as error:
         raise click.ClickException(str(error)) from error
     if output == "json":
@@ -74,16 +83,31 @@ def _models(path: Path) -> list[dict[str, Any]]:
     return models
 
 
-def _inventory(path: Path | None) -> Inventory:
+_READ: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
+    "Node": node,
+    "Pod": pod,
+    "ResourceSlice": resource_slice,
+    "ResourceClaim": resource_claim,
+}
+
+
+def _inventory(path: Path | None, gpus: GPUs) -> Inventory:
     if path is None:
-        return build(())
+        return build((), node_pools=gpus.shapes())
     items = [i for d in _documents(path) if isinstance(d, dict) for i in (d.get("items") or [d])]
     try:
-        nodes = [n for i in items if i.get("kind") == "Node" and (n := node(i))]
-        pods = [p for i in items if i.get("kind") == "Pod" and (p := pod(i)) and p["gpus"]]
+        found = {kind: [p for i in items if i.get("kind") == kind and (p := read(i))] for kind, read in _READ.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidSpec("InvalidSpec", f"{path}: not Kubernetes objects: {error!r}") from error
-    return build(nodes, pods)
+    pods = [p for p in found["Pod"] if p["gpus"]]
+    return build(
+        found["Node"],
+        pods,
+        found["ResourceSlice"],
+        claims=found["ResourceClaim"],
+        products=gpus.products,
+        node_pools=gpus.shapes(),
+    )
 
 
 def _facts(headers: tuple[Path, ...]) -> dict[str, Any] | None:
