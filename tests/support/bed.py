@@ -12,10 +12,12 @@ from typing import Any
 
 from moorage import names
 from moorage.api.download import ModelDownload
+from moorage.control.endpoints import ReportsPort
 from moorage.control.kopf_app import run
 from moorage.control.operator import Operator
 from moorage.control.prober import FakeProber
 from moorage.control.settings import Images, Settings, Sources
+from moorage.control.usage import UsageBook
 from moorage.kube.client import KubeClient
 from moorage.kube.resources import MODEL_DOWNLOADS, MODELS, NAMESPACES, Resource
 from moorage.planning.download import inputs_of
@@ -33,8 +35,8 @@ class OperatorThread:
     answer no HTTP, hence the fake prober.
     """
 
-    def __init__(self, kubeconfig: Path, settings: Settings) -> None:
-        self._kubeconfig, self._settings = kubeconfig, settings
+    def __init__(self, kubeconfig: Path, settings: Settings, reports: ReportsPort | None = None) -> None:
+        self._kubeconfig, self._settings, self._reports = kubeconfig, settings, reports
         self._stop: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._operator: Operator | None = None
@@ -73,14 +75,18 @@ class OperatorThread:
 
     async def _run(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        self._operator = await Operator.connect(self._kubeconfig, self._settings, prober=FakeProber())
-        await run(self._operator, self._kubeconfig, None, self._stop)
+        usage = UsageBook(listen=0.5, shown=1.0) if self._reports else None  # a test's gateways report at once
+        parts = {"prober": FakeProber(), "usage": usage}
+        self._operator = await Operator.connect(self._kubeconfig, self._settings, **parts)
+        await run(self._operator, self._kubeconfig, None, self._stop, reports=self._reports)
 
 
 @contextmanager
-def running_operator(kubeconfig: Path, settings: Settings = SETTINGS) -> Iterator[Operator]:
+def running_operator(
+    kubeconfig: Path, settings: Settings = SETTINGS, reports: ReportsPort | None = None
+) -> Iterator[Operator]:
     """An operator that is ready and works until the block ends."""
-    thread = OperatorThread(kubeconfig, settings)
+    thread = OperatorThread(kubeconfig, settings, reports)
     thread.start()
     try:
         yield thread.operator

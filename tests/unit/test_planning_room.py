@@ -207,6 +207,20 @@ def test_an_idle_one_gives_up_its_place_in_the_namespace():
     assert town.run().phases() == {"a": "Ready", "new": "Ready"}
 
 
+def test_nobody_takes_a_place_that_was_made_for_another():
+    town = Town(limit=1)
+    cpu = {"vendor": "None"}
+    town.add("a", accelerator=cpu)
+    town.run().later(300).add("b", accelerator=cpu)
+    town.look("b")  # a is to sleep for it
+    town.look("a")
+    assert town.worlds["a"].phase == "Preempted"
+    town.add("c", accelerator=cpu)
+    for name in "caca":
+        town.look(name)
+    assert town.run().phases() == {"a": "Preempted", "b": "Ready", "c": "Pending"}
+
+
 def test_the_limit_counts_models_on_the_cpu_and_stops_nobody_who_is_loaded():
     town = Town(limit=2)
     for name in "abc":

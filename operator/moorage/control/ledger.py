@@ -61,8 +61,9 @@ class Ledger:
             self._freed()
 
     def loaded(self, namespace: str) -> Collection[str]:
-        """Names of the loaded Models of a namespace."""
-        return self._loaded.get(namespace, ())
+        """Names of the loaded Models of a namespace, and of those for which others are made to sleep right now."""
+        coming = {key.name for key in self._orders if key.namespace == namespace}
+        return self._loaded.get(namespace, set()) | coming
 
     def forget(self, key: Key) -> None:
         """Give back everything of a Model that is gone."""

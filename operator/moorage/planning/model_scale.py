@@ -29,6 +29,7 @@ SKEW_SECONDS = 5
 """Clocks of gateways and operator may differ by this much. A request that found a server does not count as demand, so
 one shortly before the sleep began cannot have been meant for the time before."""
 BUSY_AGAIN_SECONDS = 60.0
+LISTENING_AGAIN_SECONDS = 5.0
 PEAK_AGAIN_SECONDS = 15.0
 REPORTED_SECONDS = 2 * CHANGED_SECONDS
 """By then every gateway has told of the requests that it had sent when a person asked for sleep."""
@@ -193,7 +194,9 @@ def _idle(moment: Moment) -> tuple[bool, Reason, str, float | None]:
     if usage.hearing is Hearing.SILENT:
         told = f"no gateway tells of requests, so it does not sleep after {after}"
         return False, Reason.NO_USAGE_REPORTS, told, BUSY_AGAIN_SECONDS
-    if moment.busy or usage.hearing is Hearing.LISTENING:
+    if usage.hearing is Hearing.LISTENING:
+        return False, Reason.RUNNING, "", LISTENING_AGAIN_SECONDS
+    if moment.busy:
         return False, Reason.RUNNING, "", BUSY_AGAIN_SECONDS
     active = max(usage.last_used, usage.wanted_at, moment.serving_since.timestamp())
     left = duration_seconds(after) - (moment.now.timestamp() - active)
@@ -211,10 +214,17 @@ def _awake_number(moment: Moment) -> tuple[int, str, float | None]:
         return min(max(math.ceil(load / target), scaling.min_replicas), most)
 
     current = min(max(moment.current or 0, scaling.min_replicas), most)
-    if moment.usage.hearing is not Hearing.COMPLETE:
-        return current, f"load is not known; between {scaling.min_replicas} and {most} by load", BUSY_AGAIN_SECONDS
+    if moment.usage.hearing is Hearing.SILENT:
+        told = f"no gateway tells of requests; by load between {scaling.min_replicas} and {most}"
+        return current, told, BUSY_AGAIN_SECONDS
+    if moment.usage.hearing is Hearing.LISTENING:
+        return current, _by_load(scaling), LISTENING_AGAIN_SECONDS
     now, peak = servers(moment.usage.load), moment.usage.peak
     lasting = current if peak is None else servers(peak)
     number = max(now, min(current, lasting))
-    note = f"by load, between {scaling.min_replicas} and {most}: {target} requests for each server"
-    return number, note, PEAK_AGAIN_SECONDS if number > scaling.min_replicas else None
+    return number, _by_load(scaling), PEAK_AGAIN_SECONDS if number > scaling.min_replicas else None
+
+
+def _by_load(scaling: Scaling) -> str:
+    bounds = f"between {scaling.min_replicas} and {scaling.max_replicas}"
+    return f"by load, {bounds}: {scaling.target_requests} requests for each server"

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from moorage.api.common import duration_seconds
 from moorage.api.conditions import ModelCondition as C
-from moorage.api.conditions import Reason, get_condition, is_true
+from moorage.api.conditions import ModelPhase, Reason, get_condition, is_true
 from moorage.api.model import Model
 from moorage.api.scaling import PreemptionPolicy
 from moorage.placement.preempt import Preempted, Resident
@@ -83,7 +83,7 @@ def neighbour_of(model: Model, owner: str) -> Neighbour:
     return Neighbour(
         owner=owner,
         desired=desired,
-        settled=not desired or is_true(status.conditions, C.READY) or is_true(status.conditions, C.STALLED),
+        settled=_settled(model),
         serving_since=int(since.timestamp()) if since else None,
         policy=spec.policy.value,
         priority=spec.priority,
@@ -93,6 +93,13 @@ def neighbour_of(model: Model, owner: str) -> Neighbour:
         preempted_for=(scaling.preempted_for if scaling else None) or "",
         preempted_at=int(scaling.preempted_at.timestamp()) if scaling and scaling.preempted_at else 0,
     )
+
+
+def _settled(model: Model) -> bool:
+    """Whether it has what it wants, or wants nothing, or cannot go on. One that waits for a place has not."""
+    conditions = model.status.conditions
+    rests = model.spec.replicas == 0 or model.status.phase == ModelPhase.PREEMPTED
+    return rests or is_true(conditions, C.READY) or is_true(conditions, C.STALLED)
 
 
 def _resident(neighbour: Neighbour, since: int, usage: Usage, now: int) -> Resident:
