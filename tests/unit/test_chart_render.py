@@ -48,7 +48,8 @@ def test_lint_has_nothing_to_say(case):
 
 @pytest.mark.parametrize("case", VALUES)
 def test_every_namespaced_object_is_in_the_release_or_a_named_namespace(case):
-    cluster_wide = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+    policies = {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+    cluster_wide = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", *policies}
     allowed = {helm.NAMESPACE, *FULL["networkPolicy"]["namespaces"]}
     for obj in helm.objects(VALUES[case]):
         if obj["kind"] not in cluster_wide:
