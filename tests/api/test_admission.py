@@ -36,7 +36,9 @@ async def bed(cluster: TestCluster) -> AsyncIterator[Bed]:
     async with Bed.made(cluster.kubeconfig) as made:
         await made.ready_download()
         yield made
-        cluster.kubectl("delete", "namespace", made.namespace)  # Models with aliases go with it, and only with it
+        cluster.kubectl(
+            "delete", "namespace", made.namespace, check=False
+        )  # Models with aliases go with it, and only with it
 
 
 @pytest.fixture

@@ -143,3 +143,24 @@ def test_very_many_processes_are_bounded():
         desk.later(1).report(f"instance-{i}", ok=1)
     desk.later(SHOWN_SECONDS)
     assert len(desk.book.of(QWEN).counts) <= 64
+
+
+def test_an_alias_that_goes_past_a_target_is_looked_at_at_once_and_until_no_gateway_does():
+    desk, key = Desk(), Key(ALIAS, "team", "chat")
+
+    def told(instance: str, since: int, **past: Any) -> set[Key]:
+        failed = {model: {"since": since, "why": why} for model, why in past.items()}
+        aliases = {"team/chat": {"failedOver": {f"team/{model}": facts for model, facts in failed.items()}}}
+        return desk.book.take(Report.model_validate({"gateway": "g", "instance": instance, "aliases": aliases}))
+
+    assert told("instance-1", 5) == set()
+    assert told("instance-1", 20, qwen="slow") == {key}
+    assert told("instance-1", 20, qwen="slow") == set()
+    assert told("instance-2", 10, qwen="broken") == {key}
+    assert [(p.model, p.since, p.why) for p in desk.book.of(key).gone_past] == [("team/qwen", 10, "broken")]
+    desk.later(SILENT_SECONDS - 1)
+    assert told("instance-1", 20, qwen="slow") == set()
+    desk.later(1)
+    assert [p.why for p in desk.book.of(key).gone_past] == ["slow"], "what a dead gateway said is over"
+    assert told("instance-1", 0) == {key}
+    assert desk.book.of(key).gone_past == ()

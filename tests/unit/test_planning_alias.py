@@ -9,6 +9,7 @@ from moorage import names
 from moorage.planning.alias import plan_alias
 from moorage.planning.alias_history import CHANGE_CAUSE
 from moorage.planning.types import ObservedAlias, Plan
+from moorage.planning.usage import GonePast, Usage
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -200,6 +201,35 @@ def test_names_that_are_taken_and_a_model_that_is_hidden():
     assert desk.says("Ready") == ("True", "Ready")
     desk.plan(taken={}, shadows=False)
     assert desk.says("NameConflict") is desk.says("Shadowing") is None
+
+
+def going_past(*whys: str) -> Usage:
+    return Usage(gone_past=tuple(GonePast("ns/a", 7, why) for why in whys))
+
+
+def test_a_target_that_requests_go_past():
+    desk = Desk(pointing_at("a", "b", failover={"minSuccessPercent": 90}), a=model(), b=model())
+    assert desk.plan().events[-1].reason == "Ready"
+    assert desk.says("FailedOver") == ("False", "Settled")
+    plan = desk.plan(usage=going_past("9 of 20 requests failed within 60 s"))
+    text = "requests go past a: 9 of 20 requests failed within 60 s"
+    assert desk.condition("FailedOver") == ("True", "FailedOver", text)
+    assert desk.message == text
+    assert [(e.type, e.reason) for e in plan.events] == [("Warning", "FailedOver")]
+    assert plan.requeue_after == 60, "a gateway that is gone tells nothing"
+    assert desk.plan().events == ()
+    plan = desk.plan(usage=Usage())
+    assert desk.says("FailedOver") == ("False", "Settled")
+    assert [(e.type, e.reason) for e in plan.events] == [("Normal", "Recovered")]
+    assert plan.requeue_after is None
+
+
+def test_without_failover_nothing_is_said_of_it():
+    desk = Desk(pointing_at("a", failover={"minSuccessPercent": 90}), a=model())
+    desk.plan(usage=going_past("9 of 20 requests failed"))
+    del desk.alias["spec"]["failover"]
+    desk.plan()
+    assert desk.says("FailedOver") is None
 
 
 def history(desk: Desk) -> list[tuple[int, list[str], str]]:

@@ -60,6 +60,40 @@ class Hold(SpecPart):
     timeout: Duration = Field(default="5m", description="How long a request waits before it gets 504, such as 5m.")
 
 
+class Failover(SpecPart):
+    """When requests go past a target that serves badly, to the others or to the fallbacks, and when they come back."""
+
+    rules: ClassVar = (
+        Rule(
+            "has(self.minSuccessPercent) || has(self.maxTtftMilliseconds)",
+            "spec.failover needs minSuccessPercent or maxTtftMilliseconds, or it would never do anything",
+        ),
+    )
+
+    min_success_percent: int | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        description="Share of the window's requests that must succeed; 5xx and answers that break off are failures.",
+    )
+    max_ttft_milliseconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=3600000,
+        description="Half of the window's streams at least must begin within this time.",
+    )
+    window: Duration = Field(default="1m", description="Time over which requests are judged, such as 1m.")
+    min_requests: int = Field(
+        default=20,
+        ge=1,
+        le=100000,
+        description="Requests of one gateway pod within the window, before which nothing is concluded.",
+    )
+    recover_after: Duration = Field(
+        default="5m", description="Time after which minRequests requests go to the target again, as a trial."
+    )
+
+
 class Requires(SpecPart):
     """What the applications behind an alias count on."""
 
@@ -115,6 +149,9 @@ class AliasSpec(SpecPart):
         description="Header by which targets are chosen: requests with the same value go to the same target. Absent: "
         "each request on its own.",
     )
+    failover: Failover | None = Field(
+        default=None, description="When requests go past a target that serves badly; absent: never."
+    )
     revision_history_limit: int = Field(
         default=10,
         ge=0,
@@ -169,7 +206,8 @@ class AliasStatus(StatusPart):
     observed_generation: Count | None = Field(default=None, description="The metadata.generation this status is about.")
     conditions: Conditions = Field(
         default=[],
-        description="Resolved, Ready and, only while they are true, NameConflict and Shadowing.",
+        description="Resolved, Ready, with spec.failover FailedOver, and, only while they are true, NameConflict and "
+        "Shadowing.",
     )
     summary: AliasSummary | None = Field(default=None, description="What the columns print.")
     revision: Count | None = Field(default=None, description="Number of the present revision.")

@@ -83,6 +83,7 @@ class AliasCondition(StrEnum):
     """Condition types of a ModelAlias. NameConflict and Shadowing are there only while they are True."""
 
     RESOLVED = "Resolved"
+    FAILED_OVER = "FailedOver"
     NAME_CONFLICT = "NameConflict"
     SHADOWING = "Shadowing"
     READY = "Ready"
@@ -153,6 +154,7 @@ class Reason(StrEnum):
     TARGET_FALLS_SHORT = "TargetFallsShort"
     NAME_CONFLICT = "NameConflict"
     SHADOWING = "Shadowing"
+    FAILED_OVER = "FailedOver"
     # The server did not come up
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CRASH_LOOP = "CrashLoop"
@@ -265,6 +267,8 @@ REASON_HELP: dict[Reason, str] = {
     "on serving.",
     Reason.NAME_CONFLICT: "Another object of the namespace has a name that this one claims in `spec.servedNames`: its "
     "own name, or an older claim. Requests for the name go there.",
+    Reason.FAILED_OVER: "Requests go past a target that fails or is slow, as `spec.failover` says; a trial brings them "
+    "back.",
     Reason.SHADOWING: "The alias has the name of a Model, so that requests for the name go where the alias points.",
     Reason.IMAGE_PULL_FAILED: "The engine image cannot be pulled; check its name, the registry and imagePullSecrets.",
     Reason.CRASH_LOOP: "The server exits again and again; the message has its last words.",

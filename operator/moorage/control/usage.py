@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from moorage.control.store import ALIAS, MODEL, Key
-from moorage.planning.usage import Hearing, InstanceUse, Usage
-from moorage.usage import ALIVE_SECONDS, CHANGED_SECONDS, ModelUse, Report, Use
+from moorage.planning.usage import GonePast, Hearing, InstanceUse, Usage
+from moorage.usage import ALIVE_SECONDS, CHANGED_SECONDS, AliasUse, ModelUse, Report, Use
 
 SILENT_SECONDS = 4 * ALIVE_SECONDS
 """A gateway that is silent for this long is gone: nothing is in flight there, and nobody waits."""
@@ -85,7 +85,7 @@ class UsageBook:
             if _counts(use) != (_counts(before) if before else _NOTHING):
                 self._changed.add(key)
             first = key not in self._shown and _counts(use)[0] > 0
-            if first or (isinstance(use, ModelUse) and _urgent(before, use, followed=key in self._loads)):
+            if first or _urgent(before, use, followed=key in self._loads):
                 yield key
 
     def _forget(self) -> None:
@@ -109,6 +109,7 @@ class UsageBook:
             last_used=max((use.last_used for use in known), default=0),
             counts=self._counts(key),
             complete=self._clock() - self._since > FORGET_SECONDS,
+            gone_past=_gone_past(uses),
         )
 
     @property
@@ -183,12 +184,26 @@ class UsageBook:
         return max(load for _, load in loads)
 
 
-def _urgent(before: Use | None, use: ModelUse, *, followed: bool) -> bool:
+def _urgent(before: Use | None, use: Use, *, followed: bool) -> bool:
     """Whether the operator should act on it at once."""
+    if isinstance(use, AliasUse):
+        return use.failed_over != (before.failed_over if isinstance(before, AliasUse) else {})
+    if not isinstance(use, ModelUse):
+        return False
     old = before if isinstance(before, ModelUse) else ModelUse()
     if use.wanted != old.wanted or use.pending != old.pending:
         return True
     return followed and use.in_flight != old.in_flight
+
+
+def _gone_past(uses: Iterable[Use]) -> tuple[GonePast, ...]:
+    """The targets that gateways go past: of several that do the one that began first."""
+    found: dict[str, GonePast] = {}
+    for use in uses:
+        for model, facts in (use.failed_over if isinstance(use, AliasUse) else {}).items():
+            if model not in found or facts.since < found[model].since:
+                found[model] = GonePast(model, facts.since, facts.why)
+    return tuple(found[model] for model in sorted(found))
 
 
 def _counts(use: Use) -> tuple[int, int, int, int, int, int]:

@@ -9,12 +9,13 @@ from typing import Any
 
 from moorage import names
 from moorage.api.alias import AliasSpec
+from moorage.api.alias import Failover as FailoverSpec
 from moorage.api.common import duration_seconds
 from moorage.api.conditions import ModelCondition, ModelPhase, Reason
 from moorage.api.naming import AllowedNamespaces, ModelRef
 from moorage.api.request import ModelRequest
 from moorage.engines.choice import AUTO, default_sequences
-from moorage.gateway.routes import Hold, Obstacle, Parameters
+from moorage.gateway.routes import Failover, Hold, Obstacle, Parameters
 
 Manifest = dict[str, Any]
 ObjectKey = tuple[str, str]  # namespace, name
@@ -54,6 +55,7 @@ class AliasFacts:
     hold: Hold = field(default_factory=Hold)
     sticky_header: str = ""
     served_names: tuple[str, ...] = ()
+    failover: Failover | None = None
     made: str = ""
 
     @property
@@ -119,7 +121,18 @@ def alias_facts(obj: Manifest) -> AliasFacts:
         hold=Hold(spec.hold.max_pending, duration_seconds(spec.hold.timeout)),
         sticky_header=spec.sticky_header or "",
         served_names=tuple(spec.served_names),
+        failover=_failover(spec.failover) if spec.failover else None,
         made=meta.get("creationTimestamp") or "",
+    )
+
+
+def _failover(spec: FailoverSpec) -> Failover:
+    return Failover(
+        min_success_percent=spec.min_success_percent or 0,
+        max_first_token=(spec.max_ttft_milliseconds or 0) / 1000,
+        window=duration_seconds(spec.window),
+        min_requests=spec.min_requests,
+        recover_after=duration_seconds(spec.recover_after),
     )
 
 

@@ -162,6 +162,7 @@ class Table:
             parameters=facts.parameters,
             hold=facts.hold,
             sticky_header=facts.sticky_header,
+            failover=facts.failover,
             namespace=key[0],
         )
         route = alias_route(alias, self._routed)

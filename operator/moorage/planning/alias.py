@@ -52,9 +52,11 @@ def plan_alias(seen: ObservedAlias) -> Plan:
     targets = [legs[t.model_ref] for t in alias.spec.targets]
     problem = _resolved(draft, alias, list(legs.values()))
     message = _ready(draft, targets, list(legs.values()), problem)
+    events, again = _failed_over(draft, alias, seen)
     served_names.tell(draft, seen.taken)
     _shadowing(draft, alias, seen.shadows)
-    conflict = draft.get(C.NAME_CONFLICT)
+    conflict, past = draft.get(C.NAME_CONFLICT), draft.true(C.FAILED_OVER) and draft.get(C.FAILED_OVER)
+    said = problem or (past and past.message) or (conflict and conflict.message) or ""
     status, before = alias.status, alias.status.revision  # parsed for this pass alone
     status.observed_generation = alias.metadata.generation
     order = {kind.value: place for place, kind in enumerate(C)}
@@ -64,14 +66,14 @@ def plan_alias(seen: ObservedAlias) -> Plan:
     status.summary = AliasSummary(
         targets=line(_shares(alias, targets), 60),
         ready=f"{sum(leg.ready for leg in targets)}/{len(targets)}",
-        message=line(conflict.message if conflict and not problem else message),
+        message=line(message if problem else said or message),
         defaults=line(_parameters(alias), 80) or None,
     )
     status.usage = use.totals(status.usage, seen.usage)
-    events = draft.events(_EVENTS)
+    events = draft.events(_EVENTS) + events
     if before is not None and before != status.revision:
         events += (PlannedEvent("Normal", "Switched", f"points at {_shares(alias, targets)} now"),)
-    return Plan(status=status.dump(), events=events, why=message)
+    return Plan(status=status.dump(), events=events, requeue_after=again, why=message)
 
 
 def _leg(seen: ObservedAlias, alias: ModelAlias, ref: ModelRef) -> _Leg:
@@ -145,6 +147,28 @@ def _ready(draft: Draft, targets: list[_Leg], legs: list[_Leg], problem: str) ->
     text = "; ".join(filter(None, [text, waiting]))
     draft.set(C.READY, TRUE, Reason.READY, text)
     return "; ".join(filter(None, [problem, text]))
+
+
+def _failed_over(draft: Draft, alias: ModelAlias, seen: ObservedAlias) -> tuple[tuple[PlannedEvent, ...], float | None]:
+    """The condition FailedOver, with `spec.failover`; Events of it, and when to look whether a gateway has gone."""
+    if alias.spec.failover is None:
+        draft.drop(C.FAILED_OVER)
+        return (), None
+    own = f"{alias.metadata.namespace}/"
+    gone = seen.usage.gone_past
+    text = "; ".join(f"requests go past {past.model.removeprefix(own)}: {past.why}" for past in gone)
+    before, was = draft.get(C.FAILED_OVER), draft.was_true(C.FAILED_OVER)
+    if gone:
+        draft.set(C.FAILED_OVER, TRUE, Reason.FAILED_OVER, text)
+        told = before is None or not was or before.message != text
+        return ((PlannedEvent("Warning", "FailedOver", text),) if told else ()), GATEWAY_GONE_SECONDS
+    text = "every target takes its share of the requests"
+    draft.set(C.FAILED_OVER, FALSE, Reason.SETTLED, text)
+    return ((PlannedEvent("Normal", "Recovered", text),) if was else ()), None
+
+
+GATEWAY_GONE_SECONDS = 60.0
+"""A gateway pod that ends does not say that it goes past nobody any more: it falls silent."""
 
 
 def _shadowing(draft: Draft, alias: ModelAlias, shadows: bool) -> None:

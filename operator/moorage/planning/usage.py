@@ -36,12 +36,22 @@ class InstanceUse:
 
 
 @dataclass(frozen=True)
+class GonePast:
+    """A target (`namespace/name`) that an alias' requests go past, since when (Unix seconds) and why."""
+
+    model: str
+    since: int
+    why: str
+
+
+@dataclass(frozen=True)
 class Usage:
     """One Model's or alias' use at this moment; times in Unix seconds, 0 for never.
 
     `in_flight` and `pending` requests of all gateways that are alive; `peak` the most of both together within the last
     minutes, None where that is not known for long enough. `wanted_at` is when a request last found no server.
-    `counts` of each process, taken at most once a minute; `complete` where no other process can be alive.
+    `counts` of each process, taken at most once a minute; `complete` where no other process can be alive. `gone_past`
+    are an alias' targets that some gateway sends no requests to.
     """
 
     hearing: Hearing = Hearing.SILENT
@@ -52,6 +62,7 @@ class Usage:
     last_used: int = 0
     counts: tuple[InstanceUse, ...] = field(default=())
     complete: bool = False
+    gone_past: tuple[GonePast, ...] = ()
 
     @property
     def load(self) -> int:
