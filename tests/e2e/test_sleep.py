@@ -1,0 +1,93 @@
+"""Sleep and wake as an application meets them: the chart's gateway and operator, real llama-server pods."""
+
+import concurrent.futures
+import json
+import time
+
+import pytest
+
+from e2e.demo import SYSTEM
+from tests.e2e.conftest import Machine, condition
+from tests.e2e.test_gateway import Address, gateway
+
+__all__ = ["gateway"]  # the fixture
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+def asleep(machine: Machine, name: str) -> dict[str, object]:
+    """The Model once it sleeps and its server is gone."""
+    found = machine.until("model", name, lambda m: m["status"].get("phase") == "ScaledToZero", timeout=120)
+    machine.until("model", name, lambda m: not m["status"].get("replicas"), timeout=60)
+    return found
+
+
+def test_the_first_request_wakes_a_sleeping_model_and_is_answered(machine: Machine, gateway: Address):
+    machine.model("sleeper", scaling={"scaleToZeroAfter": "10s"})
+    machine.until_condition("sleeper", "Ready", "True", timeout=120)
+    gateway.until("sleeper", 200)
+    model = asleep(machine, "sleeper")
+    assert condition(model, "Ready")["status"] == "True"
+    assert condition(model, "Active")["reason"] == "ScaledToZero"
+    assert model["metadata"]["generation"] == 1, "the spec is the person's"
+
+    began = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: gateway.chat("sleeper"), range(8)))
+    print(f"\n8 requests that found it asleep were answered {time.monotonic() - began:.1f} s later")
+    assert [status for status, _ in answers] == [200] * 8
+    model = machine.until("model", "sleeper", lambda m: m["status"].get("phase") == "Ready")
+    assert set(model["status"]["startup"]) >= {"scheduleMilliseconds", "loadMilliseconds", "firstTokenMilliseconds"}
+    print(f"the split: {json.dumps(model['status']['startup'])}")
+    told = machine.kubectl("get", "events", "--field-selector", "involvedObject.name=sleeper")
+    assert "Woken" in told
+    assert "Unloaded" in told
+    asleep(machine, "sleeper")  # and sleeps again
+
+
+def test_totals_outlive_gateways_and_operator(machine: Machine, gateway: Address):
+    machine.model("counted")
+    machine.until_condition("counted", "Ready", "True", timeout=120)
+    gateway.until("counted", 200)
+
+    def requests() -> int:
+        return int((machine.get("model", "counted")["status"].get("usage") or {}).get("requests", 0))
+
+    machine.until("model", "counted", lambda m: (m["status"].get("usage") or {}).get("requests", 0) >= 1)
+    for what in ("gateway", "operator"):
+        machine.kubectl("-n", SYSTEM, "rollout", "restart", f"deployment/moorage-{what}")
+        machine.kubectl("-n", SYSTEM, "rollout", "status", f"deployment/moorage-{what}", "--timeout=120s")
+    before = requests()
+    for _ in range(5):
+        assert gateway.chat("counted")[0] == 200
+    found = machine.until("model", "counted", lambda m: m["status"]["usage"]["requests"] >= before + 5, timeout=90)
+    usage = found["status"]["usage"]
+    assert usage["requests"] == before + 5
+    assert usage["completionTokens"] >= 5 * 4
+    assert usage["lastUsed"]
+
+
+def test_an_idle_model_gives_its_place_to_another(machine: Machine, gateway: Address):
+    """The limit of the namespace instead of GPUs, which this machine has none of; the rule is the same."""
+    for name in ("settler", "newcomer"):
+        machine.model(name, preemption={"minResidency": "1s"}, replicas=0)
+        machine.until("model", name, lambda m: (m.get("status") or {}).get("phase") == "ScaledToZero", timeout=120)
+    machine.patch("settler", {"replicas": 1})
+    machine.until_condition("settler", "Serving", "True", timeout=120)
+    loaded = json.loads(machine.kubectl("get", "models", "-o", "json"))["items"]
+    limit = sum(1 for m in loaded if m["status"].get("desiredReplicas"))
+    try:
+        machine.kubectl("annotate", "namespace", "default", f"moorage.dev/max-loaded-models={limit}")
+        for model in loaded:  # those of the demo stay
+            if model["metadata"]["name"] != "settler":
+                machine.kubectl("patch", "model", model["metadata"]["name"], "--type=merge", "-p",
+                                json.dumps({"spec": {"preemption": {"policy": "Never"}}}))  # fmt: skip
+        machine.patch("newcomer", {"replicas": 1, "preemption": {"policy": "WhenIdle"}})
+        gone = machine.until("model", "settler", lambda m: m["status"].get("phase") == "Preempted", timeout=120)
+        assert "default/newcomer" in gone["status"]["summary"]["message"]
+        machine.until_condition("newcomer", "Ready", "True", timeout=120)
+        assert gateway.chat("newcomer")[0] == 200
+    finally:
+        machine.kubectl("annotate", "namespace", "default", "moorage.dev/max-loaded-models-")
+    machine.until_condition("settler", "Ready", "True", timeout=120)
+    gateway.until("settler", 200)
