@@ -87,24 +87,27 @@ class Proxy:
             client.refuse(unusable.refusal)
             return
         request.body = b""
-        found = self._route(name, request.key)
-        if isinstance(found, Refusal):
-            client.refuse(found)
+        key = request.key
+        route = self.snapshot.routes.get(name) if key is None else self.snapshot.route(name, key)
+        if route is None:
+            known = key is None or _may_know(key, name)
+            client.refuse(refusals.model_not_found(name) if known else refusals.model_not_allowed(name))
             return
-        meter = self._meters.get(request.key.name) if request.key is not None else None
-        if meter is not None and (refusal := meter.admit(time.monotonic())) is not None:
+        if key is not None and (refusal := self._admit(route, name, key)) is not None:
             client.refuse(refusal)
             return
         exchange = Exchange(self._plant, client, request, kind, body, self._request_id(request))
-        exchange.meter = meter
+        if key is not None:
+            exchange.meter = self._meters.get(key.name)
         client.job = exchange
-        exchange.start(found)
+        exchange.start(route)
 
-    def _route(self, name: str, key: Key | None) -> Route | Refusal:
-        route = self.snapshot.route(name, key)
-        if key is not None and not (route.allowed(key, name) if route is not None else _may_know(key, name)):
+    def _admit(self, route: Route, name: str, key: Key) -> Refusal | None:
+        """Why `key` may not go there, or not now; where it may, its limits know of it."""
+        if not route.allowed(key, name):
             return refusals.model_not_allowed(name)
-        return route or refusals.model_not_found(name)
+        meter = self._meters.get(key.name)
+        return meter.admit(time.monotonic()) if meter is not None else None
 
     def refused(self, refusal: Refusal) -> None:
         """See server.Handler."""

@@ -1,0 +1,1 @@
+"""The proxies that `benchmarks.gateway` measures, and what it measures them with."""
