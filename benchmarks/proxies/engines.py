@@ -7,6 +7,7 @@ chunk when it did (`perf_counter_ns`, one clock for all processes).
 import asyncio
 import contextlib
 import json
+import re
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -73,14 +74,11 @@ class Paced:
             server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                length = next(
-                    int(v)
-                    for k, _, v in (x.partition(b":") for x in head.split(b"\r\n"))
-                    if k.lower() == b"content-length"
-                )
+                found = re.search(rb"(?i)content-length: (\d+)", head)
+                length = int(found[1]) if found else 0
                 body = await reader.readexactly(length)
                 await (self._silence(reader) if b"be silent" in body else self._stream(writer))
         writer.close()
