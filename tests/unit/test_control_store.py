@@ -1,5 +1,6 @@
 """Order in what several streams tell of one object: watch, list, and answers to our own writes."""
 
+import tracemalloc
 from typing import Any
 
 from moorage import names
@@ -69,3 +70,14 @@ def test_an_alias_of_another_shape_is_kept_all_the_same():
     key = Key(ALIAS, "n", "a")
     store.put(key, {**obj(1, kind=ALIAS, name="a"), "spec": {"targets": [{}, {"modelRef": {}}]}})
     assert heard == [key]
+
+
+def test_objects_take_no_more_memory_than_their_text():
+    """orjson's own bytes keep the buffer that they grew in: 8 KiB for a body of half that."""
+    store, models = Store(), 500
+    tracemalloc.start()
+    for i in range(models):
+        store.put(Key(MODEL, "n", f"m-{i}"), obj(1, name=f"m-{i}", status={"words": "x" * 4200}))
+    size = tracemalloc.get_traced_memory()[0] / models
+    tracemalloc.stop()
+    assert size < 7000

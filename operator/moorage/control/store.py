@@ -88,9 +88,7 @@ class Store:
         wanted = hash(orjson.dumps([obj.get("spec"), _asked(metadata)], option=orjson.OPT_SORT_KEYS))
         status = hash(orjson.dumps(_shown(obj.get("status")), option=orjson.OPT_SORT_KEYS))
         phase = (obj.get("status") or {}).get("phase") or ""
-        self._entries[key] = _Entry(
-            version, wanted, status, phase, _loaded(obj.get("status") or {}), orjson.dumps(body)
-        )
+        self._entries[key] = _Entry(version, wanted, status, phase, _loaded(obj.get("status") or {}), _packed(body))
         self._labels[(key.kind, key.namespace, names.dns_label(key.name))] = key
         self._link(key, links_of(key, body))
         change = Change(True, True) if old is None else Change(wanted != old.wanted, status != old.status)
@@ -200,6 +198,11 @@ class Store:
 def _loaded(status: Manifest) -> bool:
     """Whether a Model has servers and is to have some: it takes one of its namespace's places."""
     return bool(status.get("replicas") and status.get("desiredReplicas"))
+
+
+def _packed(body: Manifest) -> bytes:
+    """`body` as JSON, copied: orjson leaves its own bytes in a buffer as large as it grew, 8 KiB for 3.4."""
+    return bytes(memoryview(orjson.dumps(body)))
 
 
 def _shown(status: Manifest | None) -> Manifest:
