@@ -30,7 +30,8 @@ def test_a_claim_and_a_job_are_made_for_the_resolved_commit():
     assert job["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
 
 
-def test_progress_is_shown_and_never_goes_back():
+def running() -> World:
+    """A download whose pod runs."""
     world = fetching()
     job = world.job()
     world.pods["d"] = {
@@ -38,6 +39,11 @@ def test_progress_is_shown_and_never_goes_back():
         "ip": "10.0.0.7", "ready": True, "gpus": {}, "created": "2026", "unschedulable": "", "deleting": False,
         "containers": [],
     }  # fmt: skip
+    return world
+
+
+def test_progress_is_shown_and_never_goes_back():
+    world = running()
 
     def tell(done: int) -> None:
         world.progress = {
@@ -68,6 +74,19 @@ def test_a_finished_job_leaves_a_ready_download_and_is_cleared_away():
     for kind in ("Resolved", "SpaceAvailable", "Downloaded", "Verified", "Ready"):
         assert world.of_download(kind)[0] == "True", kind
     assert not [k for k, _ in world.children if k == "Job" and names.DOWNLOAD_LABEL in world.children[(k, _)]["labels"]]
+
+
+def test_faults_on_the_way_are_kept_in_status():
+    """From progress and from the report of a failed attempt; whoever has the pod's address may send anything."""
+    world = running()
+    progress = {"phase": "Downloading", "bytes": {"total": 2**32, "done": 1}, "retries": 3}
+    for faults in ({"stalls": 2, "wrongBytes": 0, "changedOnDisk": 0}, {"stalls": "many"}, "none", None):
+        world.progress = {**progress, "faults": faults}
+        world.settle()
+        assert world.download["status"]["faults"] == {"stalls": 2}
+    report = {"reason": "ChecksumMismatch", "message": "m", "faults": {"stalls": 2, "wrongBytes": 2}}
+    world.job_ends(22, json.dumps(report), complete=False)
+    assert world.download["status"]["faults"] == {"stalls": 2, "wrongBytes": 2}
 
 
 def test_a_permanent_error_ends_it_until_the_spec_changes():

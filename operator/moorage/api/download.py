@@ -172,6 +172,18 @@ class VolumeStatus(StatusPart):
     node: StatusWord | None = Field(default=None, description="The only node that can mount it, where there is one.")
 
 
+class Faults(StatusPart):
+    """What went wrong on the way and was mended, or ended the attempt."""
+
+    stalls: Count | None = Field(default=None, description="Transfers given up because they had stalled.")
+    wrong_bytes: Count | None = Field(
+        default=None, description="Verifications that failed because wrong bytes came over the network."
+    )
+    changed_on_disk: Count | None = Field(
+        default=None, description="Verifications that failed because the volume returned other bytes than were written."
+    )
+
+
 class DownloadItem(StatusPart):
     """One file."""
 
@@ -227,6 +239,7 @@ class DownloadStatus(StatusPart):
     bytes_per_second: Count | None = Field(default=None, description="Speed.")
     remaining_seconds: Count | None = Field(default=None, description="Time left.")
     retries: Count | None = Field(default=None, description="Requests that were repeated.")
+    faults: Faults | None = Field(default=None, description="What went wrong on the way, by kind.")
     claim_name: StatusWord | None = Field(default=None, description="PersistentVolumeClaim that holds the files.")
     path: StatusPath | None = Field(default=None, description="Folder of the files inside the volume.")
     volume: VolumeStatus | None = Field(default=None, description="The volume behind the claim.")

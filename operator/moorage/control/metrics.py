@@ -26,7 +26,15 @@ SLEEPS = Counter("moorage_sleeps", "Models that were put to sleep, by cause.", [
 WAKES = Counter("moorage_wakes", "Models that were woken.")
 
 DOWNLOAD_BYTES = Counter("moorage_download_bytes", "Bytes that download pods have put on disk.")
-DOWNLOAD_RETRIES = Counter("moorage_download_retries", "Requests that download pods repeated.")
+DOWNLOAD_RETRIES = Counter(
+    "moorage_download_retries", "Requests that download pods repeated, by the reason told last.", ["reason"]
+)
+DOWNLOAD_STALLS = Counter("moorage_download_stalls", "Transfers that download pods gave up because they had stalled.")
+DOWNLOAD_VERIFICATION_FAILURES = Counter(
+    "moorage_download_verification_failures",
+    "Verifications that failed, by where bytes went wrong: network or disk.",
+    ["kind"],
+)
 DOWNLOAD_FAILURES = Counter("moorage_download_failures", "Download attempts that failed, by reason.", ["reason"])
 DOWNLOAD_SECONDS = Histogram(
     "moorage_download_seconds",
@@ -40,9 +48,15 @@ def download_changed(old: Status, new: Status) -> None:
     done, before = (new.get("bytes") or {}).get("done", 0), (old.get("bytes") or {}).get("done", 0)
     same = old.get("inputsHash") == new.get("inputsHash")
     DOWNLOAD_BYTES.inc(max(done - (before if same else 0), 0))
-    DOWNLOAD_RETRIES.inc(max((new.get("retries") or 0) - (old.get("retries") or 0), 0))
+    reason = (new.get("lastError") or {}).get("reason") or "Unknown"
+    if retries := _more(old, new, "retries"):
+        DOWNLOAD_RETRIES.labels(reason).inc(retries)
+    faults = old.get("faults") or {}, new.get("faults") or {}
+    DOWNLOAD_STALLS.inc(_more(*faults, "stalls"))
+    DOWNLOAD_VERIFICATION_FAILURES.labels("network").inc(_more(*faults, "wrongBytes"))
+    DOWNLOAD_VERIFICATION_FAILURES.labels("disk").inc(_more(*faults, "changedOnDisk"))
     if (new.get("attempts") or 0) > (old.get("attempts") or 0):
-        DOWNLOAD_FAILURES.labels((new.get("lastError") or {}).get("reason") or "Unknown").inc()
+        DOWNLOAD_FAILURES.labels(reason).inc()
     started, ended = new.get("startedAt"), new.get("completedAt")
     if started and ended and ended != old.get("completedAt"):
         DOWNLOAD_SECONDS.observe((datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds())
@@ -55,6 +69,12 @@ def model_changed(old: Status, new: Status) -> None:
         SLEEPS.labels(after.get("cause") or "Unknown").inc()
     elif before.get("asleepSince") and not after.get("asleepSince"):
         WAKES.inc()
+
+
+def _more(old: Status, new: Status, name: str) -> int:
+    """By how much a count grew; one that fell began anew with another pod."""
+    was, now = old.get(name) or 0, new.get(name) or 0
+    return now - was if now >= was else now
 
 
 def render() -> bytes:

@@ -197,6 +197,7 @@ def _finished_badly(step: DownloadPass, job: Manifest, report: Manifest | None) 
     if reason == Reason.INSUFFICIENT_STORAGE and (advice := cannot_grow(step)):
         text = f"{text}. {advice}"
     step.status.last_error = texts.last_error(reason, text, report)
+    texts.take_faults(step.status, report)
     step.status.attempts = (step.status.attempts or 0) + 1
     if report and report["exitCode"] in PERMANENT_EXIT:
         pause = min(FIRST_ACCESS_SECONDS * 2 ** (step.status.attempts - 1), LAST_RETRY_SECONDS)
@@ -217,6 +218,7 @@ def _running(step: DownloadPass, job: Manifest, report: Manifest | None) -> str:
         if report is None:
             return _no_pod(step, job)
         step.status.last_error = texts.last_error(report["reason"], report["message"], report)
+        texts.take_faults(step.status, report)
         step.status.phase = Phase.RETRYING
         step.draft.set(C.DOWNLOADED, FALSE, report["reason"], report["message"])
         return f"{report['message']}; the Job tries again"

@@ -142,7 +142,7 @@ def result(pods: tuple[Manifest, ...], job: Manifest) -> dict[str, Any] | None:
 _REPORT: dict[str, type] = {
     **dict.fromkeys(("reason", "message", "file", "commit", "revision", "manifestDigest", "folder"), str),
     **dict.fromkeys(("bytes", "fileCount"), int),
-    "facts": dict,
+    **dict.fromkeys(("facts", "faults"), dict),
 }
 
 

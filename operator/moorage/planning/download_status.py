@@ -11,6 +11,7 @@ from moorage.api.download import (
     DownloadStatus,
     DownloadSummary,
     Facts,
+    Faults,
     LastError,
     ModelDownload,
     Progress,
@@ -72,7 +73,15 @@ def take_progress(status: DownloadStatus, progress: dict[str, Any] | None) -> No
     status.percent = max(status.percent or 0, done * 100 // total if total else 0)
     status.bytes_per_second, status.remaining_seconds = told.bytes_per_second, told.remaining_seconds
     status.retries = told.retries
+    take_faults(status, progress)
     status.last_error = told.last_error or status.last_error
+
+
+def take_faults(status: DownloadStatus, told: dict[str, Any] | None) -> None:
+    """Copy the counts of what went wrong from progress or a report; those that are zero are left out."""
+    raw = (told or {}).get("faults")
+    found = Faults.read({kind: count or None for kind, count in raw.items()} if isinstance(raw, dict) else {})
+    status.faults = found if found.dump() else status.faults
 
 
 def take_report(status: DownloadStatus, report: dict[str, Any], download: ModelDownload, now: datetime) -> None:
@@ -90,6 +99,7 @@ def take_report(status: DownloadStatus, report: dict[str, Any], download: ModelD
     status.files = Progress(total=count, done=count)
     status.percent = 100
     status.bytes_per_second = status.remaining_seconds = None
+    take_faults(status, report)
     status.last_error = None
     status.attempts = None
     status.next_attempt_at = None
