@@ -16,7 +16,7 @@ from moorage.download.retry import CdnRefusal
 from moorage.download.settings import Settings, Verify
 from moorage.download.source import MAX_REDIRECTS, REDIRECTS, Source
 from moorage.download.volume import Volume, storage
-from moorage.download.walk import feed, mismatch
+from moorage.download.walk import feed, mismatch, spoiled
 from moorage.download.wire import Response, Wire
 from moorage.errors import SourceError
 from moorage.sources import Reason, same_origin, source_error
@@ -111,8 +111,10 @@ class Worker:
         """Compare what an earlier run has left of a piece with the disk."""
         if piece.claims:
             with storage(content.name):
-                believe(content.fd, piece, self._buffer)
+                kept = believe(content.fd, piece, self._buffer)
             content.note(piece)
+            if not kept:
+                self._board.reset(content, [piece], spoiled(content))
 
     def _fetch(self, content: Content, piece: Piece) -> None:
         start, end = piece.start + piece.done, piece.start + piece.size

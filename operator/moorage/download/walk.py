@@ -98,22 +98,22 @@ class Walker:
         content.note(piece)
         if piece.complete:
             return True
-        self._board.reset(content, [piece], _spoiled(content))
+        self._board.reset(content, [piece], spoiled(content))
         return False
 
     def _repair(self, pieces: list[Piece]) -> None:
         """The checksum is wrong: blame the disk where it returns other bytes than were written, else the network."""
         content = self._content
-        spoiled = [p for p in pieces if crc_of(content.fd, p.start, p.size, self._buffer) != p.record[1]]
-        if spoiled:
+        changed = [p for p in pieces if crc_of(content.fd, p.start, p.size, self._buffer) != p.record[1]]
+        if changed:
             self._repairs += 1
             if self._repairs > _MOST_DISK_REPAIRS:
-                raise _spoiled(content)
+                raise spoiled(content)
         elif content.refetched:
             raise mismatch(content)
         else:
             content.refetched, content.location = True, None
-        self._board.reset(content, spoiled or pieces, _spoiled(content) if spoiled else mismatch(content))
+        self._board.reset(content, changed or pieces, spoiled(content) if changed else mismatch(content))
 
 
 def mismatch(content: Content) -> SourceError:
@@ -123,6 +123,7 @@ def mismatch(content: Content) -> SourceError:
     return WrongBytes(Reason.CHECKSUM_MISMATCH, text, on_disk=False)
 
 
-def _spoiled(content: Content) -> SourceError:
+def spoiled(content: Content) -> SourceError:
+    """The volume has not kept what was written."""
     text = f"the volume returns other bytes than were written: {content.name}"
     return WrongBytes(Reason.STORAGE_ERROR, text, on_disk=True)

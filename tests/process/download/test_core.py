@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import time
 import urllib.request
@@ -117,6 +118,53 @@ def test_kill_loses_nothing_but_what_was_on_the_wire(download, slow, model_bytes
     assert done.code == 0, done
     download.check({"model.gguf": model_bytes})
     assert slow.sent("model.gguf") < 1.25 * 40_000_000
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_killed_at_a_random_time(download, hub, model_bytes, seed):
+    """benchmarks/download.py does it fifty times each with 40 MB and 2 GB."""
+    hub.throttle.rate = 40_000_000
+    process = download.start("acme/one")
+    eventually(lambda: hub.requests("/revision/"), 30)
+    time.sleep(random.Random(seed).uniform(0.0, 1.1))
+    process.kill()
+    process.communicate()
+    assert all((folder / "model.gguf").read_bytes() == model_bytes for folder in download.published())
+    done = download.run("acme/one")
+    assert done.code == 0, done
+    download.check({"model.gguf": model_bytes})
+    assert hub.sent("model.gguf") < 1.25 * 40_000_000
+
+
+JUMPING = """
+import datetime, random, sys, time
+import moorage.download.wire as wire
+real = time.time
+def jump():
+    return real() + random.choice((-86400, 3600, 1e8))
+class Jumping(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls.fromtimestamp(jump(), tz)
+time.time, wire.datetime = jump, Jumping
+from moorage.cli import main
+sys.argv[0] = "moorage"
+main()
+"""
+
+
+def test_clocks_that_jump_change_nothing(download, hub, model_bytes):
+    """Waits, limits and speeds go by the monotonic clock; a date in Retry-After by the clock of the server."""
+    later = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 2))
+    hub.rule("status", "/cdn/", status=503, headers={"Retry-After": later})
+    hub.throttle.rate = 30_000_000
+    command = download.command("acme/one")
+    assert command[1:3] == ["-m", "moorage"]
+    started = time.monotonic()
+    done = download.run("", command=[command[0], "-c", JUMPING, *command[3:]])
+    assert done.code == 0, done
+    download.check({"model.gguf": model_bytes})
+    assert time.monotonic() - started < 20
 
 
 def test_progress_is_told_and_never_goes_back(download, slow, free_port):

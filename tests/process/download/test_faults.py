@@ -52,6 +52,7 @@ MENDED = {
     "cut, then the server ignores Range": ([cdn("cut", at=25 * MB), cdn("norange", at=AFTER, count=None)], ONE),
     "the server never knew Range": ([cdn("norange", count=None)], ()),
     "some servers behind the name ignore Range": ([cdn("norange", skip=3, count=2)], ()),
+    "cut, then 429": ([cdn("cut", at=25 * MB), cdn("status", at=AFTER, **RATE_LIMITED)], ONE),
     "cut, then 503": ([cdn("cut", at=25 * MB), cdn("status", at=AFTER, status=503)], ONE),
     "cut, then other content": ([cdn("cut", at=25 * MB), cdn("corrupt", at=AFTER, all=True)], ONE),
     "one bit flipped, once": ([cdn("corrupt", at=22 * MB)], ()),
@@ -90,6 +91,8 @@ class Row:
     def __init__(self, store, folder, rules, options):
         with HubServer(store) as hub:
             self.rules = [hub.rule(**rule) for rule in rules]
+            # A folder that is not empty has made huggingface_hub 2.4 report success with nothing downloaded.
+            (folder / "models/lost+found").mkdir(parents=True)
             self.download = Downloader(hub, folder / "models")
             self.done = self.download.run("acme/one", *options, timeout=45)
             self.sent = hub.sent("model.gguf")
@@ -184,6 +187,10 @@ FAILED = {
 }
 
 
+NO_FAULTS = {"stalls": 0, "wrongBytes": 0, "changedOnDisk": 0}
+FAULTS = {"one bit flipped, always": {**NO_FAULTS, "wrongBytes": 2}}
+
+
 @pytest.mark.parametrize("fault", FAILED)
 def test_failed(fault, rows):
     *_, reason, code, seconds = FAILED[fault]
@@ -193,6 +200,8 @@ def test_failed(fault, rows):
     assert done.seconds < seconds + 4
     assert not row.download.published()
     assert done.result["message"]
+    assert done.result["faults"] == FAULTS.get(fault, NO_FAULTS) or reason == "Stalled"
+    assert bool(done.result["faults"]["stalls"]) is (reason == "Stalled")
     assert ("retryAfterSeconds" in done.result) == (reason == "RateLimited")
 
 
@@ -256,7 +265,6 @@ def test_refused_at_once(who, guarded, tmp_path):
     asked, token, reason, code = REFUSED[who]
     repo, *options = asked.split()
     repo, _, revision = repo.partition("@")
-    # A folder that is not empty has made huggingface_hub 2.4 report success with nothing downloaded.
     (tmp_path / "models/lost+found").mkdir(parents=True)
     download = Downloader(guarded, tmp_path / "models")
     env = {"HF_TOKEN": token} if token else {}
@@ -317,6 +325,7 @@ def test_a_changed_piece_on_disk_is_fetched_alone(hub, download, model_bytes):
     done = download.run("acme/one")
     assert done.code == 0, done
     download.check({"model.gguf": model_bytes})
+    assert done.result["faults"] == {"stalls": 0, "wrongBytes": 0, "changedOnDisk": 1}
     # What was missing, and one piece of 5 MB.
     assert hub.sent("model.gguf") - before < 40 * MB - before + 5.1 * MB + 4 * MB
 
@@ -332,6 +341,7 @@ def test_the_disk_that_changes_what_was_written_is_told_from_the_network(hub, do
     assert done.code == 0, done
     download.check({"model.gguf": model_bytes})
     assert hub.sent("model.gguf") < 46 * MB
+    assert done.result["faults"] == {"stalls": 0, "wrongBytes": 0, "changedOnDisk": 1}
 
 
 def spoil(path, offset):

@@ -1,5 +1,6 @@
 """What the volume can do to a download, and a download to the volume."""
 
+import errno
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from e2e.hub import HubServer
+from moorage.download.volume import storage_error
 from tests.process.download.support import Downloader, HubProcess, eventually, make_repo
 
 MB = 1_000_000
@@ -67,6 +69,15 @@ def test_a_volume_that_others_fill_meanwhile(tmp_path, small_volume):
         assert hub.sent(".gguf") < 26 * MB
 
 
+def test_a_quota_is_no_space_too(tmp_path):
+    """EDQUOT, whose words are other ones; both numbers are not known then."""
+    for code, words in ((errno.EDQUOT, "quota exceeded"), (errno.ENOSPC, "No space left on device")):
+        error = storage_error(OSError(code, os.strerror(code)), "a.gguf")
+        assert error.reason == "InsufficientStorage"
+        assert error.message.startswith("no space left on the volume for a.gguf")
+        assert words in error.message
+
+
 def test_reserved_room_cannot_be_taken(tmp_path, small_volume):
     make_repo(tmp_path / "root", "acme/m", {}, files={"m.gguf": {"size": 20 * MB, "seed": 1}})
     with HubServer(tmp_path / "root", rate=10 * MB) as hub:
@@ -117,18 +128,25 @@ def test_the_killed_writer_leaves_no_lock(hub, download):
     assert time.monotonic() - started < 5
 
 
-def test_thousands_of_small_files(tmp_path):
-    """benchmarks/download.py takes ten thousand."""
-    files = {f"{i % 100}/{i}.txt": b"%d" % i for i in range(3_000)}
+def test_ten_thousand_small_files(tmp_path):
+    """And one more on the next commit: only that one is fetched, though git's hash is all the hub says of them."""
+    files = {f"{i % 100}/{i}.txt": b"%d" % i for i in range(10_000)}
     make_repo(tmp_path / "root", "acme/m", files)
     with HubProcess(tmp_path / "root") as hub:
         download = Downloader(hub, tmp_path / "models")
-        done = download.run("acme/m", "--connections", "4", timeout=120)
+        done = download.run("acme/m", "--connections", "4", timeout=300)
         assert done.code == 0, done.result["message"]
-        download.check(files)
+        before = download.check(files)
         fetched = [r for r in hub.requests() if "/resolve/" in r["path"]]
-        assert len(fetched) == 3_000
+        assert len(fetched) == 10_000
         assert len({r["connection"] for r in fetched}) == 4
+        make_repo(tmp_path / "root", "acme/m", {"README.md": b"new"})
+        done = download.run("acme/m", timeout=300)
+        assert done.code == 0, done.result["message"]
+        assert len([r for r in hub.requests() if "/resolve/" in r["path"]]) == 10_001
+        after = download.dest / done.result["commit"]
+        assert (before / "7/7.txt").stat().st_ino == (after / "7/7.txt").stat().st_ino
+        assert (after / "README.md").read_bytes() == b"new"
 
 
 def test_a_stopped_run_of_small_files_keeps_what_it_has(tmp_path):
