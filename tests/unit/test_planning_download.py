@@ -96,7 +96,7 @@ def test_a_permanent_error_ends_it_until_the_spec_changes():
     assert world.download["status"]["phase"] == "Failed"
     status, reason, message = world.of_download("SpaceAvailable")
     assert (status, reason) == ("False", "InsufficientStorage")
-    assert message.startswith("needs 4.0Gi, 1.0Gi free. claim ")
+    assert message.startswith("needs 4.0Gi, 1.0Gi free; claim ")
     assert world.of_download("Stalled")[0] == "True"
     assert world.condition("Downloaded")[:2] == ("False", "InsufficientStorage")
     assert world.phase == "Blocked"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from moorage import names
-from moorage.planning.types import Answer, Progress
+from moorage.planning.types import Answer, Progress, Resolve
 from tests.support.world import GGUF, World, claim, model
 
 
@@ -212,3 +212,22 @@ def test_a_model_in_more_parts_than_a_status_holds_is_refused_and_not_fetched_in
     world.settle()
     assert world.condition("Accepted")[:2] == ("False", "UnsupportedFormat")
     assert "70 files" in world.condition("Accepted")[2]
+
+
+def test_the_same_content_looked_up_again_has_lost_no_progress():
+    world = fetching()
+    running(world)
+    world.progress = {"phase": "Downloading", "bytes": {"total": 4 * 2**30, "done": 2**30}}
+    world.settle()
+    world.download["metadata"]["annotations"] = {names.REFRESH_AT: "2026-01-01T00:00:00Z"}
+    world._pass_download()
+    ask = next(a for a in world.asked if isinstance(a, Resolve))
+    world.download_resolved = Answer(ask.inputs, GGUF)
+    world._pass_download()
+    assert world.download["status"]["percent"] == 25
+    world.download["metadata"]["annotations"] = {names.REFRESH_AT: "2026-01-02T00:00:00Z"}
+    world._pass_download()
+    ask = next(a for a in world.asked if isinstance(a, Resolve))
+    world.download_resolved = Answer(ask.inputs, {**GGUF, "commit": "f" * 40})
+    world._pass_download()
+    assert world.download["status"]["percent"] == 0, "another content begins at its own first byte"

@@ -195,7 +195,7 @@ def _finished_badly(step: DownloadPass, job: Manifest, report: Manifest | None) 
     reason = report["reason"] if report else job["reason"] or "Failed"
     text = report["message"] if report else job["message"] or "the download Job failed"
     if reason == Reason.INSUFFICIENT_STORAGE and (advice := cannot_grow(step)):
-        text = f"{text}. {advice}"
+        text = f"{text.partition(';')[0]}; {advice}"  # the process knows the numbers, not the claim
     step.status.last_error = texts.last_error(reason, text, report)
     texts.take_faults(step.status, report)
     step.status.attempts = (step.status.attempts or 0) + 1

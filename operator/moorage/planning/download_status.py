@@ -43,17 +43,19 @@ def all_paths(status: DownloadStatus) -> list[str]:
 
 
 def take_facts(status: DownloadStatus, facts: dict[str, Any]) -> None:
-    """Copy what the source said: commit, files with sizes, header facts."""
+    """Copy what the source said: commit, files with sizes, header facts; the same as before has lost no progress."""
     files = facts.get("files") or []
+    total = sum(f["sizeBytes"] for f in files)
+    same = status.resolved_revision == facts["commit"] and status.bytes and status.bytes.total == total
+    done = status.bytes.done if same and status.bytes else 0
     status.resolved_revision = facts["commit"]
     status.items = [
         DownloadItem(path=f["path"], size_bytes=f["sizeBytes"], sha256=f.get("sha256"), verified=False)
         for f in files[:ITEMS_LIMIT]
     ]
-    total = sum(f["sizeBytes"] for f in files)
     status.files = Progress(total=len(files), done=0) if files else None
-    status.bytes = Progress(total=total, done=0) if files else None
-    status.percent = 0 if files else None
+    status.bytes = Progress(total=total, done=done) if files else None
+    status.percent = done * 100 // max(total, 1) if files else None
     status.bytes_per_second = status.remaining_seconds = None
     status.facts = Facts.read(facts.get("facts") or {})
 
