@@ -1,0 +1,177 @@
+"""SIMULATED GPUs on the real kubelet: a device plugin of ours offers them, a stub of NVML shows them to the agent.
+
+The scheduler, the kubelet's admission, its PodResources API, the agent's pod and the operator are real. No GPU is:
+llama.cpp's CPU image stands in for the CUDA one, and what "the driver" counts is what the test writes into a file.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2e.demo import ROOT, SYSTEM, Demo
+from e2e.gpusim.machine import Machine as Gpus
+from e2e.gpusim.machine import SimulatedGpu, compile_stub, uuid
+from tests.e2e.conftest import Machine, condition
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+RESERVE = 460  # of the stub; "used" in the state file includes it
+AGENT = """
+agent:
+  enabled: true
+  runtimeClassName: ""
+  extraArgs: [--nvml, /simulated/libnvidia-ml.so.1]
+  extraEnv: [{name: NVML_SIM_STATE, value: /simulated/gpus.txt}]
+  extraVolumes: [{name: simulated, hostPath: {path: FOLDER, type: Directory}}]
+  extraVolumeMounts: [{name: simulated, mountPath: /simulated, readOnly: true}]
+"""
+LABELS = {
+    "nvidia.com/gpu.present": "true",
+    "nvidia.com/gpu.memory": "24564",
+    "nvidia.com/gpu.count": "1",
+    "nvidia.com/gpu.product": "NVIDIA-Simulated-24GB",
+    "nvidia.com/gpu.sharing-strategy": "none",
+}
+
+
+def eventually(good: Callable[[], Any], what: str, timeout: float = 60.0) -> Any:
+    deadline = time.monotonic() + timeout
+    while not (found := good()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+    return found
+
+
+@pytest.fixture(scope="module")
+def gpus(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gpus]:
+    """One simulated GPU on the demo's node, offered by the device plugin and shown to an agent."""
+    assert demo.cluster is not None
+    folder = tmp_path_factory.mktemp("gpus")
+    compile_stub(folder)
+    hardware = Gpus(folder / "gpus.txt", [SimulatedGpu(uuid(1), total=24564, used=RESERVE)])
+    node = demo.cluster.node_name
+    plugins = demo.cluster.folder / "kubelet/device-plugins"
+    plugin = subprocess.Popen(
+        [sys.executable, "-m", "e2e.gpusim.device_plugin", str(hardware.state), "--folder", str(plugins)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={"PYTHONPATH": f"{ROOT}/operator", "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    try:
+        demo.kubectl("label", "node", node, "--overwrite", *(f"{k}={v}" for k, v in LABELS.items()))
+        _agent(demo, folder)
+        allocatable = r"jsonpath={.status.allocatable.nvidia\.com/gpu}"
+        eventually(lambda: demo.kubectl("get", "node", node, "-o", allocatable) == "1", "the node offers a GPU")
+        yield hardware
+    finally:
+        plugin.terminate()
+        plugin.wait(20)
+        demo.kubectl("label", "node", node, *(f"{key}-" for key in LABELS), check=False)
+        _without_agent(demo)
+
+
+def _agent(demo: Demo, folder: Path) -> None:
+    values = folder / "agent.yaml"
+    values.write_text(AGENT.replace("FOLDER", str(folder)))
+    standing_in = f"images.llamaCppNvidia={demo.images['llamacpp-cpu']['ref']}"
+    _upgrade(demo, "--set", standing_in, "--values", str(values))
+    demo.kubectl("-n", SYSTEM, "rollout", "status", "daemonset/moorage-agent", "--timeout=120s")
+
+
+def _without_agent(demo: Demo) -> None:
+    _upgrade(demo, "--set", "agent.enabled=false")
+
+
+def _upgrade(demo: Demo, *options: str) -> None:
+    chart = ("upgrade", "moorage", "charts/moorage", "--namespace", SYSTEM, "--reuse-values")
+    demo.helm(*chart, *options, "--wait", "--timeout", "3m")
+
+
+def on_gpu(machine: Machine, name: str, **accelerator: Any) -> None:
+    machine.model(name, accelerator={"vendor": "Nvidia", **accelerator})
+
+
+def pod_of(machine: Machine, model: str) -> dict[str, Any] | None:
+    found = json.loads(machine.kubectl("get", "pods", "-l", f"moorage.dev/model={model}", "-o", "json"))["items"]
+    live = [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+    return live[0] if live else None
+
+
+def agent(demo: Demo, path: str) -> str:
+    selector = "app.kubernetes.io/component=agent"
+    name = demo.kubectl("-n", SYSTEM, "get", "pods", "-l", selector, "-o", "jsonpath={.items[0].metadata.name}")
+    return demo.kubectl("get", "--raw", f"/api/v1/namespaces/{SYSTEM}/pods/{name}:9445/proxy{path}")
+
+
+def test_a_model_is_placed_admitted_seen_and_told_of(machine: Machine, gpus: Gpus):
+    on_gpu(machine, "on-gpu")
+    model = machine.until_condition("on-gpu", "Ready", "True", timeout=120)
+    placement, summary = model["status"]["placement"], model["status"]["summary"]
+    assert (placement["vendor"], placement["count"], placement["gpuClass"]) == ("Nvidia", 1, "24Gi")
+    assert summary["node"] == machine.demo.cluster.node_name
+    assert re.fullmatch(r"[\d.]+[MG]i", summary["vram"])
+
+    pod = pod_of(machine, "on-gpu")
+    assert pod is not None
+    [container] = pod["status"]["containerStatuses"]
+    [given] = container["allocatedResourcesStatus"]  # the kubelet's own word: the device that the plugin named
+    assert [r["resourceID"] for r in given["resources"]] == [uuid(1)]
+    assert machine.chat("on-gpu")["usage"]["completion_tokens"] > 0
+
+    name = pod["metadata"]["name"]
+    gpus.change(0, used=RESERVE + 1500, utilization=42)
+    told = eventually(
+        lambda: (r := json.loads(agent(machine.demo, "/v1/gpus")))["gpus"][0]["usedMiB"] == 1500 and r, ""
+    )
+    assert told["node"] == machine.demo.cluster.node_name
+    assert told["gpus"][0]["pods"] == [{"namespace": "default", "pod": name, "container": "engine"}]
+    metrics = agent(machine.demo, "/metrics")
+    [used] = re.findall(rf'moorage_gpu_memory_used_bytes{{.*gpu="{uuid(1)}".*pod="{name}".*}} (\S+)', metrics)
+    assert float(used) == 1500 * 2**20
+    machine.until("model", "on-gpu", lambda m: m["status"]["memory"].get("observedMiB") == 1500)
+
+    on_gpu(machine, "too-large", memoryPerGPUOverride="40Gi")
+    on_gpu(machine, "no-room", memoryPerGPUOverride="10Gi")
+    large = machine.until_condition("too-large", "Placed", "False", "NoGPUFits")
+    assert "40.0Gi" in condition(large, "Placed")["message"]
+    room = machine.until_condition("no-room", "Placed", "False", "NoGPUFree")
+    assert "10.0Gi" in condition(room, "Placed")["message"]
+    assert "default/on-gpu" in condition(room, "Placed")["message"]
+    assert pod_of(machine, "no-room") is None
+
+    # The GPU is given back, and its memory is not.
+    gpus.change(0, used=RESERVE + 20_000)
+    machine.kubectl("delete", "model", "on-gpu")
+    machine.until_condition("no-room", "Serving", "False", "WaitingForMemory")
+    machine.until("model", "no-room", lambda m: "GPU 0 has 4.0Gi free of 24.0Gi" in condition(m, "Serving")["message"])
+    assert pod_of(machine, "no-room") is None
+    gpus.change(0, used=RESERVE)
+    machine.until_condition("no-room", "Ready", "True", timeout=90)
+
+
+def test_a_driver_that_is_lost_and_a_gpu_that_fails_unsettle_nobody(machine: Machine, gpus: Gpus):
+    gpus.change(0, used=RESERVE)
+    on_gpu(machine, "steady")
+    machine.until_condition("steady", "Ready", "True", timeout=120)
+    gpus.driver = ""
+    gpus.write()
+    eventually(lambda: "Driver Not Loaded" in json.loads(agent(machine.demo, "/v1/gpus"))["problem"], "the agent tells")
+    gpus.change(0, healthy=False)  # the device plugin says so: the node offers none any more
+    node = machine.demo.cluster.node_name
+    eventually(
+        lambda: machine.kubectl("get", "node", node, "-o", r"jsonpath={.status.allocatable.nvidia\.com/gpu}") == "0", ""
+    )
+    time_to_settle = time.monotonic() + 3
+    while time.monotonic() < time_to_settle:
+        assert condition(machine.get("model", "steady"), "Ready")["status"] == "True"
+        time.sleep(0.5)
+    assert machine.chat("steady")["usage"]["completion_tokens"] > 0
+    gpus.driver = "580.95.05"
+    gpus.change(0, healthy=True)
+    eventually(lambda: json.loads(agent(machine.demo, "/v1/gpus"))["problem"] == "", "the driver is found again")
