@@ -151,7 +151,8 @@ class ClientConnection(asyncio.Protocol):
     def refuse(self, refusal: Refusal) -> None:
         """A whole answer that says no."""
         self._listener.handler.refused(refusal)
-        self.answer(refusal.status, refusal.headers(), refusal.body())
+        # An answer to HEAD has no body: whoever asked would take it for the next answer.
+        self.answer(refusal.status, refusal.headers(), b"" if self.request.method == b"HEAD" else refusal.body())
 
     def begin(self, status: int, headers: bytes, length: int | None) -> None:
         """The head of an answer, sent with its first bytes; without a `length` it is chunked, or ends by closing."""
