@@ -40,6 +40,7 @@ IMAGE_FROM = f"{GROUP}/image-from"  # "spec" where spec.image chose the engine i
 BENCHMARK_AT = f"{GROUP}/benchmark-at"
 RESTART_AT = f"{GROUP}/restart-at"
 REFRESH_AT = f"{GROUP}/refresh-at"
+MOVED = f"{GROUP}/moved"  # on servers and their Deployment: whose place they took when a node was about to go
 LEAST_GPU_MEMORY = f"{GROUP}/least-gpu-memory"  # on pods: learned, and a new value makes them anew
 VERIFY_AT = f"{GROUP}/verify-at"
 WAKE_AT = f"{GROUP}/wake-at"

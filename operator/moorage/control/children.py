@@ -198,7 +198,9 @@ class Children:
     # -- whose child -------------------------------------------------------------------------------------------------
 
     def _listener(self, resource: Resource) -> Callable[[Where, Manifest | None, Manifest | None], None]:
-        if resource in (NODES, STORAGE_CLASSES, RESOURCE_SLICES):
+        if resource == NODES:
+            return self._node_changed
+        if resource in (STORAGE_CLASSES, RESOURCE_SLICES):
             return lambda _where, _old, _new: self.gpus_changed()
         if resource == PODS:
             return self._pod_changed
@@ -227,6 +229,14 @@ class Children:
         """Have the owner of a pod (namespace, name) looked at again, if it is one of ours."""
         if tag := _tag(pod, self.mirrors[PODS].items.get(pod)):
             self._wake(self._key(tag))
+
+    def _node_changed(self, where: Where, old: Manifest | None, new: Manifest | None) -> None:
+        """Nodes that come and go concern those that wait; one that is about to go, those whose servers it has."""
+        self.gpus_changed()
+        if old and new and any(old[part] != new[part] for part in ("unschedulable", "taints")):
+            for place, pod in self.mirrors[PODS].items.items():
+                if pod["node"] == where[1]:
+                    self.wake_owner(place)
 
     def _pod_changed(self, where: Where, old: Manifest | None, new: Manifest | None) -> None:
         """GPUs that are taken or given back concern every Model that waits for some."""

@@ -60,6 +60,7 @@ def deployment(obj: Manifest) -> Manifest | None:
         "claim": next(iter(_claims(spec["template"]["spec"])), None),
         "placement": _placement(spec["template"]["spec"]),
         "restartAt": (obj["metadata"].get("annotations") or {}).get(names.RESTART_AT, ""),
+        "moved": (obj["metadata"].get("annotations") or {}).get(names.MOVED, ""),
         "imageFrom": (obj["metadata"].get("annotations") or {}).get(names.IMAGE_FROM, ""),
         "conditions": {
             c["type"]: {"status": c["status"], "reason": c.get("reason", ""), "message": c.get("message", "")}

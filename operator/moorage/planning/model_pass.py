@@ -57,6 +57,8 @@ class ModelPass:
     held: str | None = None  # why the servers may not start yet, although everything else is ready
     requeue: float | None = None
     lame: bool = False  # serves, but one of its servers does not start
+    moving: str = ""  # marks the servers that get a replacement, because their node is about to go
+    stuck: str = ""  # why servers on such a node get none
     decision: Decision | None = None
     reserve: tuple[Reservation, ...] = ()
     evict: tuple[str, ...] = ()  # owners of GPUs that are to sleep for this Model

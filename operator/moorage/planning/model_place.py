@@ -11,7 +11,7 @@ from moorage.placement.decide import decide
 from moorage.placement.inventory import Inventory
 from moorage.placement.remedies import CACHE, CONTEXT, SEQUENCES, Settings, Space, remedies
 from moorage.placement.request import Candidate, Decision, Request
-from moorage.planning import node_pools, quota
+from moorage.planning import moving, node_pools, quota
 from moorage.planning.model_engine import AS_WRITTEN, Changes, asked_of, context_length, engine_of, sequences
 from moorage.planning.model_learn import exhausted, history, learn, planned
 from moorage.planning.model_memory import memory, need
@@ -43,6 +43,9 @@ def place(step: ModelPass) -> str | None:
     placed = step.status.placement
     runs = placed is not None and placed.inputs_hash == inputs and _bound(step)
     if placed and runs and step.draft.was_true(C.PLACED):
+        if (elsewhere := moving.away(step, plans)) is not None:
+            step.decision = elsewhere
+            return _take(step, elsewhere, inputs)
         step.draft.confirm(C.PLACED)
         return remember_memory(step, placed.count or 0)
     if placed and placed.inputs_hash != inputs:
@@ -72,6 +75,7 @@ def _on_cpu(step: ModelPass) -> str | None:
     step.status.placement = PlacementStatus(count=0, vendor="None", reason=why, nodes=nodes)
     if refused := remember_memory(step, 0) or admission(step):
         return refused
+    moving.away_from_cpu(step)
     step.done(C.PLACED, Reason.NO_ACCELERATOR_NEEDED, why)
     return None
 

@@ -11,7 +11,7 @@ from moorage.api.model_status import EngineStatus
 from moorage.engines.base import Start
 from moorage.manifests import model as manifests
 from moorage.placement.affinity import merged
-from moorage.planning import devices, model_gate, node_pools, text, volumes
+from moorage.planning import devices, model_gate, moving, node_pools, text, volumes
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
 from moorage.planning.model_engine import asked_of, engine_of, serving_of
 from moorage.planning.model_learn import held, partly_on_cpu
@@ -69,6 +69,7 @@ def _deployment(step: ModelPass, live: Manifest | None, image: str) -> None:
     asked = _restart(step)
     notes = {names.INPUTS_HASH: inputs} | ({names.RESTART_AT: asked} if asked else {})
     notes |= {names.IMAGE_FROM: "spec"} if step.model.spec.image else {}
+    notes |= {names.MOVED: moved} if (moved := moving.moved(step)) else {}
     if live is None or live["inputsHash"] != inputs or node_pools.misplaced(step, live):
         pod, surge = _pod(step, image), _surge(step)
         step.apply.append(manifests.deployment(step.seen.model, pod, replicas=step.replicas, notes=notes, surge=surge))
@@ -122,8 +123,9 @@ def inputs_of(step: ModelPass, image: str) -> str:
     gpus: list[object] = [placed.vendor, placed.count] if placed else []
     if placed and engine_of(step).sized_by_gpu:
         gpus.append(placed.gpu_memory_mib)
-    room = _room(step)  # only where there is some: who never needed it keeps the hash that he has
-    return names.digest([spec, where, gpus, image, _restart(step), *([room] if room else [])])
+    # Only what there is: who never needed room, or never moved, keeps the hash that he has.
+    further = [mark for mark in (_room(step), moving.moved(step)) if mark]
+    return names.digest([spec, where, gpus, image, _restart(step), *further])
 
 
 def _room(step: ModelPass) -> str:
@@ -136,6 +138,8 @@ def _surge(step: ModelPass) -> bool:
     """Whether a new pod starts before the old one stops: always on CPUs; on GPUs only where the spec asks for it,
     because a spare GPU cannot be counted on."""
     strategy = step.model.spec.rollout.strategy
+    if step.moving:
+        return True
     if strategy == "Auto":
         return not (step.status.placement and step.status.placement.count)
     return strategy == "Surge"
@@ -193,7 +197,7 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
     }
     meta, asked = spec.pod_metadata, _restart(step)
     annotations = dict(meta.annotations) if meta else {}
-    marks = {names.RESTART_AT: asked, names.LEAST_GPU_MEMORY: _room(step)}
+    marks = {names.RESTART_AT: asked, names.LEAST_GPU_MEMORY: _room(step), names.MOVED: moving.moved(step)}
     return manifests.ServerPod(
         image=image,
         engine=engine_of(step).container(asked_of(step), start),
@@ -366,7 +370,7 @@ def _serving_text(step: ModelPass, live: Manifest, problem: Trouble | None) -> s
     if live["ready"] < step.replicas:
         why = f": {problem.message}" if problem else ""
         return f"serving on {where}; {live['ready']} of {step.replicas} servers are ready{why}"
-    return f"serving on {where}"
+    return f"serving on {where}; {step.stuck}" if step.stuck else f"serving on {where}"
 
 
 def _startup(step: ModelPass, warm: Manifest) -> None:
