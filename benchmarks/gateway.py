@@ -42,6 +42,7 @@ def main() -> None:
     missing = [name for name in ("nginx", "wrk") if shutil.which(name) is None]
     if missing:
         raise SystemExit(f"not installed: {', '.join(missing)}; see this file's first lines")
+    load_before = os.getloadavg()[0]
     peers_of: dict[str, Peer] = {"Moorage": peers.moorage, "nginx + Lua": peers.nginx}
     if "--without-litellm" not in sys.argv:
         peers.installed_litellm()
@@ -53,18 +54,23 @@ def main() -> None:
             parts = [*_short(folder, engine, peers_of), *asyncio.run(_streamed(folder, peers_of))]
             parts += ["## What only the gateway does", "", *asyncio.run(_held(folder, engine))]
             parts += [*asyncio.run(_retarget(folder, engine)), *_soak(folder, engine)]
-    page = "\n".join([*_header(), *parts])
+    page = "\n".join([*_header(load_before), *parts])
     print(page)
     RESULTS.write_text(page + "\n")
 
 
-def _header() -> list[str]:
+def _header(load_before: float) -> list[str]:
     run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    load_now = os.getloadavg()[0]
+    cpus = os.cpu_count() or 1
+    crowded = (
+        ""
+        if load_before <= cpus
+        else " OTHER WORK KEPT THE MACHINE BUSY: times and rates mean little here, CPU is dearer for all."
+    )
     return [
         "# The gateway, beside nginx + Lua and LiteLLM",
         "",
-        f"Commit {run.stdout.strip()}; load average {load_now:.1f} on {os.cpu_count()} CPUs; median (min..max). CPU is user and system time",
+        f"Commit {run.stdout.strip()}; load average before it {load_before:.1f} on {cpus} CPUs; median (min..max).{crowded} CPU is user and system time",
         "of the proxy's one process, on a core of its own as far as the machine has one to spare: good as a ratio. `python -m benchmarks.gateway` repeats it.",
         "All put three parameters into a chat where the client has none and exchange the model's name.",
         f"nginx 1.22 + lua-nginx-module 0.10.23 + lua-cjson 2.1; {peers.LITELLM.replace('[proxy]==', ' ')}, one worker, no database.",
