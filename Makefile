@@ -4,7 +4,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help venv lock check fix test test-unit test-api test-e2e demo demo-down crds chart images cluster bench clean
+.PHONY: help venv lock check fix test test-unit test-api test-e2e test-vllm demo demo-down crds chart images cluster bench clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ test-api: cluster ## the operator and its parts against a real API server
 
 test-e2e: cluster images ## scenarios on the whole machine: real kubelet, real llama-server
 	@$(PY) -m pytest -q tests/e2e $(PYTEST)
+
+test-vllm: cluster images ## a real vLLM on the CPU, from apply to chat (the first time it builds its image, four minutes)
+	@$(PY) -m pytest -q tests/vllm $(PYTEST)
 
 bench: venv ## measure, beside the peers; writes benchmarks/results
 	@for b in benchmarks/*.py; do name=$$(basename $$b .py); echo "bench: $$name"; $(PY) -m benchmarks.$$name || exit 1; done

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCENARIO = ROOT / "e2e/scenarios/demo"
 SYSTEM = "moorage-system"
 GATEWAY = f"/api/v1/namespaces/{SYSTEM}/services/moorage-gateway:http/proxy/v1/chat/completions"
-IMAGES = ("moorage", "llamacpp-cpu", "localhub")
 NEWEST = {"moorage": "images.moorage", "llamacpp-cpu": "images.llamaCpp"}
+"""Images that the chart is told of, and by which value."""
 
 
 class DemoError(Exception):
@@ -37,6 +37,7 @@ class Demo:
 
     name: str = "demo"
     current: bool = False
+    newest: dict[str, str] = field(default_factory=lambda: dict(NEWEST))
     cluster: Cluster | None = None
     images: dict[str, dict[str, str]] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
@@ -80,11 +81,11 @@ class Demo:
                     "build them with `docker build -f images/NAME/Containerfile .`, push them, or unset CLUSTER"
                 )
             tag = os.environ.get("TAG", "latest")
-            self.images = {name: {"ref": f"{registry}/{name}:{tag}"} for name in IMAGES}
+            self.images = {name: {"ref": f"{registry}/{name}:{tag}"} for name in self._wanted()}
             return
         say("images (the first time they are built from Debian and PyPI packages, about a minute)")
         built = subprocess.run(
-            [sys.executable, "images/build.py", "--print-json", *IMAGES],
+            [sys.executable, "images/build.py", "--print-json", *self._wanted()],
             cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=1800,
         )  # fmt: skip
         if built.returncode:
@@ -93,9 +94,12 @@ class Demo:
         assert self.cluster is not None
         self.cluster.load(*(Path(image["archive"]) for image in self.images.values()))
 
+    def _wanted(self) -> tuple[str, ...]:
+        return (*self.newest, "localhub")
+
     def install(self) -> None:
         say("the Helm chart")
-        settings = [f"{key}={self.images[name]['ref']}" for name, key in NEWEST.items()]
+        settings = [f"{key}={self.images[name]['ref']}" for name, key in self.newest.items()]
         settings.append("sources.huggingFaceEndpoint=http://hub.hub:8090")
         sets = [part for setting in settings for part in ("--set", setting)]
         self.helm(

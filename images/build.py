@@ -31,16 +31,17 @@ from pathlib import Path
 if not __package__:  # run as a script: only this folder is on the search path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from images import recipes
-from images.recipes import BY_NAME, IMAGES, LAYERS, ROOT, BuildError, Layer, run, source_files
+from images.recipes import BY_NAME, IMAGES, LAYERS, ON_DEMAND, ROOT, BuildError, Layer, run, source_files
 
 REGISTRY = "moorage.local"
+HERE = Path(__file__).resolve().parents[1]
+KNOWN = (*IMAGES, *ON_DEMAND)
 ARCHIVES_KEPT = 3
 
 
 def tag(layer: Layer) -> str:
     """Return 12 hex digits that change whenever a layer's recipe, files or parent change."""
-    digest = hashlib.sha256(Path(recipes.__file__).read_bytes())
+    digest = hashlib.sha256((HERE / layer.recipe).read_bytes())
     digest.update(f"{layer.name} {platform.machine()} {tag(BY_NAME[layer.parent]) if layer.parent else ''}".encode())
     for name in layer.inputs:
         for path in source_files(ROOT / name):
@@ -67,10 +68,12 @@ def cache_folder(environment: dict[str, str]) -> Path:
 
 
 def prune(cache: Path, name: str) -> list[Path]:
-    """Remove all but the newest archives of one image and return those removed."""
+    """Remove all but the newest archives of one image (a large one's newest) and return those removed."""
     pattern = re.compile(re.escape(name) + r"-[0-9a-f]{12}\.tar")
     archives = [path for path in cache.glob(f"{name}-*.tar") if pattern.fullmatch(path.name)]
-    old = sorted(archives, key=lambda path: path.stat().st_mtime, reverse=True)[ARCHIVES_KEPT:]
+    old = sorted(archives, key=lambda path: path.stat().st_mtime, reverse=True)[
+        1 if name in ON_DEMAND else ARCHIVES_KEPT :
+    ]
     for path in old:
         path.unlink()
     return old
@@ -176,7 +179,7 @@ def build_image(cache: Path, layer: Layer) -> tuple[str, Path]:
         # Not an OCI archive: its layers are always compressed, which takes ten times as long.
         buildah("push", "--quiet", "--disable-compression", ref, f"docker-archive:{partial}:{ref}")
         partial.rename(target)
-    buildah.keep_only({reference(below) for below in LAYERS if below.name not in IMAGES})
+    buildah.keep_only({reference(below) for below in LAYERS if below.name not in KNOWN})
     prune(cache, layer.name)
     return ref, target
 
@@ -184,10 +187,10 @@ def build_image(cache: Path, layer: Layer) -> tuple[str, Path]:
 def main(arguments: list[str] | None = None) -> int:
     """Build the images named on the command line (all by default) and say where their archives are."""
     parser = argparse.ArgumentParser(description="Build Moorage's images without a registry.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(IMAGES)}; all by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(KNOWN)}; by default all but the last")
     parser.add_argument("--print-json", action="store_true", help='{"NAME": {"ref": ..., "archive": ...}}')
     options = parser.parse_args(arguments)
-    unknown = set(options.names) - set(IMAGES)
+    unknown = set(options.names) - set(KNOWN)
     if unknown:
         parser.error(f"no such image: {', '.join(sorted(unknown))}")
     cache = cache_folder(dict(os.environ))

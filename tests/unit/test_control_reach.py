@@ -75,6 +75,40 @@ async def test_a_server_that_never_stops_talking_is_cut_off():
     assert len(told.value.message) < 1000
 
 
+async def test_a_base_model_without_a_chat_template_answers_a_plain_completion():
+    """vLLM's words: a chat with such a model is a bad request."""
+    asked = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        if request.path.endswith("/chat/completions"):
+            error = {"message": "default chat template is no longer allowed, so you must provide a chat template"}
+            return web.json_response({"error": error}, status=400)
+        return web.json_response({"choices": [{"text": "!"}], "system_fingerprint": "vllm-0.32.0-ab12cd34"})
+
+    async with serving(answer) as port:
+        prober = HttpProber()
+        found = await prober.warm_up(WarmUp("t", "m", "127.0.0.1", port))
+        await prober.close()
+    assert asked == ["/v1/chat/completions", "/v1/completions"]
+    assert found["version"] == "vllm-0.32.0-ab12cd34"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [(400, '{"error": "no such model"}', "answered 400"), (200, "{}", "without a choice"), (200, "oh", "not JSON")],
+)
+async def test_an_answer_without_a_token_is_told_in_the_servers_words(status: int, body: str, words: str):
+    async def answer(_request: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, text=body)
+
+    async with serving(answer) as port:
+        prober = HttpProber()
+        with pytest.raises(SourceError, match=words):
+            await prober.warm_up(WarmUp("t", "m", "127.0.0.1", port))
+        await prober.close()
+
+
 async def test_a_download_pod_cannot_fill_the_operators_memory_or_send_it_elsewhere():
     elsewhere, asked = Elsewhere(), 0
 

@@ -102,3 +102,15 @@ def test_a_cluster_file_of_something_else_is_refused(tmp_path: Path, header: Pat
     done = render(tmp_path, MODEL, "--header", str(header), "--cluster", str(odd))
     assert done.exit_code == 1
     assert "odd.yaml" in done.stderr
+
+
+def test_a_folder_of_safetensors_is_rendered_for_vllm(tmp_path: Path):
+    from e2e.tinymodels.safetensors_dir import write_safetensors
+
+    write_safetensors(tmp_path / "tiny", shards=2, weight_bytes=1 << 20)
+    done = render(tmp_path, with_spec(accelerator={"vendor": "None"}), "--header", str(tmp_path / "tiny"), "-o", "json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    pod = next(m for m in found["manifests"] if m["kind"] == "Deployment")["spec"]["template"]["spec"]
+    assert pod["containers"][0]["command"] == ["vllm", "serve"]
+    assert found["memory"]["hostMiB"] > 2048

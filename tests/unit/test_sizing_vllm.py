@@ -123,9 +123,14 @@ def test_the_worked_example_fits_a_24_gb_card():
     plan = vllm_plan(QWEN25, settings_)
     assert plan.need.total_mib / 1024 == pytest.approx(20.4, abs=0.1)
     assert plan.kv_cache_bytes == 65_536 * 57_344
-    assert plan.utilization(round(23.6 * 1024)) == pytest.approx(0.84, abs=0.01)
-    with pytest.raises(InvalidSpec, match="cannot hold"):
-        plan.utilization(16 * 1024)
+    assert plan.utilization(round(23.6 * 1024), plan.need.total_mib) == pytest.approx(0.84, abs=0.01)
+
+
+@given(st.integers(2048, 200_000), st.integers(0, 200_000))
+def test_what_vllm_is_given_and_its_context_stay_within_the_bound(visible: int, given: int):
+    plan = vllm_plan(QWEN25, VllmSettings(8192))
+    claimed = plan.utilization(visible, given) * visible
+    assert claimed == 0 or claimed + 0.55 * 1024 <= given
 
 
 BYTES_PER_TOKEN = {

@@ -18,12 +18,11 @@ from moorage.sizing.errors import HeaderError
 from moorage.sizing.reading import Want, drive_async
 from moorage.sources import Access, RepoFile, Repository, Selection, formats, select
 from moorage.sources.access import parse_headers
-from moorage.sources.choice import needed
+from moorage.sources.choice import MAX_FILES, needed
 from moorage.sources.urls import without_query
 
 Facts = dict[str, Any]
 _REMEMBERED = 256
-MAX_FILES = 64  # as many as a Model's status names; more are fetched by patterns
 
 
 class Resolver:

@@ -345,7 +345,8 @@ def _warm(step: ModelPass, live: Manifest, problem: Trouble | None) -> str | Non
         return "the server is ready; asking it for one token"
     step.status.template = live["inputsHash"]
     if step.status.engine:
-        step.status.engine.version = answer.value.get("version") or None
+        told = str(answer.value.get("version") or "")
+        step.status.engine.version = told.removeprefix(f"{engine_of(step).title.lower()}-") or None
     _startup(step, answer.value)
     _serves(step, live, problem)
     return None

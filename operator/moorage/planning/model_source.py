@@ -13,12 +13,11 @@ from moorage.planning.draft import TRUE
 from moorage.planning.model_pass import PERSON, ModelPass
 from moorage.planning.pods import Trouble
 from moorage.planning.types import Credentials, Manifest, Resolve
-from moorage.sources.choice import CONFIG, OTHER_WEIGHTS
+from moorage.sources.choice import CONFIG, MAX_FILES, OTHER_WEIGHTS
 from moorage.sources.urls import without_query
 
 _BILLION = 10**9
 MAX_PATTERNS = 32  # as many as spec.source.huggingFace.exclude takes
-MAX_FILES = 64  # as many as status.source.files holds
 
 # Reasons of a download that is not Ready which its Models repeat; all others are Downloading to them.
 _PASSED_ON = PERSON | {

@@ -15,27 +15,35 @@ from moorage.control.dra import resource_claim, resource_slice
 from moorage.control.fleet import GPUs
 from moorage.control.projections import node, pod
 from moorage.control.settings import load
+from moorage.engines.facts import read_facts
 from moorage.errors import InvalidSpec, MoorageError
 from moorage.placement.inventory import Inventory, build
 from moorage.render.imagine import rendered
 from moorage.sizing.errors import HeaderError
-from moorage.sizing.facts import header_facts
-from moorage.sizing.reading import File, Want, drive, read_gguf
+from moorage.sizing.reading import Want, drive
+from moorage.sources import RepoFile
+from moorage.sources.choice import MAX_FILES, needed
 
 EPILOG = """\b
 Examples:
   moorage render -f model.yaml --header Qwen3-8B-Q4_K_M.gguf
+  moorage render -f model.yaml --header ./Qwen2.5-7B-Instruct
   kubectl get nodes,pods,resourceslices,resourceclaims -A -o yaml > cluster.yaml
   moorage render -f model.yaml --header Qwen3-8B-Q4_K_M.gguf --cluster cluster.yaml -o json
 """
 
 EXISTING = click.Path(exists=True, dir_okay=False, path_type=Path)
+MODEL_FILES = click.Path(exists=True, path_type=Path)
 
 
 @click.command("render", epilog=EPILOG)
 @click.option("-f", "--filename", required=True, type=EXISTING, help="YAML file with one or several Models.")
 @click.option(
-    "--header", "headers", multiple=True, type=EXISTING, help="GGUF file, or all parts of one; its header is enough."
+    "--header",
+    "headers",
+    multiple=True,
+    type=MODEL_FILES,
+    help="GGUF file, or all parts of one, or a folder with config.json and safetensors; headers are enough.",
 )
 @click.option(
     "--cluster",
@@ -111,10 +119,11 @@ def _inventory(path: Path | None, gpus: GPUs) -> Inventory:
 
 
 def _facts(headers: tuple[Path, ...]) -> dict[str, Any] | None:
+    """What the resolver would answer for these files, or for those in a folder."""
     if not headers:
         return None
-    by_name = {path.name: path for path in sorted(headers, key=lambda p: p.name)}
-    files = [File(name, path.stat().st_size) for name, path in by_name.items()]
+    by_name = {name: path for given in headers for name, path in sorted(_files(given))}
+    files = [RepoFile(name, path.stat().st_size) for name, path in by_name.items()]
 
     def read(want: Want) -> bytes:
         with by_name[want.path].open("rb") as file:
@@ -122,9 +131,18 @@ def _facts(headers: tuple[Path, ...]) -> dict[str, Any] | None:
             return file.read(want.length)
 
     try:
-        header = drive(read_gguf(files), read)
+        facts = drive(read_facts(files), read)
+        chosen, selected = needed(files)
     except HeaderError as error:
-        raise InvalidSpec("InvalidSpec", f"{files[0].path}: {error}") from error
-    facts = {"format": "GGUF", "mainFile": files[0].path, **header_facts(header)}
-    sizes = [{"path": f.path, "sizeBytes": f.size} for f in files]
-    return {"files": sizes, "selected": True, "facts": facts}
+        raise InvalidSpec("InvalidSpec", f"{headers[0]}: {error}") from error
+    return {
+        "files": [{"path": f.path, "sizeBytes": f.size} for f in chosen],
+        "selected": selected and len(chosen) <= MAX_FILES,
+        "facts": facts,
+    }
+
+
+def _files(given: Path) -> list[tuple[str, Path]]:
+    if given.is_file():
+        return [(given.name, given)]
+    return [(path.relative_to(given).as_posix(), path) for path in given.rglob("*") if path.is_file()]

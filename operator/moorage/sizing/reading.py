@@ -70,7 +70,7 @@ def _read_part(part: File) -> Generator[Want, bytes, GgufHeader]:
 def read_transformer(config: File, weights: Sequence[File]) -> Generator[Want, bytes, TransformerModel]:
     """The shape of a safetensors model: its config.json and the header of every weight file. Raises HeaderError."""
     _check_count(len(weights))
-    if config.size > MAX_CONFIG_BYTES:
+    if not 0 < config.size <= MAX_CONFIG_BYTES:
         raise HeaderError(f"{config.path} has {config.size} bytes; a configuration has a few thousand")
     text = yield Want(config.path, 0, config.size)
     headers = []

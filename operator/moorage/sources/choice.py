@@ -22,6 +22,8 @@ NOT_SERVED = (
     *("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp", "*.mp4", "*.pdf", "*.md", "*.ipynb", "*.gitattributes"),
 )
 """The same with pictures and documents."""
+MAX_FILES = 64
+"""As many as a Model's status names; of a model in more, all that `OTHER_WEIGHTS` does not match is fetched."""
 _MOST_SHARDS = 1000
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<total>\d{5})\.safetensors$")
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)

@@ -1,0 +1,127 @@
+"""A real vLLM on the CPU, in a pod of a real kubelet: its own parser, and a Model from apply to chat."""
+
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2e.cluster import Cluster
+from e2e.demo import NEWEST, Demo, unmet
+from tests.conftest import PREFIX
+from tests.e2e.conftest import Machine, condition
+from tests.support import commandlines
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]  # the image is built on first use: 790 MB of wheels
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Demo]:
+    demo = Demo(name=f"{PREFIX}-vllm", newest={**NEWEST, "vllm-cpu": "images.vllm"})
+    try:
+        for step in (demo.up, demo.load_images, demo.install, demo.hub):
+            step()
+        yield demo
+    finally:
+        Cluster(demo.name).down()
+
+
+@pytest.fixture(scope="module")
+def machine(demo: Demo) -> Iterator[Machine]:
+    made = Machine(demo)
+    demo.kubectl("apply", "-f", str(ROOT / "e2e/scenarios/vllm/models.yaml"))
+    yield made
+    made.clear()
+
+
+@pytest.fixture(scope="module")
+def told(demo: Demo, machine: Machine) -> dict[str, Any]:
+    """What the real server's parser says of every command line."""
+    machine.until("model", "tiny-vllm", lambda m: unmet(m) == {}, 600)  # two servers' imports at once take long
+    container = {
+        "name": "probe",
+        "image": demo.images["vllm-cpu"]["ref"],
+        "command": ["/usr/bin/python3", "-c", (ROOT / "tests/vllm/probe.py").read_text()],
+        "env": [{"name": "ARGUMENTS", "value": json.dumps(list(commandlines.vllm().values()))}],
+    }
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}}
+    spec = {"restartPolicy": "Never", "containers": [container]}
+    demo.kubectl("apply", "-f", "-", input=json.dumps({**pod, "spec": spec}))
+    demo.kubectl("wait", "pod/probe", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=300s")
+    found: dict[str, Any] = json.loads(demo.kubectl("logs", "probe").splitlines()[-1])
+    demo.kubectl("delete", "pod", "probe", "--wait=false")
+    return found
+
+
+def test_a_model_of_safetensors_is_served_by_vllm(machine: Machine):
+    model = machine.until("model", "tiny-vllm", lambda m: unmet(m) == {}, 600)
+    status = model["status"]
+    assert status["engine"]["name"] == "VLLM"
+    assert status["engine"]["version"].startswith((ROOT / "images/vllm-cpu/VERSION").read_text().strip())
+    assert (status["source"]["format"], status["source"]["architecture"]) == ("Safetensors", "LlamaForCausalLM")
+    assert status["benchmark"]["requests"] == {"total": 20, "failed": 0}
+    assert int(status["summary"]["tokensPerSecond"]) > 0
+    assert status["startup"]["loadMilliseconds"] > 0
+
+
+def test_it_answers_under_the_models_name_and_through_the_gateway(machine: Machine, demo: Demo):
+    machine.until("model", "tiny-vllm", lambda m: unmet(m) == {}, 600)
+    answer = machine.chat("tiny-vllm")
+    assert answer["model"] == "tiny-vllm"
+    assert answer["usage"]["completion_tokens"] == 4
+    question = {"model": "tiny-vllm", "max_tokens": 4, "messages": [{"role": "user", "content": "Hi"}]}
+    path = "/api/v1/namespaces/moorage-system/services/moorage-gateway:http/proxy/v1/chat/completions"
+    through = json.loads(demo.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(question)))
+    assert through["model"] == "tiny-vllm"
+
+
+def test_its_pod_keeps_to_what_was_planned(machine: Machine):
+    pods = json.loads(machine.kubectl("get", "pods", "-l", "moorage.dev/model=tiny-vllm", "-o", "json"))["items"]
+    container = pods[0]["spec"]["containers"][0]
+    hidden, layers, tokens = 64, 2, 512
+    cache = 4 * tokens * layers * 2 * hidden * 2  # keys and values of four full requests in 16 bits
+    assert container["args"][container["args"].index("--kv-cache-memory-bytes") + 1] == str(cache)
+    assert pods[0]["status"]["containerStatuses"][0]["restartCount"] == 0
+
+
+def test_a_model_in_several_files_loads_when_it_is_woken(machine: Machine):
+    machine.until("model", "fleet-vllm", lambda m: condition(m, "Downloaded").get("status") == "True", 120)
+    machine.kubectl("scale", "model", "tiny-vllm", "--replicas=0")  # one at a time on a small machine
+    machine.kubectl("scale", "model", "fleet-vllm", "--replicas=1")
+    machine.until("model", "fleet-vllm", lambda m: m["status"]["phase"] == "Ready", 600)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    question = {
+        "model": "fleet-vllm", "max_tokens": 4, "tools": tools, "messages": [{"role": "user", "content": "Hi"}],
+    }  # fmt: skip
+    path = "/api/v1/namespaces/default/services/fleet-vllm:http/proxy/v1/chat/completions"
+    answer = json.loads(machine.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(question)))
+    assert answer["usage"]["completion_tokens"] <= 4
+    machine.kubectl("scale", "model", "fleet-vllm", "--replicas=0")
+    machine.kubectl("scale", "model", "tiny-vllm", "--replicas=1")
+
+
+def test_every_argument_is_taken_by_the_real_parser_as_it_was_meant(told: dict[str, Any]):
+    for (name, arguments), parsed in zip(commandlines.vllm().items(), told["parsed"], strict=True):
+        assert "error" not in parsed, (name, parsed)
+        assert parsed["model_tag"] == arguments[0]
+        for option, value in itertools.pairwise(arguments):
+            field = option.removeprefix("--").replace("-", "_")
+            if option.startswith("--") and not value.startswith("--") and field in parsed:
+                got = parsed[field][0] if isinstance(parsed[field], list) else parsed[field]
+                assert str(got) == value or float(got) == float(value), (name, option)
+        assert parsed["enforce_eager"] is ("--enforce-eager" in arguments)
+        assert parsed["enable_log_requests"] is False
+
+
+def test_the_recorded_arguments_are_those_of_the_real_server(told: dict[str, Any]):
+    """With UPDATE_GOLDEN=1 they are written anew: read the change, then commit it."""
+    path = ROOT / "images/vllm-cpu/arguments.json"
+    kept = {k: told[k] for k in ("version", "options", "toolParsers", "reasoningParsers")}
+    text = json.dumps(kept, indent=1) + "\n"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text(), f"{path.name} differs; UPDATE_GOLDEN=1 writes it anew"
