@@ -210,10 +210,15 @@ def commands_page() -> str:
 
 
 def _help(name: str) -> str:
-    command = moorage.get_command(click.Context(moorage), name)
-    assert command is not None
-    top = click.Context(moorage, info_name="moorage", terminal_width=110, max_content_width=110)
-    with click.Context(command, info_name=name, parent=top, help_option_names=["-h", "--help"]) as context:
+    command: click.Command = moorage
+    context = click.Context(moorage, info_name="moorage", terminal_width=110, max_content_width=110)
+    for word in name.split():
+        assert isinstance(command, click.Group)
+        found = command.get_command(context, word)
+        assert found is not None
+        command = found
+        context = click.Context(command, info_name=word, parent=context, help_option_names=["-h", "--help"])
+    with context:
         return f"## moorage {name}\n\n```\n{command.get_help(context)}\n```\n"
 
 

@@ -26,7 +26,7 @@ COMMANDS = {
     "unload": "moorage.people.load:unload",
 }
 
-FOR_PEOPLE = ("switch", "rollback", "load", "unload", "explain", "estimate", "render")
+FOR_PEOPLE = ("switch", "rollback", "load", "unload", "explain", "key create", "estimate", "render")
 """Commands that people type; docs/reference/commands.md is made of their help. The others are processes."""
 
 
