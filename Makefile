@@ -22,6 +22,7 @@ lock: ## write requirements/*.txt from pyproject.toml
 	@python3 -m venv .venv && .venv/bin/pip install --quiet uv
 	@.venv/bin/uv pip compile $(if $(UPGRADE),--upgrade) --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements/runtime.txt
 	@.venv/bin/uv pip compile $(if $(UPGRADE),--upgrade) --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --group dev -c requirements/runtime.txt -o requirements/dev.txt
+	@.venv/bin/uv pip compile $(if $(UPGRADE),--upgrade) --quiet --universal --python-version 3.11 --generate-hashes --no-header --group clients -o requirements/clients.txt
 
 check: venv ## format, lint, types, floors, generated files, sizes: seconds
 	@.venv/bin/ruff format --check .

@@ -179,7 +179,7 @@ class TestAStoredObject:
         assert head == ["NAME", "PHASE", "READY", "ENGINE", "VRAM", "NODE", "TOK/S", "AGE", "MESSAGE"]
         assert [*row[:7], row[8]] == ["kept", "Ready", "1/1", "LlamaCpp", "9.9Gi", "gpu-2", "87", "serving"]
         head, row = table(kubectl, "models", "-o", "wide")
-        assert head[9:] == ["TTFT", "CONTEXT", "SOURCE", "LAST", "USED", "REASON"]
+        assert head[9:] == ["TTFT", "CONTEXT", "SOURCE", "LAST USED", "REASON"]
         assert [*row[9:12], row[13]] == ["85ms", "8192", "acme/tiny", "Ready"]
         assert row[12].endswith("d"), "how long ago"
 
@@ -207,7 +207,7 @@ class TestAStoredObject:
         assert head == ["NAME", "TARGETS", "READY", "REVISION", "AGE", "MESSAGE"]
         assert [*row[:4], row[5]] == ["kept", "kept", "1/1", "2", "serving"]
         head, row = table(kubectl, "mda", "-o", "wide")
-        assert head[6:] == ["DEFAULTS", "REQUESTS", "LAST", "USED"]
+        assert head[6:] == ["DEFAULTS", "REQUESTS", "LAST USED"]
         assert row[6:8] == ["temperature=0", "3"]
 
     def test_selecting_by_field(self, kubectl: Kubectl):

@@ -84,7 +84,7 @@ class LlamaCpp:
         where = ["--rpc", ",".join(self.addresses[:devices])]
         share = ["-ts", ",".join(["1"] * devices)] if devices > 1 else []
         layers = [] if "-ngl" in arguments else ["-ngl", "999"]
-        return [*_inside(self.root), program, "-m", model, *where, *share, *layers, *map(str, arguments)]
+        return [*inside(self.root), program, "-m", model, *where, *share, *layers, *map(str, arguments)]
 
 
 @contextlib.contextmanager
@@ -117,13 +117,14 @@ def _unpack(root: Path) -> None:
     command = ["mmdebstrap", *options, f"--include={','.join(PACKAGES)}", "sid", str(fresh)]
     subprocess.run(command + ([mirror] if mirror else []), check=True, stdin=subprocess.DEVNULL)
     printed = subprocess.run(
-        [*_inside(fresh), "/usr/bin/llama-fit-params", "--version"], capture_output=True, text=True, check=True
+        [*inside(fresh), "/usr/bin/llama-fit-params", "--version"], capture_output=True, text=True, check=True
     )
     check_llamacpp_build(printed.stdout + printed.stderr, LLAMACPP_BUILD.read_text())
     fresh.rename(root)
 
 
-def _inside(root: Path) -> list[str]:
+def inside(root: Path) -> list[str]:
+    """How a program of the unpacked root file system is started."""
     alone = [] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user"]
     return [*alone, "chroot", str(root)]
 
@@ -132,7 +133,7 @@ def _inside(root: Path) -> list[str]:
 def _device(root: Path) -> Iterator[str]:
     """One RPC server; what it claims to be is never allocated."""
     port = _free_port()
-    command = [*_inside(root), RPC_SERVER, "--device", "CPU", "--host", "127.0.0.1", "--port", str(port)]
+    command = [*inside(root), RPC_SERVER, "--device", "CPU", "--host", "127.0.0.1", "--port", str(port)]
     with _ended(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)) as process:
         _wait_for(port, process)
         yield f"127.0.0.1:{port}"

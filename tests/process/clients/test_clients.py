@@ -1,0 +1,246 @@
+"""The gateway as applications meet it: their own clients, real llama-server behind.
+
+Only function calls come from a scripted engine, because random weights make none.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import threading
+from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moorage.gateway.routes import Alias, Hold, Model, Obstacle, Parameters
+from tests.process.gateway.support import Bed, key, serving
+
+pytestmark = pytest.mark.timeout(600)
+
+HERE = Path(__file__).parent
+SECRET = "sk-moorage-0123456789abcdef0123456789"
+TALKS_SECONDS = 120
+
+
+class CallingEngine(BaseHTTPRequestHandler):
+    """Answers as llama-server does when a model calls the function `weather`, and when it has the result."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        has_result = any(message["role"] == "tool" for message in body["messages"])
+        message = {"role": "assistant", "content": f"It is {body['messages'][-1]['content']}."} if has_result else _CALL
+        finish = "stop" if has_result else "tool_calls"
+        if body.get("stream"):
+            self._send("text/event-stream", b"".join(_events(message, finish)))
+            return
+        choice = {"index": 0, "finish_reason": finish, "message": message}
+        self._send("application/json", json.dumps(_answer("chat.completion", [choice], usage=_USAGE)).encode())
+
+    def _send(self, kind: str, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: pytest shows what matters."""
+
+
+_FUNCTION = {"name": "weather", "arguments": '{"city":"Oslo"}'}
+_CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "type": "function", "function": _FUNCTION}]}
+_USAGE = {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
+
+
+def _answer(kind: str, choices: list[Any], **more: Any) -> dict[str, Any]:
+    return {"id": "chatcmpl-1", "object": kind, "created": 1, "model": "caller", "choices": choices, **more}
+
+
+def _events(message: dict[str, Any], finish: str) -> Iterator[bytes]:
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": message["content"]}]
+    for call in message.get("tool_calls", ()):
+        for number, piece in enumerate(('{"city"', ':"Oslo"}')):
+            function = {"name": "weather", "arguments": piece} if number == 0 else {"arguments": piece}
+            head = {"id": call["id"], "type": "function"} if number == 0 else {}
+            deltas.append({"tool_calls": [{"index": 0, **head, "function": function}]})
+    for delta in deltas:
+        chunk = _answer("chat.completion.chunk", [{"index": 0, "delta": delta, "finish_reason": None}])
+        yield b"data: " + json.dumps(chunk).encode() + b"\n\n"
+    last = _answer("chat.completion.chunk", [{"index": 0, "delta": {}, "finish_reason": finish}])
+    yield b"data: " + json.dumps(last).encode() + b"\n\ndata: [DONE]\n\n"
+
+
+@contextlib.contextmanager
+def calling_engine() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), CallingEngine)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class Stand:
+    """A gateway with everything that can happen to a name, and applications that talk to it."""
+
+    def __init__(self, bed: Bed, python: Path, models: list[Model]) -> None:
+        self.bed, self._python, self.models = bed, python, models
+
+    @property
+    def url(self) -> str:
+        host, port = self.bed.gateway.address
+        return f"http://{host}:{port}/v1"
+
+    async def talk(self, script: str, scenario: str) -> Any:
+        """What an application found out: its last line, as JSON."""
+        quiet = {
+            "PATH": os.environ["PATH"],
+            "HOME": os.environ.get("HOME", "/"),
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        }
+        child = await asyncio.create_subprocess_exec(
+            str(self._python), str(HERE / script), self.url, scenario, SECRET,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=quiet,
+        )  # fmt: skip
+        out, err = await asyncio.wait_for(child.communicate(), TALKS_SECONDS)
+        assert child.returncode == 0, err.decode()[-3000:]
+        return json.loads(out.decode().strip().splitlines()[-1])
+
+    async def openai(self, scenario: str) -> Any:
+        return await self.talk("speak_openai.py", scenario)
+
+    async def framework(self, scenario: str) -> Any:
+        return await self.talk("speak_frameworks.py", scenario)
+
+
+ALIASES = [
+    Alias("chat", (("tiny", 100),), parameters=Parameters(defaults={"temperature": 0, "seed": 7})),
+    Alias("asleep", (("sleeping", 1),), hold=Hold(max_pending=0)),
+    Alias("full", (("sleeping", 1),), hold=Hold(max_pending=1, timeout=30)),
+    Alias("patient", (("sleeping", 1),), hold=Hold(timeout=0.5)),
+    Alias("rising", (("later", 1),), hold=Hold(max_pending=0)),
+]
+ALLOWED = [*(alias.name for alias in ALIASES), "tiny", "embed", "caller", "too-large", "nowhere"]
+NO_ROOM = Obstacle("insufficient_gpu_memory", "needs 40.0Gi, the largest GPU has 24.0Gi")
+
+
+@pytest.fixture
+async def stand(clients_python: Path, chat_engine: str, embedding_engine: str) -> AsyncIterator[Stand]:
+    with calling_engine() as calling:
+        models = [
+            Model("tiny", served_name="tiny", endpoints=(chat_engine,), max_in_flight=4),
+            Model("embed", endpoints=(embedding_engine,)),
+            Model("caller", endpoints=(calling,)),
+            Model("sleeping"),
+            Model("later"),
+            Model("too-large", obstacle=NO_ROOM),
+            Model("forbidden", endpoints=(chat_engine,)),
+        ]
+        async with serving(models, ALIASES, [key("team", SECRET, ALLOWED)]) as bed:
+            yield Stand(bed, clients_python, models)
+
+
+async def test_chat(stand: Stand):
+    found = await stand.openai("chat")
+    assert found["text"].strip()
+    assert (found["finish"], found["completion"]) == ("length", 8)
+
+
+async def test_stream(stand: Stand):
+    found = await stand.openai("stream")
+    assert found["pieces"] > 1
+    assert (found["finish"], found["usage"]) == ("length", []), "no chunk that nobody asked for"
+    assert await stand.openai("stream_with_usage") == {"choices": 0, "completion": 8}
+
+
+async def test_a_client_that_leaves(stand: Stand):
+    assert await stand.openai("leaves_in_the_middle") == {"got": True}
+
+
+async def test_text_completion(stand: Stand):
+    assert (await stand.openai("completion"))["completion"] == 4
+
+
+async def test_json_mode(stand: Stand):
+    assert (await stand.openai("json_schema"))["city"] in ("Oslo", "Rome")
+
+
+async def test_tools(stand: Stand):
+    assert await stand.openai("tools_are_taken") == {"grew": True, "finish": "length"}
+    called = {"name": "weather", "with": {"city": "Oslo"}}
+    assert await stand.openai("tool_call") == {"finish": "tool_calls", **called}
+    assert await stand.openai("tool_call_in_a_stream") == called
+
+
+async def test_embeddings(stand: Stand):
+    assert await stand.openai("embeddings") == {"vectors": 2, "dimensions": 1, "same": True}
+
+
+async def test_models(stand: Stand):
+    found = await stand.openai("models")
+    assert set(found["listed"]) == set(ALLOWED) - {"nowhere"}
+    assert found["one"] == "chat"
+
+
+async def test_errors_are_the_clients_own_exceptions(stand: Stand):
+    async with stand.bed.client() as waiting:
+        body = json.dumps({"model": "full", "messages": [{"role": "user", "content": "Hello"}]}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {SECRET}\r\n"
+        await waiting.send(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)  # takes the only place
+        found = await stand.openai("errors")
+    assert {name: tuple(raised[:3]) for name, raised in found.items()} == {
+        "nowhere": ("NotFoundError", 404, "model_not_found"),
+        "asleep": ("InternalServerError", 503, "model_loading"),
+        "too-large": ("InternalServerError", 503, "insufficient_gpu_memory"),
+        "full": ("RateLimitError", 429, "hold_queue_full"),
+        "patient": ("InternalServerError", 504, "hold_timeout"),
+        "forbidden": ("PermissionDeniedError", 403, "model_not_allowed"),
+        "bad key": ("AuthenticationError", 401, "invalid_api_key"),
+        "bad request": ("BadRequestError", 400, found["bad request"][2]),
+    }
+    assert NO_ROOM.message in found["too-large"][3]
+
+
+async def test_the_clients_own_retries_outlast_a_model_that_is_being_loaded(stand: Stand, chat_engine: str):
+    asking = asyncio.create_task(stand.openai("waits_and_tries_again"))
+    while not stand.bed.gateway.demand.wanted("later").requests:
+        assert not asking.done()
+        await asyncio.sleep(0.05)
+    up = [Model(m.name, endpoints=(chat_engine,)) if m.name == "later" else m for m in stand.models]
+    stand.bed.apply(up, ALIASES, [key("team", SECRET, ALLOWED)])
+    assert await asking == {"finish": "length"}
+
+
+async def test_curl(stand: Stand):
+    body = json.dumps(
+        {"model": "chat", "stream": True, "max_tokens": 3, "messages": [{"role": "user", "content": "Hi"}]}
+    )
+    child = await asyncio.create_subprocess_exec(
+        "curl", "--no-buffer", "--silent", "--show-error", "--fail-with-body", "--max-time", "60",
+        f"{stand.url}/chat/completions", "-H", f"Authorization: Bearer {SECRET}",
+        "-H", "Content-Type: application/json", "-d", body, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, _ = await asyncio.wait_for(child.communicate(), 60)
+    assert child.returncode == 0
+    assert out.startswith(b"data: {")
+    assert out.endswith(b"data: [DONE]\n\n")
+
+
+async def test_dspy(stand: Stand):
+    assert await stand.framework("dspy_chat") == {"answers": 1, "counted": 8}
+    assert (await stand.framework("dspy_json"))["city"] in ("Oslo", "Rome")
+    found = await stand.framework("dspy_error")
+    assert found["says"]
+
+
+async def test_pydantic_ai(stand: Stand):
+    assert await stand.framework("agent_calls_a_tool") == {"asked": ["Oslo"], "answer": "It is sunny."}
+    assert await stand.framework("agent_streams") == {"pieces": True, "text": True}
