@@ -1,4 +1,4 @@
-"""A real llama-server of the pinned build as a process, with the tiny model: what stands behind the gateway in tests."""
+"""A real llama-server of the pinned build as a process, with the tiny model, to stand behind the gateway in tests."""
 
 import contextlib
 import socket

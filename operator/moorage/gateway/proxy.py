@@ -7,6 +7,8 @@ import itertools
 import os
 import re
 import time
+from typing import Any
+from urllib.parse import unquote
 
 import orjson
 
@@ -27,6 +29,7 @@ from moorage.gateway.stats import Stats
 from moorage.gateway.upstream import EngineEndpoint
 
 MODELS_PATH = b"/v1/models"
+ONE_MODEL = b"/v1/models/"
 KINDS = {kind.value.encode(): kind for kind in Kind} | {b"/rerank": Kind.RERANK}
 _UNLIMITED = Limits()
 _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
@@ -61,7 +64,7 @@ class Proxy:
         if request.path in KINDS:
             if request.method != b"POST":
                 return refusals.ONLY_POST
-        elif request.path != MODELS_PATH:
+        elif request.path != MODELS_PATH and not request.path.startswith(ONE_MODEL):
             return refusals.UNKNOWN_PATH
         elif request.method != b"GET":
             return refusals.ONLY_GET
@@ -76,7 +79,7 @@ class Proxy:
         """See server.Handler."""
         kind = KINDS.get(request.path)
         if kind is None:
-            client.answer(200, refusals.JSON_HEADER, self._models(request.key))
+            self._answer_models(request, client)
             return
         try:
             body = rewrite.parse(request.body, self._settings.max_json_marks)
@@ -88,10 +91,9 @@ class Proxy:
             return
         request.body = b""
         key = request.key
-        route = self.snapshot.routes.get(name) if key is None else self.snapshot.route(name, key)
-        if route is None:
-            known = key is None or _may_know(key, name)
-            client.refuse(refusals.model_not_found(name) if known else refusals.model_not_allowed(name))
+        route = self._route(name, key)
+        if isinstance(route, Refusal):
+            client.refuse(route)
             return
         if key is not None and (refusal := self._admit(route, name, key)) is not None:
             client.refuse(refusal)
@@ -101,6 +103,14 @@ class Proxy:
             exchange.meter = self._meters.get(key.name)
         client.job = exchange
         exchange.start(route)
+
+    def _route(self, name: str, key: Key | None) -> Route | Refusal:
+        """Where `name` leads; a refusal where nothing is called so, or where `key` may not know whether anything is."""
+        route = self.snapshot.routes.get(name) if key is None else self.snapshot.route(name, key)
+        if route is not None:
+            return route
+        known = key is None or _may_know(key, name)
+        return refusals.model_not_found(name) if known else refusals.model_not_allowed(name)
 
     def _admit(self, route: Route, name: str, key: Key) -> Refusal | None:
         """Why `key` may not go there, or not now; where it may, its limits know of it."""
@@ -129,12 +139,26 @@ class Proxy:
             if meter.limits != key.limits:
                 meter.set(key.limits, time.monotonic())
 
+    def _answer_models(self, request: Request, client: ClientConnection) -> None:
+        """The list, or one of it: OpenAI's `GET /v1/models/{model}`, where the name's slashes may be escaped."""
+        if request.path == MODELS_PATH:
+            client.answer(200, refusals.JSON_HEADER, self._models(request.key))
+            return
+        name, key = unquote(request.path.removeprefix(ONE_MODEL)), request.key
+        route = self._route(name, key)
+        if isinstance(route, Refusal):
+            client.refuse(route)
+        elif key is not None and not route.allowed(key, name):
+            client.refuse(refusals.model_not_allowed(name))
+        else:
+            client.answer(200, refusals.JSON_HEADER, orjson.dumps(_listed(name)))
+
     def _models(self, key: Key | None) -> bytes:
         """What `/v1/models` says to `key`: the Models and aliases it may use."""
         found = self._listing.get(key)
         if found is None:
             names = [self._shown(name, key) for name in self.snapshot.listed]
-            data = [{"id": name, "object": "model", "created": 0, "owned_by": "moorage"} for name in names if name]
+            data = [_listed(name) for name in names if name]
             found = self._listing[key] = orjson.dumps({"object": "list", "data": data})
         return found
 
@@ -147,6 +171,11 @@ class Proxy:
             return ""
         bare = name.removeprefix(f"{route.namespace}/")
         return bare if self.snapshot.route(bare, key) is route else name
+
+
+def _listed(name: str) -> dict[str, Any]:
+    """A Model or alias in OpenAI's words."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "moorage"}
 
 
 def _may_know(key: Key, name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import openai
 from openai import OpenAI
 
+UNLIMITED = "sk-moorage-unlimited-0123456789abcdef"
 USER = [{"role": "user", "content": "Hello"}]
 CITY = {
     "type": "object",
@@ -108,14 +109,16 @@ def embeddings(client: OpenAI) -> Any:
 
 
 def models(client: OpenAI) -> Any:
-    return {"listed": [one.id for one in client.models.list()], "one": client.models.retrieve("chat").id}
+    one, served = client.models.retrieve("chat"), client.models.retrieve("acme/tiny")
+    return {"listed": [one.id for one in client.models.list()], "one": one.id, "served": served.id}
 
 
 def errors(client: OpenAI) -> Any:
     """What is raised for each model that cannot be had, with the status and the code."""
     found = {}
-    for name in ("nowhere", "asleep", "too-large", "full", "patient", "forbidden"):
+    for name in ("asleep", "too-large", "full", "patient", "forbidden"):
         found[name] = _raised(client, name)
+    found["nowhere"] = _raised(client.with_options(api_key=UNLIMITED), "nowhere")
     found["bad key"] = _raised(client.with_options(api_key="sk-moorage-wrong"), "chat")
     found["bad request"] = _raised(client, "chat", temperature="hot")
     return found

@@ -65,7 +65,7 @@ async def test_each_listed_path_reaches_the_engine_under_its_own_name(path):
     "path",
     [
         "/", "/v1", "/v1/", "/v1/chat/completions/", "/v1/chat/completions%2f", "//v1/chat/completions",
-        "/v1/models/m", "/v1/load_lora_adapter", "/slots", "/metrics", "/healthz", "/readyz", "/props",
+        "/v1/load_lora_adapter", "/slots", "/metrics", "/healthz", "/readyz", "/props",
         "/v1/../slots", "/v1/chat/completions/../../slots", "/V1/CHAT/COMPLETIONS",
     ],
 )  # fmt: skip
@@ -101,6 +101,24 @@ async def test_models_lists_exactly_models_and_aliases():
         reply = await bed.raw(get("/v1/models"))
     assert [entry["id"] for entry in reply.json["data"]] == ["chat", "m", "n"]
     assert {entry["object"] for entry in reply.json["data"]} == {"model"}
+
+
+@pytest.mark.parametrize("path", ["team/chat", "team%2Fchat"])
+async def test_one_model_by_its_name(path):
+    async with serving([model("m")], [Alias("team/chat", (("m", 1),))]) as bed:
+        reply = await bed.raw(get(f"/v1/models/{path}"))
+        assert (reply.status, reply.json["id"], reply.json["object"]) == (200, "team/chat", "model")
+        missing = await bed.raw(get("/v1/models/nope"))
+        assert (missing.status, missing.error["code"]) == (404, "model_not_found")
+        assert (await bed.raw(get("/v1/models/"))).status == 404
+
+
+async def test_one_model_that_a_key_may_not_use():
+    secret = "sk-moorage-0123456789abcdef0123456789"
+    async with serving([model("m"), model("n")], keys=[key("k", secret, ["m"])]) as bed:
+        for name, status in (("m", 200), ("n", 403), ("nope", 403)):
+            assert (await bed.raw(get(f"/v1/models/{name}", Authorization=f"Bearer {secret}"))).status == status
+        assert (await bed.raw(get("/v1/models/m"))).status == 401
 
 
 async def test_an_unknown_model_is_404():
