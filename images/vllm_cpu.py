@@ -16,6 +16,8 @@ DEBIAN = (
     *("libnuma1", "libstdc++6", "util-linux", "dash"),  # for vLLM's kernels, PyTorch, and `lscpu` in a shell
 )
 """Debian packages under the wheels."""
+TOOLS = {"gcc": "gcc", "readelf": "binutils", "nm": "binutils", "fallocate": "util-linux"}
+"""Programs that making it takes, and their Debian packages; no headers, no C library."""
 PACKAGES = "usr/local/lib/python3.11/dist-packages"
 STAND_INS = {"nccl": "libnccl.so.2", "cusparseLt": "libcusparseLt.so.0", "cuFile": "libcufile.so.0"}
 """Prefix of functions imported without a version -> the library they are in."""

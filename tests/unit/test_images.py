@@ -114,13 +114,15 @@ def test_every_image_runs_without_root_and_has_a_containerfile_that_agrees(name)
 
 def test_a_machine_without_tools_is_told_which_are_missing(monkeypatch):
     monkeypatch.setattr(build.shutil, "which", lambda tool: None)
-    with pytest.raises(BuildError, match="mmdebstrap, buildah"):
-        build.install_tools()
+    with pytest.raises(BuildError, match="missing: buildah, mmdebstrap;"):
+        build.install_tools(BY_NAME["llamacpp-cpu"])
+    with pytest.raises(BuildError, match="missing: binutils, buildah, gcc, mmdebstrap, util-linux;"):
+        build.install_tools(BY_NAME["vllm-cpu"])
 
 
 def test_an_image_in_the_cache_is_not_built_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MOORAGE_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "install_tools", lambda: pytest.fail("nothing was to be built"))
+    monkeypatch.setattr(build, "install_tools", lambda _: pytest.fail("nothing was to be built"))
     path = build.archive(tmp_path / "images", build.reference(BY_NAME["llamacpp-cpu"]))
     path.parent.mkdir()
     path.touch()
