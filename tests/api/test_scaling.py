@@ -233,7 +233,7 @@ async def test_a_namespace_says_how_many_may_be_loaded(bed: Bed, reports: Report
         await bed.until(MODELS, "a", phase("Ready"))
         await bed.model("b")
         waits = await bed.until_condition("b", "Ready", "False", "LoadedModelsLimit")
-        assert "1 of 1 Model are loaded" in waits["status"]["summary"]["message"]
+        assert "1 of 1 places for loaded Models" in waits["status"]["summary"]["message"]
         await reports.say("a", ok=1)
         await bed.until(MODELS, "a", phase("Preempted"), timeout=60)
         await bed.until(MODELS, "b", phase("Ready"))

@@ -198,7 +198,9 @@ def test_an_idle_one_gives_up_its_place_in_the_namespace():
     town.run()
     assert town.phases() == {"a": "Ready", "new": "Pending"}
     assert new.condition("Ready")[:2] == ("False", "LoadedModelsLimit")
-    assert new.message.startswith("1 of 1 Model are loaded in namespace ns (a); none of them can sleep now: ns/a stays")
+    assert new.message.startswith(
+        "1 of 1 places for loaded Models in namespace ns are taken (a); none of them can sleep now: ns/a stays"
+    )
     assert new.condition("Reconciling")[0] == "True"
     assert not town.ledger.nodes(town._key("new")), "no GPU is kept from others meanwhile"
     town.later(91).run()

@@ -65,6 +65,14 @@ def test_a_request_wakes_it_and_it_serves_again():
     assert [r for _, r in world.events].count("Woken") == 1
 
 
+def test_the_split_of_a_wake_has_no_download_in_it():
+    world = asleep()
+    assert "downloadMilliseconds" in world.model["status"]["startup"]
+    world.used(pending=1).pod(ready=True, created="2026-01-01T00:10:05Z").token()
+    assert "downloadMilliseconds" not in world.model["status"]["startup"]
+    assert "loadMilliseconds" in world.model["status"]["startup"]
+
+
 def test_an_annotation_wakes_it():
     world = asleep().annotate(names.WAKE_AT, "2026-01-01T00:30:00Z").settle()
     assert wanted(world) == 1

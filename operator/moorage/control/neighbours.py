@@ -2,10 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
-from moorage.api.model import Model
 from moorage.control.store import MODEL, Key, Store
 from moorage.control.usage import UsageBook
-from moorage.errors import InvalidSpec
 from moorage.placement.inventory import Inventory
 from moorage.planning import model_place
 from moorage.planning.neighbours import Around, Neighbour, neighbour_of
@@ -29,8 +27,8 @@ class Neighbours:
         owners.discard(owner_of(key))
         found = tuple(self._neighbour(owner) for owner in sorted(owners))
         history += tuple((n.owner, n.preempted_for, n.preempted_at) for n in found if n.preempted_for)
-        loaded_ones = [(n.owner, self._usage.of(known)) for n in found if n.desired and (known := self._key(n.owner))]
-        return Around(found, tuple(loaded_ones), history)
+        activity = {n.owner: self._usage.activity(known) for n in found if n.desired and (known := self._key(n.owner))}
+        return Around(found, activity, history)
 
     def _history(self, key: Key) -> Iterator[tuple[str, str, int]]:
         """For whom `key` made room, and for whom that one did, and so on."""
@@ -51,8 +49,8 @@ class Neighbours:
         known = self._known.get(key)
         if known is None or known[0] != version:
             try:
-                projected = neighbour_of(Model.read(self._store.get(key) or {}), owner)
-            except InvalidSpec:
+                projected = neighbour_of(self._store.get(key) or {}, owner)
+            except (ValueError, TypeError, KeyError):
                 projected = Neighbour(owner, desired=1)
             known = self._known[key] = (version, projected)
         return known[1]

@@ -112,6 +112,17 @@ class UsageBook:
             gone_past=_gone_past(uses),
         )
 
+    def activity(self, key: Key) -> tuple[int, int]:
+        """Requests that are served or wait now, and when the last one ended (Unix seconds): `of` in short."""
+        load, last = 0, 0
+        now = self._clock()
+        for told in self._instances.values():
+            use = told.uses.get(key)
+            if isinstance(use, ModelUse):
+                last = max(last, use.last_used)
+                load += use.in_flight + use.pending if now - told.heard < SILENT_SECONDS else 0
+        return load, last
+
     @property
     def hearing(self) -> Hearing:
         """Whether every gateway has told everything: a report after our first answer holds all names."""

@@ -12,7 +12,7 @@ from moorage.api.scaling import SleepCause
 from moorage.placement.decide import decide
 from moorage.placement.inventory import Inventory
 from moorage.placement.preempt import preempt, yield_place
-from moorage.placement.text import listed, plural
+from moorage.placement.text import listed
 from moorage.planning import model_awake, model_place, model_source
 from moorage.planning.draft import FALSE
 from moorage.planning.model_pass import ModelPass
@@ -21,6 +21,8 @@ from moorage.planning.neighbours import Around
 from moorage.planning.usage import Hearing
 
 AGAIN_SECONDS = 5.0
+AGAIN_NEIGHBOURS = 100
+"""To look at so many others for each second of patience is no burden, whoever else waits."""
 
 
 def find_room(step: ModelPass) -> str | None:
@@ -73,7 +75,7 @@ def _press(step: ModelPass, told: str) -> str:
         cooldown_seconds=step.seen.defaults.preemption_cooldown_seconds,
     )
     if found.decision is None or not found.victims:
-        step.wake_in(AGAIN_SECONDS)  # somebody may be idle by then
+        step.wake_in(max(AGAIN_SECONDS, len(around.neighbours) / AGAIN_NEIGHBOURS))  # somebody may be idle by then
         return step.stop(C.PLACED, Reason.NO_GPU_FREE, f"{told}; {found.message}")
     step.reserve = found.decision.reservations(owner)
     if fetching := model_source.download(step):
@@ -123,7 +125,9 @@ def _full(step: ModelPass) -> bool:
 def _wait_for_place(step: ModelPass) -> str:
     """Wait for one of the namespace's places, and have an idle Model give up its own. GPUs are not held meanwhile."""
     seen, namespace = step.seen, step.model.metadata.namespace
-    told = f"{len(seen.loaded_others)} of {plural(seen.loaded_limit or 0, 'Model')} are loaded in namespace {namespace}"
+    told = (
+        f"{len(seen.loaded_others)} of {seen.loaded_limit} places for loaded Models in namespace {namespace} are taken"
+    )
     told += f" ({listed(seen.loaded_others)})" if seen.loaded_others else ""
     around = _around(step)
     if around is not None and seen.usage.hearing is not Hearing.LISTENING:

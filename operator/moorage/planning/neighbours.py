@@ -1,16 +1,17 @@
 """Other Models as one that has no room sees them: who could go to sleep, and who is about to make room."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from moorage.api.common import duration_seconds
 from moorage.api.conditions import ModelCondition as C
-from moorage.api.conditions import ModelPhase, Reason, get_condition, is_true
-from moorage.api.model import Model
+from moorage.api.conditions import ModelPhase, Reason
 from moorage.api.scaling import PreemptionPolicy
 from moorage.placement.preempt import Preempted, Resident
-from moorage.planning.usage import Usage
+
+Manifest = dict[str, Any]
 
 RECENT_SECONDS = 10
 """Gateways tell of requests every five seconds: who was used so recently may be in use now."""
@@ -41,13 +42,14 @@ class Neighbour:
 class Around:
     """The Models around one that looks for room.
 
-    `neighbours` hold GPUs, or a place among the loaded ones of the namespace, or were given its place; `usages` are
-    what gateways say of those that are loaded. `history`: who made room for whom, as far as it concerns this one.
+    `neighbours` hold GPUs, or a place among the loaded ones of the namespace, or were given its place; `activity` is
+    what gateways say of those that are loaded: requests now, and when the last one ended. `history`: who made room for
+    whom, as far as it concerns this one (victim, beneficiary, when).
     """
 
     neighbours: tuple[Neighbour, ...] = ()
-    usages: tuple[tuple[str, Usage], ...] = ()
-    history: tuple[tuple[str, str, int], ...] = ()  # victim, beneficiary, when
+    activity: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    history: tuple[tuple[str, str, int], ...] = ()
 
     def of(self, owner: str) -> Neighbour | None:
         """The neighbour of that name."""
@@ -59,9 +61,9 @@ class Around:
 
     def residents(self, now: datetime, among: Iterable[str] | None = None) -> list[Resident]:
         """Those that serve (of `among`, if given), in placement's words. Without any report the status counts."""
-        usages, names = dict(self.usages), None if among is None else frozenset(among)
+        names, seconds = None if among is None else frozenset(among), int(now.timestamp())
         return [
-            _resident(n, n.serving_since, usages.get(n.owner, Usage()), int(now.timestamp()))
+            _resident(n, n.serving_since, self.activity.get(n.owner, (0, 0)), seconds)
             for n in self.neighbours
             if n.desired and n.serving_since is not None and (names is None or n.owner in names)
         ]
@@ -72,39 +74,45 @@ class Around:
         return [Preempted(victim, whom, max(seconds - at, 0)) for victim, whom, at in self.history]
 
 
-def neighbour_of(model: Model, owner: str) -> Neighbour:
-    """The projection of a Model."""
-    status, spec = model.status, model.spec.preemption
-    serving = get_condition(status.conditions, C.SERVING)
-    since = serving.last_transition_time if serving and is_true(status.conditions, C.SERVING) else None
-    benchmarked = get_condition(status.conditions, C.BENCHMARKED)
-    scaling, used = status.scaling, status.usage
-    desired = model.spec.replicas if status.desired_replicas is None else status.desired_replicas
+def neighbour_of(model: Manifest, owner: str) -> Neighbour:
+    """The projection of a Model as it is stored. Plain dicts: of a large cluster thousands are looked at in one pass.
+
+    Raises ValueError, TypeError or KeyError for what no API server would have let through.
+    """
+    spec, status = model["spec"], model.get("status") or {}
+    preemption, scaling = spec.get("preemption") or {}, status.get("scaling") or {}
+    conditions = {c["type"]: c for c in status.get("conditions") or ()}
+    serving = conditions.get(C.SERVING) or {}
+    since = serving.get("lastTransitionTime") if serving.get("status") == "True" else None
     return Neighbour(
         owner=owner,
-        desired=desired,
-        settled=_settled(model),
-        serving_since=int(since.timestamp()) if since else None,
-        policy=spec.policy.value,
-        priority=spec.priority,
-        min_residency_seconds=int(duration_seconds(spec.min_residency)),
-        last_used=int(used.last_used.timestamp()) if used and used.last_used else 0,
-        measured=benchmarked is not None and benchmarked.reason == Reason.RUNNING,
-        preempted_for=(scaling.preempted_for if scaling else None) or "",
-        preempted_at=int(scaling.preempted_at.timestamp()) if scaling and scaling.preempted_at else 0,
+        desired=status.get("desiredReplicas", spec.get("replicas", 1)),
+        settled=_settled(spec, status, conditions),
+        serving_since=_unix(since) if since else None,
+        policy=preemption.get("policy", PreemptionPolicy.WHEN_IDLE.value),
+        priority=preemption.get("priority", 0),
+        min_residency_seconds=int(duration_seconds(preemption.get("minResidency", "2m"))),
+        last_used=_unix((status.get("usage") or {}).get("lastUsed")),
+        measured=(conditions.get(C.BENCHMARKED) or {}).get("reason") == Reason.RUNNING,
+        preempted_for=scaling.get("preemptedFor", ""),
+        preempted_at=_unix(scaling.get("preemptedAt")),
     )
 
 
-def _settled(model: Model) -> bool:
+def _unix(time: str | None) -> int:
+    return int(datetime.fromisoformat(time.replace("Z", "+00:00")).timestamp()) if time else 0
+
+
+def _settled(spec: Manifest, status: Manifest, conditions: Mapping[str, Manifest]) -> bool:
     """Whether it has what it wants, or wants nothing, or cannot go on. One that waits for a place has not."""
-    conditions = model.status.conditions
-    rests = model.spec.replicas == 0 or model.status.phase == ModelPhase.PREEMPTED
-    return rests or is_true(conditions, C.READY) or is_true(conditions, C.STALLED)
+    rests = spec.get("replicas") == 0 or status.get("phase") == ModelPhase.PREEMPTED
+    return rests or any((conditions.get(kind) or {}).get("status") == "True" for kind in (C.READY, C.STALLED))
 
 
-def _resident(neighbour: Neighbour, since: int, usage: Usage, now: int) -> Resident:
-    used = max(neighbour.last_used, usage.last_used)
-    busy = bool(usage.load) or neighbour.measured or now - used < RECENT_SECONDS
+def _resident(neighbour: Neighbour, since: int, activity: tuple[int, int], now: int) -> Resident:
+    load, last = activity
+    used = max(neighbour.last_used, last)
+    busy = load > 0 or neighbour.measured or now - used < RECENT_SECONDS
     return Resident(
         owner=neighbour.owner,
         idle_seconds=None if busy else max(now - max(used, since), 0),
