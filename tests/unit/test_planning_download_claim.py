@@ -126,13 +126,18 @@ def test_a_claim_that_waits_for_its_pod_leaves_the_word_to_the_scheduler():
     world.pods["d"]["unschedulable"] = ""
     world.settle()
     assert world.of_download("Downloaded")[1] == "WaitingForVolume"
+    world.pods["d"]["created"] = world.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    world.settle()
+    assert world.of_download("Downloaded")[1] == "Downloading", "every volume takes a moment"
+    assert world.plan_download().requeue_after == 15
 
 
 def pending(world: World, **state: Any) -> None:
     job = world.job()
     world.pods["d"] = {
         "name": "d", "uid": "d", "owner": job["uid"], "labels": job["labels"], "phase": "Pending", "node": "",
-        "ip": "", "ready": False, "gpus": {}, "created": "2026", "deleting": False, "containers": [], **state,
+        "ip": "", "ready": False, "gpus": {}, "created": "2025-12-31T00:00:00Z", "deleting": False,
+        "containers": [], **state,
     }  # fmt: skip
     world.settle()
 

@@ -78,6 +78,7 @@ def test_a_claim_that_is_deleted_takes_the_files_with_it():
     name = world.download["metadata"]["name"]
     del world.children[("PersistentVolumeClaim", name)]
     world.settle()
+    assert world.download["status"]["percent"] == 0, "nothing of it is there"
     assert world.of_download("Ready")[0] == "False"
     assert world.job(), "they are fetched again"
     world.download_done()
@@ -231,3 +232,16 @@ def test_the_same_content_looked_up_again_has_lost_no_progress():
     world.download_resolved = Answer(ask.inputs, {**GGUF, "commit": "f" * 40})
     world._pass_download()
     assert world.download["status"]["percent"] == 0, "another content begins at its own first byte"
+
+
+def test_a_pod_that_has_not_counted_its_files_yet_takes_none_away():
+    world = fetching()
+    running(world)
+    world.progress = {"phase": "Downloading", "bytes": {"total": 0, "done": 0}, "files": {"total": 0, "done": 0}}
+    world.settle()
+    assert world.download["status"]["files"] == {"total": 1, "done": 0}
+
+
+def test_a_full_volume_makes_one_event():
+    world = fetching().job_ends(21, json.dumps({"reason": "InsufficientStorage", "message": "full"}), complete=False)
+    assert world.events.count(("Warning", "InsufficientStorage")) == 2, "the download's, and the Model's"

@@ -50,7 +50,9 @@ class Resolver:
         commit = await self._hub.resolve(repository, access)
         available = await self._hub.tree(repository, commit, access)
         chosen, selected = _choose(available, spec, files)
-        facts = await self._header(chosen, access, lambda path: repository.file_url(commit, path))
+        facts = await self._header(
+            chosen, access, lambda path: repository.file_url(commit, path), f"{repository.repo} on {endpoint}"
+        )
         url = f"{endpoint.rstrip('/')}/{repository.repo}/tree/{commit}"
         found = {
             "commit": commit,
@@ -84,11 +86,14 @@ class Resolver:
             "facts": facts,
         }
 
-    async def _header(self, files: list[RepoFile], access: Access, url_of: Callable[[str], str]) -> Facts:
-        """What the headers of the model among `files` say."""
+    async def _header(
+        self, files: list[RepoFile], access: Access, url_of: Callable[[str], str], where: str = ""
+    ) -> Facts:
+        """What the headers of the model among `files` say; messages call a file `PATH of WHERE`, else by its URL."""
 
         def read(want: Want) -> Awaitable[bytes]:
-            return self._hub.read_range(url_of(want.path), want.start, want.length, access)
+            url, what = url_of(want.path), f"{want.path} of {where}" if where else None
+            return self._hub.read_range(url, want.start, want.length, access, what=what)
 
         try:
             return await drive_async(read_facts(files), read)

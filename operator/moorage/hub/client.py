@@ -96,23 +96,27 @@ class HubClient:
             url = next_page(url, headers.get("Link"))
         return files
 
-    async def read_range(self, url: str, start: int, length: int, access: Access = ANONYMOUS) -> bytes:
+    async def read_range(
+        self, url: str, start: int, length: int, access: Access = ANONYMOUS, *, what: str | None = None
+    ) -> bytes:
         """`length` bytes (at most 64 MiB) of the file at `url` from offset `start`, fewer only where the file ends.
 
-        Only a 206 with the right Content-Range is taken. Raises SourceError.
+        Only a 206 with the right Content-Range is taken. Raises SourceError, whose message calls the file `what`.
         """
-        data, _ = await self._range(url, start, length, access)
+        data, _ = await self._range(url, start, length, access, what)
         return data
 
     async def probe(self, url: str, access: Access = ANONYMOUS) -> RemoteFile:
         """Size and ETag of the file at `url`, learnt from its first byte. Raises SourceError."""
-        _, remote = await self._range(url, 0, 1, access)
+        _, remote = await self._range(url, 0, 1, access, None)
         return remote
 
-    async def _range(self, url: str, start: int, length: int, access: Access) -> tuple[bytes, RemoteFile]:
+    async def _range(
+        self, url: str, start: int, length: int, access: Access, what: str | None
+    ) -> tuple[bytes, RemoteFile]:
         if not 0 < length <= _MAX_RANGE or start < 0:
             raise ValueError(f"a range of {length} bytes at {start} cannot be read")
-        what = without_query(url)
+        what = what or without_query(url)
         asked = {"Range": f"bytes={start}-{start + length - 1}"}
         async with self._get(url, what, access, asked) as answer:
             found = _CONTENT_RANGE.match(answer.headers.get("Content-Range", ""))
@@ -216,5 +220,6 @@ def _connection_error(error: Exception, what: str) -> SourceError:
     if isinstance(error, aiohttp.InvalidURL):
         return source_error(Reason.REQUEST_REFUSED, f"not an http(s) address: {what}")
     if isinstance(error, aiohttp.ClientConnectorError):
+        text = f"{error.host}:{error.port}: {error.os_error.strerror or text}"
         return source_error(Reason.HUB_UNREACHABLE, f"cannot be reached: {what}: {text}")
     return source_error(Reason.NETWORK, f"connection broken: {what}: {text or type(error).__name__}")

@@ -24,6 +24,7 @@ EVENTS = {
     (C.RESOLVED, FALSE, "*"): "*",
     (C.DOWNLOADED, FALSE, Reason.DOWNLOADING): "Downloading",
     (C.DOWNLOADED, FALSE, Reason.PENDING): "",
+    (C.DOWNLOADED, FALSE, Reason.INSUFFICIENT_STORAGE): "",  # SpaceAvailable tells of it
     (C.DOWNLOADED, FALSE, "*"): "*",
     (C.SPACE_AVAILABLE, FALSE, "*"): "*",
     (C.READY, TRUE, "*"): "Downloaded",

@@ -5,7 +5,7 @@ from moorage.api.common import quantity_bytes
 from moorage.api.conditions import DownloadCondition as C
 from moorage.api.conditions import DownloadPhase as Phase
 from moorage.api.conditions import Reason
-from moorage.api.download import VolumeStatus
+from moorage.api.download import Progress, VolumeStatus
 from moorage.manifests import download as manifests
 from moorage.planning import download_job as jobs
 from moorage.planning import download_status as texts
@@ -130,6 +130,9 @@ def _lost(step: DownloadPass) -> None:
     if step.draft.true(C.DOWNLOADED):
         step.status.manifest_digest = None
         step.status.phase = Phase.CHECKING
+        step.status.percent = 0
+        if total := step.status.bytes:
+            step.status.bytes = Progress(total=total.total, done=0)
         for kind in (C.DOWNLOADED, C.VERIFIED):
             step.draft.set(kind, FALSE, Reason.PENDING, "the claim with the files is gone")
 

@@ -242,6 +242,10 @@ def _trouble(step: DownloadPass, pod: Manifest) -> Trouble | None:
     """What keeps the pod from running; the scheduler's words, unless they are about a claim that is not bound."""
     words = pod["unschedulable"]
     if not pod["node"] and (not words or UNBOUND in words) and (text := waiting(step)):
+        began = moment(pod["created"])
+        if began and (step.seen.now - began).total_seconds() < NO_POD_SECONDS:
+            step.wake_in(NO_POD_SECONDS)  # every volume takes a moment
+            return None
         return Trouble(Reason.WAITING_FOR_VOLUME, text)
     return first_trouble([pod]) or in_use(pod, step.seen.volume)
 

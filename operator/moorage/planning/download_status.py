@@ -71,7 +71,8 @@ def take_progress(status: DownloadStatus, progress: dict[str, Any] | None) -> No
     total = max(told.bytes.total, status.bytes.total if status.bytes else 0)
     done = min(max(told.bytes.done, status.bytes.done if status.bytes else 0), total)
     status.bytes = Progress(total=total, done=done)
-    status.files = told.files or status.files
+    if told.files and told.files.total:
+        status.files = told.files
     status.percent = max(status.percent or 0, done * 100 // total if total else 0)
     status.bytes_per_second, status.remaining_seconds = told.bytes_per_second, told.remaining_seconds
     status.retries = told.retries
