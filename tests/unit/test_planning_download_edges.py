@@ -245,3 +245,11 @@ def test_a_pod_that_has_not_counted_its_files_yet_takes_none_away():
 def test_a_full_volume_makes_one_event():
     world = fetching().job_ends(21, json.dumps({"reason": "InsufficientStorage", "message": "full"}), complete=False)
     assert world.events.count(("Warning", "InsufficientStorage")) == 2, "the download's, and the Model's"
+
+
+def test_a_job_that_somebody_suspends_says_so():
+    world = fetching()
+    world.job()["suspended"] = True
+    world.settle()
+    assert world.download["status"]["phase"] == "Pending"
+    assert "spec.suspend is false" in world.of_download("Ready")[2]

@@ -251,7 +251,11 @@ def _trouble(step: DownloadPass, pod: Manifest) -> Trouble | None:
 
 
 def _no_pod(step: DownloadPass, job: Manifest) -> str:
-    """Why a Job gets no pod stands only in its Events: a quota, an admission policy."""
+    """Why a Job gets no pod stands only in its Events (a quota, an admission policy), unless it is suspended."""
+    if job["suspended"]:
+        step.status.phase = Phase.PENDING
+        text = f"the Job {step.name} is suspended, by a person or a queue; it goes on when its spec.suspend is false"
+        return _not_yet(step, Reason.PENDING, text)
     began = moment(job.get("started"))
     if began is None or (step.seen.now - began).total_seconds() < NO_POD_SECONDS:
         step.wake_in(NO_POD_SECONDS)

@@ -98,7 +98,8 @@ def take_report(status: DownloadStatus, report: dict[str, Any], download: ModelD
     if status.bytes is None:
         status.bytes = Progress(total=max(report.get("bytes", 0), 0), done=0)
     status.bytes = Progress(total=status.bytes.total, done=status.bytes.total)
-    count = status.files.total if status.files else max(report.get("fileCount", 0), 0)
+    counted = status.files.total if status.files else 0
+    count = counted or len(status.items) or max(report.get("fileCount", 0), 0)
     status.files = Progress(total=count, done=count)
     status.percent = 100
     status.bytes_per_second = status.remaining_seconds = None
