@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import json
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -180,4 +182,34 @@ def test_a_gateway_pod_that_goes_takes_no_request_with_it(machine: Machine, gate
             done.result(60)
     print(f"\n{len(loop.models)} requests while both gateway pods were replaced, {len(loop.failed)} failed")
     assert loop.models
+    assert loop.failed == []
+
+
+def test_a_switch_under_load_fails_no_request(machine: Machine, gateway: Address):
+    """`moorage switch`: the new one loads, the alias moves, the old one drains and sleeps, and nobody notices."""
+    machine.model("before")
+    machine.model("after", replicas=0)
+    machine.until_condition("before", "Ready", "True")
+    alias(machine, "swapped", "before")
+    gateway.until("swapped", 200)
+    loop = Loop(gateway, "swapped")
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(loop.run) for _ in range(4)]
+        try:
+            command = [sys.executable, "-m", "moorage", "switch", "swapped", "after", "-o", "json"]
+            kubeconfig = ["--kubeconfig", str(machine.demo.cluster.kubeconfig)]
+            done = subprocess.run([*command, *kubeconfig], capture_output=True, text=True, timeout=300)
+            moved = time.monotonic()
+            assert done.returncode == 0, done.stderr
+            assert json.loads(done.stdout)["toSleep"] == ["before"]
+            machine.until("model", "before", lambda m: not m["status"].get("replicas"), timeout=120)
+        finally:
+            loop.stop.set()
+        for one in running:
+            one.result(60)
+    slept = machine.get("model", "before")
+    assert (slept["spec"]["replicas"], slept["status"]["desiredReplicas"]) == (1, 0), "asleep, not unloaded"
+    assert set(loop.after(moved + 1)) == {"after"}
+    print(f"\n{len(loop.models)} requests while the alias was switched, {len(loop.failed)} failed")
+    assert "before" in loop.models
     assert loop.failed == []
