@@ -219,6 +219,15 @@ def test_slots_are_the_models_sequences():
     assert (table.models["m"].max_in_flight, table.models["n"].max_in_flight) == (4, 2)
 
 
+def test_how_many_requests_a_server_takes_depends_on_its_engine():
+    """The engine that serves is known from the status, where the spec leaves it to the files."""
+    chosen = model_facts({"metadata": {}, "spec": {}, "status": {"engine": {"name": "VLLM"}}})
+    named = model_facts({"metadata": {}, "spec": {"engine": "VLLM"}})
+    assert [(f.engine, f.slots) for f in (chosen, named)] == [("VLLM", 64)] * 2
+    assert model_facts({"metadata": {}, "spec": {"engine": "Auto"}}).slots == 4
+    assert build({"m": chosen}).models["m"].engine == "VLLM"
+
+
 def test_ready_addresses_with_the_engines_port():
     assert slice_facts(SLICE) == SliceFacts("a", "IPv4", ("10.0.0.1:8080", "10.0.0.3:8080"))
     table = build(
