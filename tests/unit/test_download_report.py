@@ -34,6 +34,17 @@ def test_the_termination_message_fits():
     assert "files" not in told
 
 
+def test_facts_of_a_header_without_measure_fit_too():
+    facts = {"header": "h" * 9000, "architecture": "a" * 9000}
+    made = report.result(Reason.COMPLETE, "ok", {"facts": facts, "folder": "f" * 2000, "revision": "r"})
+    told = json.loads(report.termination_message(made))
+    assert (told["reason"], told["message"], told["folder"]) == ("Complete", "ok", "f" * 2000)
+    assert "facts" not in told
+    small = json.loads(report.termination_message({**made, "facts": {"header": "h" * 9000, "format": "GGUF"}}))
+    assert small["facts"] == {"header": None, "format": "GGUF"}
+    assert len(report.termination_message({**made, "revision": "r" * 9000})) <= 4096
+
+
 def test_publish(tmp_path, capsys):
     code = report.publish(report.result(Reason.COMPLETE, "ok", {}), tmp_path / "log")
     assert code == 0

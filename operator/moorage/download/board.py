@@ -9,6 +9,7 @@ from moorage.download.pace import FLOOR_BYTES_PER_SECOND, StopError
 from moorage.download.pieces import Piece
 from moorage.download.progress import Progress
 from moorage.errors import SourceError
+from moorage.sources import Reason, source_error
 
 _PROGRESS_BYTES = 256 << 10
 
@@ -127,6 +128,11 @@ class Board:
                 self.error, self.failed_file = error, file
             self._stop.set()
             self._changed.notify_all()
+
+    def defect(self, error: Exception, file: str | None) -> None:
+        """A thread has come to an end that nobody thought of: better a reason than a run that waits for ever."""
+        text = f"defect in Moorage: {type(error).__name__}: {error}"
+        self.fail(source_error(Reason.INTERNAL_ERROR, text), file)
 
     def verified(self, content: Content) -> None:
         """A content is complete and right."""

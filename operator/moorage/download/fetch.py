@@ -62,8 +62,7 @@ class Worker:
             except SourceError as error:
                 self._board.fail(error, content.name)
             except Exception as error:
-                text = f"{type(error).__name__}: {error}"
-                self._board.fail(source_error(Reason.INTERNAL_ERROR, f"defect in Moorage: {text}"), content.name)
+                self._board.defect(error, content.name)
             finally:
                 self._board.finish(content, piece)
 

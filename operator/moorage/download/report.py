@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from moorage.sources import CATALOG, Reason
 DEFAULT_TERMINATION_LOG = Path("/dev/termination-log")
 _TERMINATION_LIMIT = 4096
 _MESSAGE_LIMIT = 2000
+_SHORT_MESSAGE = 300
 
 
 def result(reason: Reason, message: str, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,13 +44,32 @@ def publish(outcome: Mapping[str, Any], termination_log: Path | None) -> int:
 def termination_message(outcome: Mapping[str, Any]) -> bytes:
     """The result without the file list, at most 4 KiB, which is what Kubernetes keeps."""
     short = {key: value for key, value in outcome.items() if key not in ("files", "formats")}
-    while len(data := json.dumps(short, ensure_ascii=False).encode()) > _TERMINATION_LIMIT:
-        short.pop("file", None)
-        if short.get("facts", {}).get("header"):  # the longest, and the operator can do without it
-            short["facts"] = {**short["facts"], "header": None}
-            continue
-        short["message"] = short["message"][: len(short["message"]) // 2]
-    return data
+    for spare in _SPARE:
+        if len(_encoded(short)) <= _TERMINATION_LIMIT:
+            break
+        short = spare(short)
+    if len(data := _encoded(short)) <= _TERMINATION_LIMIT:
+        return data
+    return _encoded({"reason": outcome["reason"], "message": outcome["message"][:_SHORT_MESSAGE]})
+
+
+def _without(key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda short: {k: v for k, v in short.items() if k != key}
+
+
+# What a message can do without, the least needed first; the header is the longest, and the operator asks the hub then.
+_SPARE: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (
+    _without("file"),
+    lambda short: {**short, "facts": {**short["facts"], "header": None}} if short.get("facts") else short,
+    lambda short: {**short, "message": short["message"][:1000]},
+    lambda short: {**short, "message": short["message"][:_SHORT_MESSAGE]},
+    _without("facts"),
+    _without("folder"),
+)
+
+
+def _encoded(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
 
 
 def leave_now(outcome: Mapping[str, Any], termination_log: Path | None) -> None:

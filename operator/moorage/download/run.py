@@ -187,10 +187,12 @@ class Run:
             thread.join(max(0.0, until - time.monotonic()))
         if stopped:
             assert self._saver is not None
-            self._saver.save()
-            if board.error:
+            try:
+                self._saver.save()
+            finally:
                 self.file = board.failed_file
-                raise board.error
+                if board.error:
+                    raise board.error  # it came first
             raise StopError
 
     def _warn(self, error: SourceError, file: str | None) -> None:

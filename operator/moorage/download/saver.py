@@ -25,7 +25,11 @@ class Saver:
             due = max(time.monotonic() - INTERVAL_SECONDS / 2, due + INTERVAL_SECONDS)
             if self._done.wait(max(0.0, due - time.monotonic())):
                 return
-            self.save()
+            try:
+                self.save()
+            except Exception as error:
+                self._board.defect(error, None)
+                return
 
     def save(self) -> None:
         """Save every large content that has moved; a full or broken volume ends the run."""

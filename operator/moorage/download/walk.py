@@ -9,7 +9,7 @@ from moorage.download.content import Checksums, Content, Identity, WrongBytes
 from moorage.download.pace import StopError
 from moorage.download.pieces import Piece, believe, crc_of
 from moorage.download.settings import Verify
-from moorage.download.volume import Volume, is_plain_file, storage
+from moorage.download.volume import Volume, is_plain_file, storage, storage_error
 from moorage.errors import SourceError
 from moorage.sources import Reason, source_error
 
@@ -72,7 +72,9 @@ class Walker:
         except SourceError as error:
             self._board.fail(error, content.name)
         except OSError as error:
-            self._board.fail(source_error(Reason.STORAGE_ERROR, f"the volume cannot be read: {error}"), content.name)
+            self._board.fail(storage_error(error, content.name), content.name)
+        except Exception as error:
+            self._board.defect(error, content.name)
 
     def check(self) -> bool:
         """Read it once from the beginning, waiting for pieces; False where something must be fetched again."""

@@ -32,6 +32,7 @@ _REAP_SECONDS = 0.25
 _MOST_IDLE = 64
 _IDLE_SECONDS = 15.0  # older ones may have been forgotten by a firewall on the way, which only a time-out would tell
 _STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
+_TOO_MANY_SECONDS = 1.0  # the pause after a 429 that asks for none
 _NEVER = float("inf")
 
 
@@ -233,12 +234,13 @@ class Wire:
     def refused(
         self, response: Response, what: str, *, access: Access, api: bool = False, repository: str | None = None
     ) -> SourceError:
-        """What an answer other than success means; a Retry-After pauses its host."""
+        """What an answer other than success means; a Retry-After, or a 429 without, pauses its host."""
         now = datetime.now(tz=UTC)
         status, headers = response.status, response.headers
         error = classify(status, headers, what, access=access, now=now, api=api, repository=repository)
-        if error.retry_after and response.status in (429, 503):
-            self.pauses.pause(origin(response.url)[1], error.retry_after)
+        pause = error.retry_after or (_TOO_MANY_SECONDS if status == 429 else 0.0)
+        if pause and status in (429, 503):
+            self.pauses.pause(origin(response.url)[1], pause)
         return error
 
     def failure(self, error: Exception, url: str, connection: Connection | None) -> SourceError:

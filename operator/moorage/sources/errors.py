@@ -33,6 +33,7 @@ class Headers(Protocol):
 def source_error(reason: Reason, message: str, *, after: float | None = None) -> SourceError:
     """A SourceError whose `retryable` is what the table of reasons says; what a person must mend ends in how."""
     facts = CATALOG[reason]
+    message = _shown(message)
     text = message if facts.retryable else f"{message}; {facts.advice}"
     return SourceError(reason.value, text, retryable=facts.retryable, retry_after=after)
 
@@ -135,6 +136,11 @@ def rate_limit(headers: Headers) -> float | None:
     value = headers.get("RateLimit") or ""
     remaining, reset = re.search(r"\br=(\d+)", value), re.search(r"\bt=(\d{1,9})", value)
     return float(reset[1]) if reset and remaining and int(remaining[1]) == 0 else None
+
+
+def _shown(text: str) -> str:
+    """`text` without what a terminal would obey or a pipe refuse: names of files come from whoever made them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _printable(text: str) -> str:

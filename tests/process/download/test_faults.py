@@ -229,6 +229,17 @@ def test_a_pause_holds_for_every_file_of_that_host(tmp_path):
     assert [t for t, _ in times if t > paused + 1.9]
 
 
+def test_too_many_requests_without_a_word_how_long_pause_the_host_too(tmp_path):
+    make_repo(tmp_path / "root", "acme/m", {}, files={f"{i:02}.gguf": {"size": 1 * MB, "seed": i} for i in range(30)})
+    with HubServer(tmp_path / "root", rate=10 * MB, rescan=60) as hub:
+        hub.rule("status", "/cdn/", server="cdn", skip=8, status=429)
+        done = Downloader(hub, tmp_path / "models").run("acme/m", "--connections", "4")
+        assert done.code == 0, done
+        times = sorted((r["time"], r["status"]) for r in hub.requests(server="cdn"))
+    refused = next(t for t, status in times if status == 429)
+    assert not [t for t, _ in times if refused + 0.3 < t < refused + 0.9]
+
+
 REFUSED = {
     "no such repository": ("acme/nothing", None, "RepoNotFoundOrPrivate", 10),
     "private, no token": ("acme/private", None, "RepoNotFoundOrPrivate", 10),

@@ -1,5 +1,6 @@
 """Servers that mean harm or have lost their minds: a typed reason in time, nothing leaked, nothing grown."""
 
+import os
 import socket
 import threading
 import time
@@ -9,8 +10,12 @@ from pathlib import Path
 import pytest
 
 from e2e.hub import HubServer
+from moorage.download.run import Run
+from moorage.download.settings import Settings
+from moorage.download.source import HubSource
 from moorage.download.wire import Wire
-from moorage.sources import HostPolicy
+from moorage.errors import SourceError
+from moorage.sources import Access, HostPolicy, Repository, Selection
 from tests.process.download.proxy import Proxy
 from tests.process.download.rawserver import RawServer, asked, content_range, send
 from tests.process.download.support import Downloader, make_repo
@@ -165,6 +170,46 @@ def test_a_token_that_cannot_be_sent_is_not_shown_either(tmp_path, token):
     assert "Secret" in done.result["message"]
     assert "cret" not in (done.stderr + str(done.result)).replace("Secret", "")
     assert not server.heads
+
+
+def test_a_server_that_ends_each_connection_and_says_so(tmp_path):
+    """Then the parser has let go of the socket before the body is read; it must be read and watched all the same."""
+
+    def closing(sock, head):
+        body = server.data[slice(*asked(head))]
+        send(sock, body, "206 P", ["Connection: close", content_range(server, head)])
+
+    with RawServer(os.urandom(20 << 20)) as server:
+        server.answers["/resolve/"] = closing
+        download = Downloader(server, tmp_path / "models")
+        done = download.run("a/m")
+        assert done.code == 0, done
+        assert done.result["retries"] == 0
+        download.check({"m.gguf": server.data})
+
+
+def test_names_that_a_terminal_would_obey_are_shown_as_text(tmp_path):
+    lies = {"a.gguf": {"path": "\x1b[31mred\ud800.bin"}}
+    make_repo(tmp_path / "root", "acme/m", {"a.gguf": b"1"}, lies=lies)
+    with HubServer(tmp_path / "root") as hub:
+        done = Downloader(hub, tmp_path / "models").run("acme/m", "--include", "*.gguf")
+    assert (done.reason, done.code) == ("NoFilesMatched", 16), done
+    assert "\\x1b[31mred\\ud800.bin" in done.result["message"]
+    assert "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize("where", ["walk.Checksums.update", "saver.Saver.save", "volume.Volume.keep"])
+def test_a_defect_in_any_thread_ends_the_run(hub, tmp_path, monkeypatch, where):
+    def broken(*_):
+        raise ValueError("nobody thought of this")
+
+    monkeypatch.setattr(f"moorage.download.{where}", broken)
+    hub.throttle.rate = 20_000_000
+    source = HubSource(Repository("acme/one", endpoint=hub.url), Selection(), Access())
+    run = Run(Settings(tmp_path / "models", policy=HostPolicy(allow_loopback=True)), source)
+    with pytest.raises(SourceError, match="nobody thought of this") as caught:
+        run.go()
+    assert caught.value.reason == "InternalError"
 
 
 def test_a_server_that_talks_while_nobody_asks(tmp_path):
