@@ -5,18 +5,12 @@ from typing import Any
 import pytest
 
 from moorage import names
-from moorage.control.agents import AgentReader
 from moorage.control.apply import Applier
-from moorage.control.credentials import CredentialPoller
-from moorage.control.gate import DownloadGate
-from moorage.control.ledger import Ledger
-from moorage.control.progress import ProgressPoller
 from moorage.control.runner import Runner
-from moorage.control.sidetasks import SideTasks
 from moorage.control.store import ALIAS, MODEL, Key, Store
-from moorage.control.usage import UsageBook
 from moorage.errors import Conflict, MoorageError
 from moorage.planning.types import Plan
+from tests.support.beside import idle
 
 
 class Server:
@@ -56,23 +50,7 @@ def desk(server: Server, observer: Any = None) -> tuple[Store, Runner, Applier]:
     store = Store()
     events: Any = Silent()
     applier = Applier(stub, store, nothing, events)
-    tasks: Any = SideTasks(nothing, nothing)
-    parts: dict[str, Any] = {"progress": ProgressPoller(nothing), "gate": DownloadGate(1, list, nothing)}
-    parts["agents"] = AgentReader(list, nothing)
-    parts["credentials"] = CredentialPoller(nothing, nothing)
-    runner = Runner(
-        store,
-        nothing,
-        observer,
-        applier,
-        resolving=tasks,
-        warming=tasks,
-        ledger=Ledger(),
-        usage=UsageBook(),
-        neighbours=nothing,
-        **parts,
-    )
-    return store, runner, applier
+    return store, Runner(store, nothing, observer, applier, idle(store)), applier
 
 
 def put(store: Store, kind: str, version: int = 1) -> Key:

@@ -8,22 +8,17 @@ from aiohttp import web
 
 from moorage import names
 from moorage.control import progress
-from moorage.control.agents import AgentReader
 from moorage.control.apply import Applier
 from moorage.control.children import Children
-from moorage.control.credentials import CredentialPoller
 from moorage.control.fleet import GPUs
 from moorage.control.gate import DownloadGate
-from moorage.control.ledger import Ledger
-from moorage.control.neighbours import Neighbours
 from moorage.control.progress import ProgressPoller
 from moorage.control.runner import Runner
-from moorage.control.sidetasks import SideTasks
 from moorage.control.store import DOWNLOAD, MODEL, Key, Store
-from moorage.control.usage import UsageBook
 from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS, PODS
 from moorage.manifests.common import stamped
 from moorage.planning.types import Plan, Progress
+from tests.support.beside import idle
 from tests.support.eventually import eventually
 
 
@@ -130,12 +125,7 @@ async def test_a_download_that_is_deleted_while_it_waits_leaves_the_queue():
     desk, running = Desk(), [Key(DOWNLOAD, "n", "runs")]
     gate = DownloadGate(1, lambda: running, desk.woken.append)
     nothing: Any = None
-    tasks: Any = SideTasks(nothing, nothing)
-    parts: dict[str, Any] = {"progress": ProgressPoller(nothing), "gate": gate, "ledger": Ledger()}
-    parts |= {"usage": UsageBook(), "neighbours": Neighbours(desk.store, UsageBook())}
-    parts["agents"] = AgentReader(list, nothing)
-    parts["credentials"] = CredentialPoller(nothing, nothing)
-    runner = Runner(desk.store, desk.children, nothing, nothing, resolving=tasks, warming=tasks, **parts)
+    runner = Runner(desk.store, desk.children, nothing, nothing, idle(desk.store, gate=gate))
     gone, waits = Key(DOWNLOAD, "n", "gone"), Key(DOWNLOAD, "n", "waits")
     assert gate.ahead(gone, 0, "1") == 1
     assert gate.ahead(waits, 0, "2") == 2

@@ -6,16 +6,10 @@ from typing import Any
 
 from moorage import names
 from moorage.control import naming
-from moorage.control.agents import AgentReader
+from moorage.control.beside import Beside
 from moorage.control.children import Children
-from moorage.control.credentials import CredentialPoller
-from moorage.control.gate import DownloadGate
-from moorage.control.ledger import Ledger
-from moorage.control.neighbours import Neighbours, owner_of
-from moorage.control.progress import ProgressPoller
-from moorage.control.sidetasks import SideTasks
+from moorage.control.neighbours import owner_of
 from moorage.control.store import DOWNLOAD, MODEL, Key, Store, claim_name
-from moorage.control.usage import UsageBook
 from moorage.control.window import window_of
 from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS, PODS, RESOURCE_CLAIM_TEMPLATES, SERVICES
 from moorage.placement.inventory import Inventory
@@ -44,22 +38,12 @@ class Observer:
         store: Store,
         children: Children,
         defaults: Defaults,
-        *,
-        resolving: SideTasks,
-        warming: SideTasks,
-        progress: ProgressPoller,
-        credentials: CredentialPoller,
-        gate: DownloadGate,
-        ledger: Ledger,
-        usage: UsageBook,
-        neighbours: Neighbours,
-        agents: AgentReader,
+        beside: Beside,
     ) -> None:
         self._store, self._children, self._defaults = store, children, defaults
-        self._resolving, self._warming, self._progress = resolving, warming, progress
-        self._credentials, self._gate, self._ledger = credentials, gate, ledger
-        self._usage, self._neighbours = usage, neighbours
-        self._agents = agents
+        self._resolving, self._warming, self._progress = beside.resolving, beside.warming, beside.progress
+        self._credentials, self._gate, self._ledger = beside.credentials, beside.gate, beside.ledger
+        self._usage, self._neighbours, self._agents = beside.usage, beside.neighbours, beside.agents
 
     def model(self, key: Key, obj: Manifest) -> ObservedModel:
         """Snapshot of a Model."""

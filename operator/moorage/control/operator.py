@@ -11,6 +11,7 @@ from typing import Any, Self
 from moorage.control import metrics
 from moorage.control.agents import AgentReader, Listeners
 from moorage.control.apply import RESOURCES, Applier
+from moorage.control.beside import Beside
 from moorage.control.children import Children
 from moorage.control.credentials import CredentialPoller
 from moorage.control.gate import DownloadGate
@@ -69,20 +70,20 @@ class Operator:
         self._agents = self._agent_reader(settings.agents.namespace)
         self.children.totals = self._agents.totals
         self._credentials = CredentialPoller(kube, self._credentials_changed)
-        side: dict[str, Any] = {
-            "resolving": self._resolving,
-            "warming": self._warming,
-            "progress": self._progress,
-            "ledger": self._ledger,
-            "usage": self.usage,
-            "neighbours": Neighbours(self.store, self.usage),
-            "agents": self._agents,
-            "credentials": self._credentials,
-            "gate": DownloadGate(settings.downloads.max_running, self.children.running_downloads, self._wake),
-        }
-        observer = Observer(self.store, self.children, settings.defaults(), **side)
+        beside = Beside(
+            resolving=self._resolving,
+            warming=self._warming,
+            progress=self._progress,
+            credentials=self._credentials,
+            gate=DownloadGate(settings.downloads.max_running, self.children.running_downloads, self._wake),
+            ledger=self._ledger,
+            usage=self.usage,
+            neighbours=Neighbours(self.store, self.usage),
+            agents=self._agents,
+        )
+        observer = Observer(self.store, self.children, settings.defaults(), beside)
         applier = Applier(kube, self.store, self.children, self._events, self._crowded)
-        self.runner = Runner(self.store, self.children, observer, applier, **side)
+        self.runner = Runner(self.store, self.children, observer, applier, beside)
         self.queue: KeyedQueue[Key] = KeyedQueue(
             self._handle, workers=settings.workers, on_error=self._pass_failed, longest=_longest_pause
         )

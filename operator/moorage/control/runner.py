@@ -2,18 +2,11 @@
 
 import logging
 
-from moorage.control.agents import AgentReader
 from moorage.control.apply import Applier, Refused
+from moorage.control.beside import Beside
 from moorage.control.children import Children
-from moorage.control.credentials import CredentialPoller
-from moorage.control.gate import DownloadGate
-from moorage.control.ledger import Ledger
-from moorage.control.neighbours import Neighbours
 from moorage.control.observe import Observer, now
-from moorage.control.progress import ProgressPoller
-from moorage.control.sidetasks import SideTasks
 from moorage.control.store import DOWNLOAD, MODEL, Key, Store
-from moorage.control.usage import UsageBook
 from moorage.errors import ApiError
 from moorage.planning import invalid, refused
 from moorage.planning.alias import plan_alias
@@ -35,23 +28,13 @@ class Runner:
         children: Children,
         observer: Observer,
         applier: Applier,
-        *,
-        resolving: SideTasks,
-        warming: SideTasks,
-        progress: ProgressPoller,
-        credentials: CredentialPoller,
-        gate: DownloadGate,
-        ledger: Ledger,
-        usage: UsageBook,
-        neighbours: Neighbours,
-        agents: AgentReader,
+        beside: Beside,
     ) -> None:
         self._store, self._children = store, children
         self._observer, self._applier = observer, applier
-        self._resolving, self._warming, self._progress, self._gate = resolving, warming, progress, gate
-        self._credentials, self._ledger = credentials, ledger
-        self._usage, self._neighbours = usage, neighbours
-        self._agents = agents
+        self._resolving, self._warming, self._progress = beside.resolving, beside.warming, beside.progress
+        self._credentials, self._gate, self._ledger = beside.credentials, beside.gate, beside.ledger
+        self._usage, self._neighbours, self._agents = beside.usage, beside.neighbours, beside.agents
 
     async def handle(self, key: Key) -> float | None:
         """Bring `key` one step on; returns seconds until it should be looked at again, None to wait for a change."""

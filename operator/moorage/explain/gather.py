@@ -7,7 +7,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from moorage.control.agents import AgentReader, Listeners
+from moorage.control.beside import Beside
 from moorage.control.children import Children
+from moorage.control.credentials import CredentialPoller
 from moorage.control.gate import DownloadGate
 from moorage.control.ledger import Ledger
 from moorage.control.neighbours import Neighbours
@@ -37,18 +40,19 @@ class View:
         self.unseen: list[str] = []
         self._store = Store()
         self._children = Children(kube, self._store, lambda _key: None, lambda: None, settings.gpus)
-        usage = UsageBook()
-        side: dict[str, Any] = {
-            "resolving": SideTasks(_nothing, lambda _key: None),
-            "warming": SideTasks(_nothing, lambda _key: None),
-            "progress": ProgressPoller(lambda _key: None),
-            "ledger": (ledger := Ledger()),
-            "usage": usage,
-            "neighbours": Neighbours(self._store, usage),
-            "gate": DownloadGate(1, lambda: (), lambda _key: None),
-        }
-        self._ledger: Ledger = ledger
-        self._observer = Observer(self._store, self._children, settings.defaults(), **side)
+        self._ledger, usage = Ledger(), UsageBook()
+        beside = Beside(
+            resolving=SideTasks(_nothing, _nobody),
+            warming=SideTasks(_nothing, _nobody),
+            progress=ProgressPoller(_nobody),
+            credentials=CredentialPoller(kube, _nobody),
+            gate=DownloadGate(1, lambda: (), _nobody),
+            ledger=self._ledger,
+            usage=usage,
+            neighbours=Neighbours(self._store, usage),
+            agents=AgentReader(lambda: (), Listeners(totals=lambda: None, used=lambda _pod: None, wake=_nobody)),
+        )
+        self._observer = Observer(self._store, self._children, settings.defaults(), beside)
 
     @property
     def sees_nodes(self) -> bool:
@@ -106,6 +110,10 @@ async def settings_of(kube: KubeClient, file: Path | None) -> tuple[Settings, st
         return Settings(), "the chart's node pools and product sizes (its ConfigMap); --config FILE names them"
     except (ValidationError, yaml.YAMLError):
         return Settings(), "the chart's node pools and product sizes: its ConfigMap is of another version"
+
+
+def _nobody(_key: Key) -> None:
+    """Nobody waits for a change: the cluster is looked at once."""
 
 
 async def _nothing(_key: Key, _ask: Any) -> dict[str, Any]:
