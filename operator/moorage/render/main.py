@@ -53,7 +53,13 @@ MODEL_FILES = click.Path(exists=True, path_type=Path)
 @click.option("--config", type=EXISTING, help="Settings of the operator, for its node pools, product sizes and images.")
 @click.option("-o", "--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
 def command(filename: Path, headers: tuple[Path, ...], cluster: Path | None, config: Path | None, output: str) -> None:
-    """Print the manifests that the operator would apply, without a cluster or a network."""
+    """Print the manifests that the operator would apply, without a cluster or a network.
+
+    \b
+    Examples
+      moorage render -f model.yaml --header Qwen3-8B-Q4_K_M.gguf
+      moorage render -f model.yaml --header Qwen3-8B-Q4_K_M.gguf --cluster cluster.yaml -o json
+    """
     try:
         settings = load(config)
         inventory = _inventory(cluster, settings.gpus)
