@@ -242,7 +242,7 @@ def links_of(key: Key, obj: Manifest) -> frozenset[Key]:
 
 def _claims(key: Key, spec: Manifest) -> frozenset[Key]:
     """The names that an object claims, and the `namespace/name` that such a one may read like."""
-    served = spec.get("servedNames") or ()
+    served = [name for name in spec.get("servedNames") or () if isinstance(name, str)]
     full = (_full_name(*name.split("/", 1)) for name in served if "/" in name)
     return frozenset(Key(NAME, key.namespace, name) for name in served) | frozenset(full)
 
