@@ -77,7 +77,7 @@ async def test_an_out_of_memory_kill_is_told_and_the_old_pods_go_on(bed: Bed, op
     await bed.kube.merge_patch(MODELS, bed.namespace, "m", patch)
     model = await bed.until_condition("m", "UpToDate", "False", "RolloutFailed")
     assert condition(model, "Ready")["status"] == "True", "the previous version serves"
-    assert "lack of memory" in condition(model, "UpToDate")["message"]
+    assert "lack of host memory" in condition(model, "UpToDate")["message"]
     assert model["status"]["phase"] == "Degraded"
 
 
