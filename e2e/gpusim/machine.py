@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-_SOURCE = Path(__file__).parent / "nvml_stub.c"
+_HERE = Path(__file__).parent
 LIBRARY = "libnvidia-ml.so.1"
 
 
@@ -54,13 +54,23 @@ def uuid(number: int) -> str:
 
 
 def compile_stub(folder: Path) -> Path:
-    """Compile the stub into `folder`; C99 and no GNU extensions, so that older C libraries load it too."""
+    """The stub of NVML in `folder`; C99 and no GNU extensions, so that older C libraries load it too."""
+    return _compile("nvml_stub.c", folder / LIBRARY, "-shared", "-fPIC", f"-Wl,-soname,{LIBRARY}")
+
+
+def compile_oom_engine(folder: Path) -> Path:
+    """A static program in `folder` that dies as a llama-server does whose GPU is too small."""
+    return _compile("oom_engine.c", folder / "oom-engine", "-static")
+
+
+def _compile(source: str, target: Path, *options: str) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        raise RuntimeError("the stub of NVML needs a C compiler: install gcc")
-    library = folder / LIBRARY
-    options = ["-std=c99", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", f"-Wl,-soname,{LIBRARY}"]
-    done = subprocess.run([compiler, *options, "-o", str(library), str(_SOURCE)], capture_output=True, text=True)
+        raise RuntimeError("the simulation needs a C compiler: install gcc")
+    strict = ["-std=c99", "-O1", "-Wall", "-Wextra", "-Werror"]
+    done = subprocess.run(
+        [compiler, *strict, *options, "-o", str(target), str(_HERE / source)], capture_output=True, text=True
+    )
     if done.returncode:
-        raise RuntimeError(f"the stub of NVML does not compile: {done.stderr}")
-    return library
+        raise RuntimeError(f"{source} does not compile: {done.stderr}")
+    return target

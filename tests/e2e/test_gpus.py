@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from e2e.cluster.oci import write_archive
 from e2e.demo import ROOT, SYSTEM, Demo
 from e2e.gpusim.machine import Machine as Gpus
-from e2e.gpusim.machine import SimulatedGpu, compile_stub, uuid
+from e2e.gpusim.machine import SimulatedGpu, compile_oom_engine, compile_stub, uuid
 from tests.e2e.conftest import Machine, condition
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -153,6 +154,29 @@ def test_a_model_is_placed_admitted_seen_and_told_of(machine: Machine, gpus: Gpu
     assert pod_of(machine, "no-room") is None
     gpus.change(0, used=RESERVE)
     machine.until_condition("no-room", "Ready", "True", timeout=90)
+
+
+def test_an_engine_that_runs_out_of_gpu_memory_is_explained_and_does_not_crash_in_a_loop(
+    machine: Machine, gpus: Gpus, tmp_path: Path
+):
+    """The engine is a stand-in that says what llama.cpp says; the kubelet keeps its last words."""
+    gpus.change(0, used=RESERVE)
+    image, archive = "moorage.local/simulated-oom-engine:1", tmp_path / "oom.tar"
+    write_archive(archive, image, compile_oom_engine(tmp_path), command=["/oom-engine"])
+    assert machine.demo.cluster is not None
+    machine.demo.cluster.load(archive)
+    machine.model("hungry", accelerator={"vendor": "Nvidia"}, image=image)
+    model = machine.until_condition("hungry", "Placed", "False", "InsufficientMemory", timeout=90)
+    message = condition(model, "Placed")["message"]
+    assert "ran out of GPU memory on a 24Gi GPU" in message
+    assert "allocating 30817.04 MiB on device 0: cudaMalloc failed: out of memory" in message
+    assert model["status"]["phase"] == "Blocked"
+    assert model["status"]["memory"]["learned"]["outOfMemory"] == 1, "no GPU is larger, so there is no second try"
+    eventually(lambda: pod_of(machine, "hungry") is None, "its pod is gone")
+    before = condition(model, "Placed")["lastTransitionTime"]
+    machine.kubectl("annotate", "model", "hungry", "moorage.dev/restart-at=2026-01-01T00:00:00Z")
+    machine.until("model", "hungry", lambda m: condition(m, "Placed")["lastTransitionTime"] != before)
+    machine.until_condition("hungry", "Placed", "False", "InsufficientMemory", timeout=90)
 
 
 def test_a_driver_that_is_lost_and_a_gpu_that_fails_unsettle_nobody(machine: Machine, gpus: Gpus):

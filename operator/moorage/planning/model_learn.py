@@ -38,8 +38,9 @@ def learn(step: ModelPass) -> None:
     learned = memory.learned
     if learned is None or learned.inputs_hash != inputs:
         learned, memory.observed_mib = LearnedStatus(inputs_hash=inputs), None
-    if restart and (learned.restarted_at or "") != restart:  # a person wants it tried again
-        learned.restarted_at, learned.out_of_memory, learned.templates = restart, None, []
+    if restart and (learned.restarted_at or "") != restart:  # a person wants it tried again as it is
+        gpus, observed = learned.gpus, learned.observed_gpu_mib
+        learned = LearnedStatus(inputs_hash=inputs, restarted_at=restart, gpus=gpus, observed_gpu_mib=observed)
     memory.learned, step.status.memory = learned, memory
     _ran_out(step, learned)
     _observe(step, memory, learned)
