@@ -53,6 +53,9 @@ ENGINE_PORT = 8080
 ENGINE_PORT_NAME = "http"
 PROGRESS_PORT = 9400
 MODEL_MOUNT = "/models"
+ENGINE_FILES = "/etc/moorage"
+ENGINE_FILE = f"{GROUP}/file-"  # annotations of a server's pod that its container finds as files
+TERMINATION_LOG = "/dev/termination-log"  # Kubernetes' default
 CHAT_TEMPLATE_MOUNT = "/etc/moorage/chat-template"
 
 _DNS_LABEL_LIMIT = 63

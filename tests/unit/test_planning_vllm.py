@@ -1,9 +1,14 @@
 """Models of safetensors files: planned for vLLM, from the header to the pod."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moorage.engines.failures import Ran, out_of_memory
 from moorage.planning.types import Resolve
 from tests.support.world import GGUF, SAFETENSORS, World, gpu_node, model
 
@@ -211,3 +216,33 @@ def test_a_model_in_more_files_than_a_status_names_is_fetched_by_patterns():
     assert world.download is not None
     assert "files" not in world.download["spec"]
     assert "*.bin" in world.download["spec"]["source"]["huggingFace"]["exclude"]
+
+
+def test_what_ends_vllm_is_written_where_the_kubelet_keeps_it(tmp_path: Path):
+    """vLLM takes the configuration by `logging.config.dictConfig`; its loggers are named after its modules."""
+    template = on_gpu().manifests[("Deployment", "tiny")]["spec"]["template"]
+    [server] = template["spec"]["containers"]
+    path = Path(next(e["value"] for e in server["env"] if e["name"] == "VLLM_LOGGING_CONFIG_PATH"))
+    [mount] = (m for m in server["volumeMounts"] if m["mountPath"] == str(path.parent))
+    [volume] = (v for v in template["spec"]["volumes"] if v["name"] == mount["name"])
+    [item] = volume["downwardAPI"]["items"]
+    assert item["path"] == path.name
+    annotation = item["fieldRef"]["fieldPath"].removeprefix("metadata.annotations['").removesuffix("']")
+    config = json.loads(template["metadata"]["annotations"][annotation])
+    assert config["handlers"]["last_words"]["filename"] == "/dev/termination-log"
+
+    config["handlers"]["last_words"]["filename"] = str(tmp_path / "termination-log")
+    script = (
+        f"import logging, logging.config\nlogging.config.dictConfig({config!r})\n"
+        "logging.getLogger('vllm.entrypoints').error('not worth keeping')\n"
+        "try: raise ValueError('No available memory for the cache blocks.')\n"
+        "except ValueError: logging.getLogger('vllm.v1.engine.core').exception('EngineCore failed to start.')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    kept = (tmp_path / "termination-log").read_text()
+    found = out_of_memory(kept)
+    assert found is not None
+    assert found.ran == Ran.CACHE_MEMORY
+    assert "not worth keeping" not in kept
+    assert "not worth keeping" in done.stdout
+    assert "EngineCore failed to start." in done.stdout, "the log has it too"

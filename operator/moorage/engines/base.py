@@ -85,7 +85,8 @@ class Scratch:
 class EngineContainer:
     """The engine's container: arguments, probes and the port that answers OpenAI requests.
 
-    An empty `command` leaves the image's own entry point.
+    An empty `command` leaves the image's own entry point. `files` are small texts by file name, which the container
+    finds in `names.ENGINE_FILES`.
     """
 
     args: tuple[str, ...]
@@ -96,6 +97,7 @@ class EngineContainer:
     scratch: tuple[Scratch, ...]
     env: dict[str, str]
     command: tuple[str, ...] = field(default=())
+    files: dict[str, str] = field(default_factory=dict)
 
 
 class Engine(ABC):

@@ -1,9 +1,10 @@
 """What the last words of an engine that died tell about memory: whose memory ran out, by the engines' own messages.
 
-A container's termination message holds the last 2 KiB of its log (`FallbackToLogsOnError`), so there is no need to read
-logs, for which the operator has no right. Sources of the texts: `ggml-cuda.cu`, `ggml-alloc.c`, `ggml-vulkan.cpp` and
-`llama-model.cpp` of llama.cpp (its issue 20431 and ollama's 8597 show them), `v1/core/kv_cache_utils.py` and
-`v1/worker/gpu_worker.py` of vLLM, `CUDACachingAllocator.cpp` of PyTorch. ROCm's builds say hip or ROCm instead.
+A container's termination message holds the last 2 KiB of its log (`FallbackToLogsOnError`), or what the engine wrote
+there itself (vLLM), so there is no need to read logs, for which the operator has no right. Sources of the texts:
+`ggml-cuda.cu`, `ggml-alloc.c`, `ggml-vulkan.cpp` and `llama-model.cpp` of llama.cpp (its issue 20431 and ollama's 8597
+show them), `v1/core/kv_cache_utils.py` and `v1/worker/gpu_worker.py` of vLLM, `CUDACachingAllocator.cpp` of PyTorch.
+ROCm's builds say hip or ROCm instead.
 """
 
 import re
@@ -18,7 +19,7 @@ class Ran(StrEnum):
     """What ran out."""
 
     GPU_MEMORY = "GPU memory"
-    CACHE_MEMORY = "GPU memory for the KV cache"
+    CACHE_MEMORY = "memory for the KV cache"
     """The engine kept to its plan, and what the plan left for the cache does not do."""
     GPU_IN_USE = "free GPU memory"
     """Somebody else's program was in the GPU: the plan may be right."""

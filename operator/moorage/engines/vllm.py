@@ -41,6 +41,32 @@ DRAIN_SECONDS = 20
 KEEP_ALIVE_SECONDS = 75
 """An idle connection stays longer than any client pools it; vLLM's own 5 s race with the gateway's 4."""
 HEALTH = "/health"  # nobody listens while the weights load; afterwards 200, or 503 when the engine's process died
+LOGGING_FILE = "logging.json"
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {"format": "%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s"},
+        "bare": {"format": "%(message)s"},
+    },
+    "handlers": {
+        "log": {"class": "logging.StreamHandler", "formatter": "line", "level": "INFO", "stream": "ext://sys.stdout"},
+        "last_words": {
+            "class": "logging.FileHandler",
+            "filename": names.TERMINATION_LOG,
+            "delay": True,
+            "formatter": "bare",
+            "level": "ERROR",
+        },
+    },
+    "loggers": {
+        "vllm": {"handlers": ["log"], "level": "INFO", "propagate": False},
+        "vllm.v1.engine.core": {"handlers": ["last_words"]},
+        "vllm.v1.executor.multiproc_executor": {"handlers": ["last_words"]},
+    },
+}
+"""Has the two processes that die of a cause write it where the kubelet keeps it. The front end that they take down with
+them prints 3 KiB of its own traceback ("See root cause above"), more than the kubelet keeps of a log's end."""
 
 
 class VllmEngine(Engine):
@@ -102,6 +128,7 @@ class VllmEngine(Engine):
             liveness=Probe(HEALTH, period=10, timeout=10, failures=6),
             scratch=(Scratch("/tmp", "8Gi"), Scratch("/dev/shm", f"{shared_gib}Gi", memory=True)),
             env=_environment(start),
+            files={LOGGING_FILE: json.dumps(LOGGING, separators=(",", ":"))},
         )
 
 
@@ -190,6 +217,7 @@ def _environment(start: Start) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_SECONDS),
+        "VLLM_LOGGING_CONFIG_PATH": f"{names.ENGINE_FILES}/{LOGGING_FILE}",
     }
     if not start.gpus and start.cpus:  # bound to the pod's share, not to every CPU of the node
         env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(start.cpus)}

@@ -113,6 +113,7 @@ def pod_template(model: str, pod: ServerPod) -> Manifest:
                 {"name": "models", "persistentVolumeClaim": {"claimName": pod.claim, "readOnly": True}},
                 *({"name": _volume_name(s.path), "emptyDir": _empty_dir(s)} for s in pod.engine.scratch),
                 *_chat_template(pod.chat_template),
+                *_files(pod.engine),
             ],
             **pod.passthrough,
         }
@@ -120,7 +121,10 @@ def pod_template(model: str, pod: ServerPod) -> Manifest:
     meta = without_none(
         {
             "labels": {**pod.pod_labels, names.MANAGED_BY: "moorage", **labels(model)},
-            "annotations": pod.pod_annotations,
+            "annotations": {
+                **pod.pod_annotations,
+                **{f"{names.ENGINE_FILE}{name}": content for name, content in pod.engine.files.items()},
+            },
         }
     )
     return {"metadata": meta, "spec": spec}
@@ -155,6 +159,7 @@ def _container(pod: ServerPod) -> Manifest:
                 {"name": "models", "mountPath": names.MODEL_MOUNT, "readOnly": True},
                 *({"name": _volume_name(s.path), "mountPath": s.path} for s in engine.scratch),
                 *_chat_template_mount(pod.chat_template),
+                *([{"name": "files", "mountPath": names.ENGINE_FILES, "readOnly": True}] if engine.files else []),
             ],
         }
     )
@@ -211,6 +216,17 @@ def _chat_template_mount(key: ConfigMapKey | None) -> list[Manifest]:
     if key is None:
         return []
     return [{"name": "chat-template", "mountPath": names.CHAT_TEMPLATE_MOUNT, "readOnly": True}]
+
+
+def _files(engine: EngineContainer) -> list[Manifest]:
+    """Annotations of the pod as files: no object of their own to make, name and remove."""
+    if not engine.files:
+        return []
+    items = [
+        {"path": name, "fieldRef": {"fieldPath": f"metadata.annotations['{names.ENGINE_FILE}{name}']"}}
+        for name in sorted(engine.files)
+    ]
+    return [{"name": "files", "downwardAPI": {"items": items}}]
 
 
 def _empty_dir(scratch: Scratch) -> Manifest:
