@@ -7,7 +7,7 @@ import click
 from moorage import names
 from moorage.api.model import Model
 from moorage.people.errors import Senseless
-from moorage.people.session import Options, Result, Session, cluster_options, run, say
+from moorage.people.session import Duration, Options, Result, Session, cluster_options, run, say
 from moorage.people.waiting import serves, until, until_serving
 
 
@@ -16,7 +16,7 @@ from moorage.people.waiting import serves, until, until_serving
 @click.option(
     "--replicas", type=click.IntRange(1, 64), default=1, show_default=True, help="Servers, where it has none."
 )
-@click.option("--timeout", type=click.FloatRange(0), default=600, show_default=True, help="Seconds to wait at most.")
+@click.option("--timeout", type=Duration(), default="10m", show_default=True, help="How long to wait.")
 @click.option("--no-wait", is_flag=True, help="Ask for it, and do not wait until it serves.")
 @cluster_options
 def load(options: Options, model: str, replicas: int, timeout: float, no_wait: bool) -> None:
@@ -27,7 +27,7 @@ def load(options: Options, model: str, replicas: int, timeout: float, no_wait: b
     \b
     Examples
       moorage load qwen3-8b
-      moorage load qwen3-8b -n team-a --timeout 1800
+      moorage load qwen3-8b -n team-a --timeout 30m
       moorage load qwen3-8b --no-wait
 
     \b
@@ -69,7 +69,7 @@ async def wake(session: Session, model: Model, replicas: int = 1) -> str:
 @click.command("unload")
 @click.argument("model")
 @click.option("--force", is_flag=True, help="Even where an alias points at it and has nobody else.")
-@click.option("--timeout", type=click.FloatRange(0), default=120, show_default=True, help="Seconds to wait at most.")
+@click.option("--timeout", type=Duration(), default="2m", show_default=True, help="How long to wait.")
 @click.option("--no-wait", is_flag=True, help="Ask for it, and do not wait until its servers are gone.")
 @cluster_options
 def unload(options: Options, model: str, force: bool, timeout: float, no_wait: bool) -> None:

@@ -11,6 +11,7 @@ import click
 import orjson
 
 from moorage.api.alias import ModelAlias
+from moorage.api.common import duration_seconds
 from moorage.api.model import Model
 from moorage.errors import InvalidSpec, MoorageError, NotFound
 from moorage.kube.client import KubeClient
@@ -22,6 +23,20 @@ FIELD_MANAGER = "moorage-cli"
 
 F = TypeVar("F", bound=Callable[..., Any])
 Result = dict[str, Any]
+
+
+class Duration(click.ParamType[float]):
+    """`10m`, `1h30m`, `90s` as kubectl takes them, or a number of seconds; the value is in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds of `value`."""
+        text = str(value)
+        try:
+            return float(text) if text.isdecimal() else duration_seconds(text)
+        except ValueError:
+            self.fail(f"{text!r} is no duration; write it as 30s, 10m or 1h30m", param, ctx)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from moorage.errors import ApiError, Conflict
 from moorage.people.errors import ModelFailed, Senseless, TookTooLong
 from moorage.people.load import wake
 from moorage.people.rollback import point
-from moorage.people.session import Options, Result, Session, cluster_options, run, say
+from moorage.people.session import Duration, Options, Result, Session, cluster_options, run, say
 from moorage.people.waiting import until_serving
 from moorage.planning.model_engine import context_of
 
@@ -22,7 +22,7 @@ Where = tuple[str, str]  # namespace, name
 @click.command("switch")
 @click.argument("alias")
 @click.argument("model", metavar="[NAMESPACE/]MODEL")
-@click.option("--timeout", type=click.FloatRange(0), default=600, show_default=True, help="Seconds to wait for MODEL.")
+@click.option("--timeout", type=Duration(), default="10m", show_default=True, help="How long to wait for MODEL.")
 @click.option("--keep", is_flag=True, help="Leave the Models it pointed at loaded.")
 @cluster_options
 def command(options: Options, alias: str, model: str, timeout: float, keep: bool) -> None:
@@ -36,7 +36,7 @@ def command(options: Options, alias: str, model: str, timeout: float, keep: bool
     \b
     Examples
       moorage switch chat qwen3-8b
-      moorage switch chat shared/qwen3-8b -n team-a --timeout 1800 --keep
+      moorage switch chat shared/qwen3-8b -n team-a --timeout 30m --keep
 
     \b
     Exit codes
