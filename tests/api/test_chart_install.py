@@ -1,5 +1,6 @@
 """What the chart renders and the operator makes, before a real API server: known fields, Pod Security restricted."""
 
+import base64
 import json
 import uuid
 from collections.abc import Iterator
@@ -99,3 +100,28 @@ def test_the_server_knows_every_field_of_the_chart(api_cluster: TestCluster, res
     assert len(done.stdout.splitlines()) == len(found)
     warnings = [line for line in done.stderr.splitlines() if 'container "agent"' not in line]
     assert warnings == [], "the agent alone is more than restricted"
+
+
+def test_the_token_of_usage_reports_outlives_an_upgrade_and_a_deleted_one_is_made_anew(api_cluster: TestCluster):
+    release = f"r{uuid.uuid4().hex[:6]}"
+    values = {"crds": {"enabled": False}, "fullnameOverride": release}
+
+    def token() -> str:
+        options = ("--namespace", release, "--create-namespace")
+        helm.helm(
+            "upgrade", "--install", release, str(helm.CHART), *options, values=values, kubeconfig=api_cluster.kubeconfig
+        )
+        secret = json.loads(
+            api_cluster.kubectl("-n", release, "get", "secret", f"{release}-reports", "-o", "json").stdout
+        )
+        return str(secret["data"]["token"])
+
+    try:
+        first = token()
+        assert len(base64.b64decode(first)) == 48
+        assert token() == first
+        api_cluster.kubectl("-n", release, "delete", "secret", f"{release}-reports")
+        assert token() != first
+    finally:
+        helm.helm("uninstall", release, "--namespace", release, kubeconfig=api_cluster.kubeconfig)
+        api_cluster.kubectl("delete", "namespace", release, "--wait=false")
