@@ -129,6 +129,17 @@ def test_a_gateway_that_comes_back_after_a_long_silence_is_not_counted_twice():
     assert status.requests == 8
 
 
+def test_a_namesake_of_a_model_that_is_gone_begins_at_zero():
+    desk = Desk()
+    desk.report(ok=5)
+    assert desk.book.of(QWEN).counts
+    desk.book.forget(QWEN)
+    assert desk.report(ok=7) == {QWEN}
+    status = totals(None, desk.book.of(QWEN))
+    assert status is not None
+    assert status.requests == 2
+
+
 def test_aliases_are_counted_too():
     desk = Desk()
     key = Key(ALIAS, "team", "chat")

@@ -28,7 +28,10 @@ WINDOW_SECONDS = 300.0
 
 @dataclass
 class _Instance:
-    """One gateway process; `reports` counts those since we listen, `base` what it had told before a long silence."""
+    """One gateway process; `reports` counts those since we listen.
+
+    `base`: what it had told before a long silence, or of an object of that name that is gone.
+    """
 
     heard: float
     reports: int = 0
@@ -152,7 +155,10 @@ class UsageBook:
             self._note(key, self._clock())
 
     def forget(self, key: Key) -> None:
-        """Drop what is known of an object that is gone; a namesake begins anew."""
+        """Drop what is known of an object that is gone; a namesake begins anew, though gateways count on."""
+        for told in self._instances.values():
+            if key in told.uses:
+                told.base[key] = told.uses[key]
         self._loads.pop(key, None)
         self._shown.pop(key, None)
         self._changed.discard(key)
