@@ -221,21 +221,21 @@ def connections(b: Bench) -> str:
 
 
 def kills(b: Bench) -> str:
-    """kill -9 once, at a random time, then a run to the end"""
+    """kill -9 once, after a random part of the bytes, then a run to the end"""
     rows = []
     for name, repo, size, count, command in (
         ("moorage", "bench/40m", 40 * MB, 10 * b.runs, b.moorage("bench/40m")),
         ("moorage", "bench/2g", 2 * GB, 10 * b.runs, b.moorage("bench/2g")),
         ("hf download", "bench/2g", 2 * GB, b.runs, b.hf("bench/2g")),
     ):
-        # Slower than loopback, so that the kill falls into the transfer and not into start-up; hf needs no mercy.
-        b.limit(total=size // 2)
-        whole, ratios = b.fresh(command).wall, []
+        b.limit(total=size // 2)  # slower than loopback, so that the kill falls where it should
+        ratios = []
         for _ in range(count):
             b.clear()
             b.control("/_log", "DELETE")
-            killed = b.start(command)
-            time.sleep(random.uniform(0.1, whole * 0.95))
+            killed, share = b.start(command), random.uniform(0.01, 0.99)
+            while b.sent() < share * size and killed.poll() is None:
+                time.sleep(0.01)
             killed.kill()
             killed.wait()
             used = b.run(command)  # moorage's exit code 0 says that the sha256 is right

@@ -8,4 +8,5 @@ fetch     one range of one file                  walk      reads what was writte
 saver     data to disk, then state               progress  numbers, `GET /progress`
 retry     how long to go on without progress     pace      pauses of hosts, bandwidth, stalls
 report    the JSON result                        inspect   what a folder holds
+proxy     tunnels
 """

@@ -16,12 +16,14 @@ from datetime import UTC, datetime
 from functools import cached_property
 from types import TracebackType
 from urllib.parse import quote, urlsplit
+from urllib.request import getproxies
 
 from moorage import __version__
 from moorage.download.pace import HostPauses, StopError
-from moorage.download.proxy import Proxies, Proxy, tunnel
+from moorage.download.proxy import tunnel
 from moorage.errors import SourceError
 from moorage.sources import Access, HostPolicy, Reason, classify, origin, source_error
+from moorage.sources.proxies import Proxy, choose_proxy
 from moorage.sources.urls import without_query
 
 _SAFE = "%/:=&?~#+!$,;'@()*[]"  # quote(url) with these mends a sloppy Location and changes no good one
@@ -194,7 +196,7 @@ class Wire:
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self._ca_file = ca_file
-        self._proxies = Proxies()
+        self._proxies = getproxies()
         threading.Thread(target=self._reap, name="reaper", daemon=True).start()
 
     def get(self, url: str, headers: Mapping[str, str]) -> Response:
@@ -304,9 +306,9 @@ class Wire:
         scheme, host, port = key
         self._policy.check_host(host)
         # A proxy resolves the name, so only literal addresses were checked; the proxy is the admin's own choice.
-        proxy = self._proxies.choose(scheme, host, port)
+        proxy = choose_proxy(self._proxies, scheme, host, port)
         deadline = time.monotonic() + self.timeout
-        sock = self._connect(host, port) if proxy is None else proxy.connect(self.timeout)
+        sock = socket.create_connection((proxy.host, proxy.port), self.timeout) if proxy else self._connect(host, port)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         kind = http.client.HTTPSConnection if scheme == "https" else http.client.HTTPConnection
         client = kind(host, port)

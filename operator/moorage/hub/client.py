@@ -11,6 +11,7 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import aiohttp
 
@@ -25,11 +26,13 @@ from moorage.sources import (
     Repository,
     classify,
     next_page,
+    origin,
     parse_commit,
     parse_tree_page,
     same_origin,
     source_error,
 )
+from moorage.sources.proxies import choose_proxy
 from moorage.sources.tree import MAX_JSON, read_json
 from moorage.sources.urls import redirect, without_query
 
@@ -165,7 +168,18 @@ class HubClient:
         for _ in range(_MAX_REDIRECTS + 1):
             sent = {**headers, **(access.sent() if same_origin(start, url) else {})}
             self._policy.check_host(urlsplit(url).hostname or "")
-            answer = await self._open().get(url, headers=sent, allow_redirects=False, ssl=_trust(access.ca))
+            scheme, host, port = origin(url)
+            proxy = choose_proxy(getproxies(), scheme, host, port)
+            if proxy and scheme == "http":
+                sent |= proxy.headers  # aiohttp shows a proxy's own headers to it for tunnels only
+            answer = await self._open().get(
+                url,
+                headers=sent,
+                allow_redirects=False,
+                ssl=_trust(access.ca),
+                proxy=proxy.url if proxy else None,
+                proxy_headers=proxy.headers if proxy else None,
+            )
             if answer.status < 300:
                 return answer
             answer.release()
@@ -182,7 +196,6 @@ class HubClient:
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 timeout=self._timeout,
-                trust_env=True,
                 headers={"Accept-Encoding": "identity", "User-Agent": f"moorage/{__version__}"},
             )
         return self._session

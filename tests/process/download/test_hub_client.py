@@ -9,6 +9,7 @@ from e2e.hub import HubServer
 from moorage.errors import SourceError
 from moorage.hub import HubClient
 from moorage.sources import Access, HostPolicy, Repository
+from tests.process.download.proxy import Proxy
 from tests.process.download.support import make_repo, self_signed
 
 LOCAL = HostPolicy(allow_loopback=True)
@@ -150,6 +151,22 @@ async def test_loopback_is_refused_unless_allowed(hub):
             source = Repository("acme/model", endpoint=f"http://{host}:{hub.port}")
             assert (await fails(strict.resolve(source))).reason == "HostNotAllowed"
     assert not hub.requests()
+
+
+async def test_a_proxy_and_its_exceptions(hub, client, monkeypatch):
+    source = Repository("acme/model", endpoint=hub.url)
+    with Proxy() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"http://user:p%40ss@{proxy.address}")
+        for straight in ("127.0.0.0/8", "127.0.0.1", "localhost, 127.0.0.1:" + str(hub.port)):
+            monkeypatch.setenv("NO_PROXY", straight)
+            await client.resolve(source)
+        assert not proxy.seen
+        monkeypatch.setenv("NO_PROXY", "10.0.0.0/8")
+        await client.resolve(source)
+        assert proxy.seen == [f"GET 127.0.0.1:{hub.port}"]
+        assert proxy.credentials == ["user:p@ss"]
+        monkeypatch.setenv("HTTP_PROXY", "socks5://127.0.0.1:1")
+        assert "only http:// proxies" in (await fails(client.resolve(source))).message
 
 
 async def test_unreachable(client):

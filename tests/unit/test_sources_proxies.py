@@ -2,8 +2,8 @@
 
 import pytest
 
-from moorage.download.proxy import Proxies, bypassed
 from moorage.errors import SourceError
+from moorage.sources.proxies import bypassed, choose_proxy
 
 
 @pytest.mark.parametrize(
@@ -40,21 +40,21 @@ def test_no_proxy(rules, host, port, straight):
 
 
 def test_a_proxy_by_scheme_or_for_all():
-    proxies = Proxies({"https": "http://u:p%40@proxy:8080", "all": "other", "no": ".svc"})
-    found = proxies.choose("https", "hub.example.org", 443)
+    proxies = {"https": "http://u:p%40@proxy:8080", "all": "other", "no": ".svc"}
+    found = choose_proxy(proxies, "https", "hub.example.org", 443)
     assert found is not None
-    assert (found.host, found.port) == ("proxy", 8080)
+    assert (found.host, found.port, found.url) == ("proxy", 8080, "http://proxy:8080")
     assert found.headers == {"Proxy-Authorization": "Basic dTpwQA=="}
-    assert "dTpwQA" not in repr(found)
-    plain = proxies.choose("http", "hub.example.org", 80)
+    assert "p@" not in repr(found)
+    plain = choose_proxy(proxies, "http", "hub.example.org", 80)
     assert plain is not None
     assert (plain.host, plain.port, dict(plain.headers)) == ("other", 3128, {})
-    assert proxies.choose("http", "hub.svc", 80) is None
-    assert Proxies({}).choose("http", "hub.example.org", 80) is None
+    assert choose_proxy(proxies, "http", "hub.svc", 80) is None
+    assert choose_proxy({}, "http", "hub.example.org", 80) is None
 
 
 @pytest.mark.parametrize("named", ["socks5://p:1", "https://p:1", "http://"])
 def test_other_kinds_are_refused_for_good(named):
     with pytest.raises(SourceError, match="only http:// proxies") as caught:
-        Proxies({"https": named}).choose("https", "hub.example.org", 443)
+        choose_proxy({"https": named}, "https", "hub.example.org", 443)
     assert not caught.value.retryable
