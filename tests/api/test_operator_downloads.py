@@ -18,6 +18,8 @@ from moorage.control.operator import Operator
 from moorage.control.settings import Downloads, Settings, Sources
 from moorage.kube.resources import CLAIMS, JOBS, MODEL_DOWNLOADS, MODELS, RESOURCE_QUOTAS
 from tests.conftest import TestCluster
+from tests.process.download.proxy import Proxy
+from tests.process.download.support import self_signed
 from tests.support.bed import Bed, condition, running_operator
 from tests.support.downloads import Scene, Truth
 
@@ -175,6 +177,39 @@ async def test_headers_that_are_none_are_told_without_their_text(downloads: Scen
     message = await downloads.told("wrong", "Resolved", Reason.INVALID_SPEC)
     assert "Name: value" in message
     assert "s3cret" not in message
+
+
+async def test_header_reads_go_by_the_proxy(
+    downloads: Scene, api_cluster: TestCluster, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+):
+    with Proxy() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"http://{proxy.address}")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")  # where the API server is
+        with running(api_cluster, hub):
+            await downloads.made("proxied", hub={"endpoint": f"http://localhost:{hub.port}"})
+            await downloads.told("proxied", "Resolved", "Resolved")
+        assert f"GET localhost:{hub.port}" in proxy.seen
+
+
+@pytest.fixture
+def company(tmp_path: Path) -> tuple[str, str, str]:
+    """Paths of a certificate and its key, and the certificate itself."""
+    certificate, key = self_signed(tmp_path)
+    return certificate, key, Path(certificate).read_text()
+
+
+async def test_a_certificate_of_a_companys_own_is_trusted_as_soon_as_it_is_there(
+    downloads: Scene, operator: Operator, root: Path, company: tuple[str, str, str]
+):
+    certificate, key, pem = company
+    with HubServer(root, tls=(certificate, key)) as secure:
+        spec = {"endpoint": secure.url, "caBundleRef": {"name": "company"}}
+        await downloads.made("secure", hub=spec)
+        await downloads.told("secure", "Resolved", "SecretNotFound")
+        meta = {"name": "company", "namespace": downloads.bed.namespace}
+        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"ca.crt": pem}}
+        await downloads.apply(body)
+        await downloads.told("secure", "Resolved", "Resolved", timeout=3 * credentials.PERIOD_SECONDS)
 
 
 # -- whose turn, and when ---------------------------------------------------------------------------------------------
