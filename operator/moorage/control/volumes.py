@@ -7,11 +7,12 @@ from typing import Any
 
 from moorage.kube.reflector import Reflector
 from moorage.kube.resources import CLAIMS, VOLUMES, Resource
-from moorage.placement.inventory import Inventory
+from moorage.placement.inventory import Inventory, NodeState
 from moorage.placement.matching import may_match, term_matches
 
 Manifest = dict[str, Any]
 Where = tuple[str, str]
+Terms = list[Manifest]
 
 OVER = ("Succeeded", "Failed")
 
@@ -22,6 +23,8 @@ class Volumes:
     def __init__(self, mirrors: Mapping[Resource, Reflector[Manifest]]) -> None:
         self._mirrors = mirrors
         self._mounts: dict[Where, dict[str, set[str]]] = defaultdict(dict)  # claim -> node -> pods there
+        self._nodes_known: tuple[NodeState, ...] = ()
+        self._selected: dict[str, tuple[Terms, list[str]]] = {}  # volume -> its terms and what they select of those
 
     def pod_changed(self, where: Where, old: Manifest | None, new: Manifest | None) -> set[Where]:
         """Note which claims a pod mounts; returns those that another node mounts now, or one less."""
@@ -64,9 +67,19 @@ class Volumes:
     def _nodes(self, claim: Where, found: Manifest, inventory: Inventory) -> list[str] | None:
         volume = self._mirrors[VOLUMES].items.get(("", found["volume"]))
         if volume is not None and volume["claim"] == claim:
-            terms = volume["terms"]
-            return [n.name for n in inventory.nodes if any(term_matches(t, n.name, n.labels) for t in terms)]
+            return self._select(volume, inventory.nodes)
         return [found["node"]] if found["node"] and found["phase"] != "Bound" else None
+
+    def _select(self, volume: Manifest, nodes: tuple[NodeState, ...]) -> list[str]:
+        """Names of the `nodes` that the volume's terms select; asked for in every pass, so it is kept."""
+        if nodes is not self._nodes_known:
+            self._nodes_known, self._selected = nodes, {}
+        kept = self._selected.get(volume["name"])
+        if kept is None or kept[0] is not volume["terms"]:
+            terms = volume["terms"]
+            names = [n.name for n in nodes if any(term_matches(t, n.name, n.labels) for t in terms)]
+            kept = self._selected[volume["name"]] = (terms, names)
+        return kept[1]
 
     def _pools(self, claim: Where, found: Manifest, inventory: Inventory) -> list[str] | None:
         volume = self._mirrors[VOLUMES].items.get(("", found["volume"]))
