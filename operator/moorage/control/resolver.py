@@ -8,9 +8,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from moorage import names
-from moorage.engines.facts import broken, read_facts
+from moorage.engines.facts import broken, expected_reads, read_facts
 from moorage.errors import ApiError, NotFound, SourceError
 from moorage.hub import HubClient
+from moorage.hub.ahead import Ahead
 from moorage.kube.client import KubeClient
 from moorage.kube.resources import CONFIG_MAPS, SECRETS
 from moorage.planning.types import Defaults
@@ -96,7 +97,7 @@ class Resolver:
             return self._hub.read_range(url, want.start, want.length, access, what=what)
 
         try:
-            return await drive_async(read_facts(files), read)
+            return await drive_async(read_facts(files), Ahead(read, expected_reads(files)))
         except HeaderError as error:
             raise SourceError("UnexpectedContent", broken(error, files), retryable=False) from error
 

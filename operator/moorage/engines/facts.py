@@ -7,7 +7,7 @@ from typing import Any, Final
 from moorage.engines.tool_calls import parser_for
 from moorage.sizing.errors import HeaderError
 from moorage.sizing.facts import header_facts, transformer_facts
-from moorage.sizing.reading import File, Want, read_gguf, read_transformer
+from moorage.sizing.reading import File, Want, first_reads, read_gguf, read_transformer
 from moorage.sources import RepoFile, formats
 from moorage.sources.choice import ModelFiles, model_files
 
@@ -35,6 +35,14 @@ def read_facts(files: Sequence[RepoFile]) -> Reading:
     model = yield from read_transformer(File(found.config.path, found.config.size), weights)
     parser = parser_for((yield from _template(found)))
     return told | transformer_facts(model) | ({"toolCallParser": parser} if parser else {})
+
+
+def expected_reads(files: Sequence[RepoFile]) -> list[Want]:
+    """Reads that `read_facts` is going to make one after the other, so that they can be made together."""
+    found = model_files(files)
+    if found is None or found.config is None:
+        return []
+    return first_reads([File(file.path, file.size) for file in found.weights])
 
 
 def _template(found: ModelFiles) -> Generator[Want, bytes, str]:

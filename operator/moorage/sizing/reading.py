@@ -82,6 +82,11 @@ def read_transformer(config: File, weights: Sequence[File]) -> Generator[Want, b
     return transformer_of(text, join_files(headers))
 
 
+def first_reads(files: Sequence[File]) -> list[Want]:
+    """What `read_transformer` wants first of each weight file."""
+    return [Want(file.path, 0, min(FIRST_BYTES, file.size)) for file in files if file.size]
+
+
 def _read_safetensors(file: File) -> Generator[Want, bytes, SafetensorsHeader]:
     data, wanted = b"", FIRST_BYTES
     while True:
