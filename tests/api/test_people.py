@@ -162,7 +162,7 @@ async def test_a_model_of_another_namespace_that_permits_nobody(bed: Bed, kwok_c
         await other.model("theirs")
         done = await person.types("switch", "chat", f"{other.namespace}/theirs")
     assert done.code == 3
-    assert "does not permit aliases of other namespaces" in done.err
+    assert f"does not permit aliases of namespace {bed.namespace}" in done.err
 
 
 async def test_rolling_back_and_forth(bed: Bed, operator: Operator, person: Person):
@@ -181,6 +181,11 @@ async def test_rolling_back_and_forth(bed: Bed, operator: Operator, person: Pers
     done = await person.types("rollback", "chat", "--to", str(first))
     assert done.out == f"chat points at a (weight 1) again, as in revision {first}\n"
     assert await points_at(bed) == ["a"]
+    assert "a has no server now: ScaledToZero" in done.err
+    await bed.kube.delete(MODELS, bed.namespace, "b")
+    refused = await person.types("rollback", "chat")
+    assert refused.code == 3
+    assert "cannot come back: there is no Model b in namespace" in refused.err
 
 
 async def test_loading_and_unloading(bed: Bed, operator: Operator, person: Person):

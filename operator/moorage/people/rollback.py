@@ -8,7 +8,8 @@ import click
 from moorage.api.alias import ModelAlias, PastTarget, Revision
 from moorage.kube.resources import MODEL_ALIASES
 from moorage.people.errors import Senseless
-from moorage.people.session import FIELD_MANAGER, Options, Result, Session, cluster_options, run
+from moorage.people.session import FIELD_MANAGER, Options, Result, Session, cluster_options, run, say
+from moorage.people.waiting import message
 from moorage.planning.alias_history import CHANGE_CAUSE, targets_of
 
 
@@ -32,12 +33,14 @@ def command(options: Options, alias: str, number: int | None) -> None:
       0    it points there now
       1    the API server refused, or cannot be reached
       2    wrong usage
-      3    there is no such alias or revision, or it points there already
+      3    there is no such alias or revision, its Model is gone, or the alias points there already
     """
 
     async def work(session: Session) -> Result:
         found = await session.alias(alias)
         past = earlier(found, number)
+        for target in past.targets:
+            await _usable(session, past.revision, target)
         cause = f"moorage rollback {alias} --to {past.revision}"
         await point(session, found, [_target(t) for t in past.targets], cause)
         return {"alias": alias, "namespace": session.namespace, "from": found.status.revision, "to": past.revision,
@@ -65,6 +68,17 @@ def earlier(alias: ModelAlias, number: int | None) -> Revision:
     if chosen.targets == present:
         raise Senseless(f"ModelAlias {name} points there already; known revisions: {known}")
     return chosen
+
+
+async def _usable(session: Session, revision: int, target: PastTarget) -> None:
+    """Senseless where the Model is gone; that it has no server just now is told, because requests then wait."""
+    ref = target.model_ref
+    try:
+        model = await session.model(ref.name, ref.namespace)
+    except Senseless as error:
+        raise Senseless(f"revision {revision} cannot come back: {error.message}") from None
+    if target.weight and not model.status.ready_replicas:
+        say(f"{ref.name} has no server now: {message(model)}. `moorage load {ref.name}` brings one")
 
 
 async def point(session: Session, alias: ModelAlias, targets: list[dict[str, Any]], cause: str) -> None:

@@ -9,6 +9,7 @@ from moorage import names
 from moorage.api.alias import ModelAlias
 from moorage.api.model import Model
 from moorage.errors import ApiError, Conflict
+from moorage.kube.resources import NAMESPACES
 from moorage.people.errors import ModelFailed, Senseless, TookTooLong
 from moorage.people.load import wake
 from moorage.people.rollback import point
@@ -58,7 +59,7 @@ async def switch(session: Session, name: str, to: str, timeout: float, keep: boo
     new: Where = (namespace or own, bare)
     old = _pointed(alias)
     model = await session.model(bare, new[0])
-    _check(alias, model, old)
+    _check(alias, model, old, await _labels(session, own))
     began = time.monotonic()
     await _loaded(session, alias, model, timeout)
     alias = await _moved(session, alias, new, f"moorage switch {name} {to}")
@@ -73,15 +74,25 @@ def _text(result: Result) -> str:
     return f"{result['alias']} points at {result['to']} now{tail}"
 
 
-def _check(alias: ModelAlias, model: Model, old: list[Where]) -> None:
+async def _labels(session: Session, namespace: str) -> dict[str, str] | None:
+    """Labels of a namespace; None where this person may not read them."""
+    try:
+        found = await session.kube.get(NAMESPACES, None, namespace)
+    except ApiError:
+        return None
+    return dict(found["metadata"].get("labels") or {})
+
+
+def _check(alias: ModelAlias, model: Model, old: list[Where], labels: dict[str, str] | None) -> None:
     """Senseless where the alias could not use the Model."""
     name, meta = alias.metadata.name, model.metadata
     if old == [(meta.namespace, meta.name)]:
         raise Senseless(f"ModelAlias {name} points at {meta.name} already")
-    allowed = model.spec.allowed_namespaces
-    if meta.namespace != alias.metadata.namespace and allowed.from_ == "Same":
+    own, allowed = alias.metadata.namespace, model.spec.allowed_namespaces
+    unknown = labels is None and allowed.from_ == "Selector"
+    if not unknown and not allowed.permits(meta.namespace, own, labels):
         raise Senseless(
-            f"Model {meta.namespace}/{meta.name} does not permit aliases of other namespaces: see its "
+            f"Model {meta.namespace}/{meta.name} does not permit aliases of namespace {own}: see its "
             "spec.allowedNamespaces"
         )
     requires, source = alias.spec.requires, model.status.source
