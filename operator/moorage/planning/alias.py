@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from moorage.api.alias import AliasSummary, CurrentTarget, ModelAlias, StatusModelRef
+from moorage.api.alias import AliasStatus, AliasSummary, CurrentTarget, ModelAlias, StatusModelRef
 from moorage.api.conditions import AliasCondition, ModelCondition, Reason, is_true
 from moorage.api.model import Model
 from moorage.api.naming import ModelRef
@@ -55,9 +55,24 @@ def plan_alias(seen: ObservedAlias) -> Plan:
     events, again = _failed_over(draft, alias, seen)
     served_names.tell(draft, seen.taken)
     _shadowing(draft, alias, seen.shadows)
-    conflict, past = draft.get(C.NAME_CONFLICT), draft.true(C.FAILED_OVER) and draft.get(C.FAILED_OVER)
-    said = problem or (past and past.message) or (conflict and conflict.message) or ""
-    status, before = alias.status, alias.status.revision  # parsed for this pass alone
+    if not problem:
+        message = _trouble(draft) or message
+    before = alias.status.revision
+    status = _status(alias, seen, draft, targets, message)
+    events = draft.events(_EVENTS) + events
+    if before is not None and before != status.revision:
+        events += (PlannedEvent("Normal", "Switched", f"points at {_shares(alias, targets)} now"),)
+    return Plan(status=status.dump(), events=events, requeue_after=again, why=message)
+
+
+def _trouble(draft: Draft) -> str:
+    """What is worth a column's only line, where all Models are as the spec wants them."""
+    found = (draft.get(kind) for kind in (C.FAILED_OVER, C.NAME_CONFLICT) if draft.true(kind))
+    return next((condition.message for condition in found if condition), "")
+
+
+def _status(alias: ModelAlias, seen: ObservedAlias, draft: Draft, targets: list[_Leg], message: str) -> AliasStatus:
+    status = alias.status  # parsed for this pass alone
     status.observed_generation = alias.metadata.generation
     order = {kind.value: place for place, kind in enumerate(C)}
     status.conditions = sorted(draft.conditions, key=lambda c: order.get(c.type, len(order)))
@@ -66,14 +81,11 @@ def plan_alias(seen: ObservedAlias) -> Plan:
     status.summary = AliasSummary(
         targets=line(_shares(alias, targets), 60),
         ready=f"{sum(leg.ready for leg in targets)}/{len(targets)}",
-        message=line(message if problem else said or message),
+        message=line(message),
         defaults=line(_parameters(alias), 80) or None,
     )
     status.usage = use.totals(status.usage, seen.usage)
-    events = draft.events(_EVENTS) + events
-    if before is not None and before != status.revision:
-        events += (PlannedEvent("Normal", "Switched", f"points at {_shares(alias, targets)} now"),)
-    return Plan(status=status.dump(), events=events, requeue_after=again, why=message)
+    return status
 
 
 def _leg(seen: ObservedAlias, alias: ModelAlias, ref: ModelRef) -> _Leg:
