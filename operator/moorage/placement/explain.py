@@ -153,8 +153,9 @@ def _too_small(request: Request, plans: Sequence[Candidate], offers: Sequence[Of
 
 
 def _blocked(request: Request, seen: Survey, plans: Sequence[Candidate]) -> str:
-    """Nodes whose GPUs would do if the pod might run there."""
+    """Nodes whose GPUs would do if the pod might run there; what the spec leaves out is named for want of others."""
     able = [b for b in seen.blocked if any(sufficient(request, p, c) for p in b.node.pools for c in plans)]
+    able = [b for b in able if b.reason is not Rejection.NOT_SELECTED] or able
     if not able:
         return ""
     first = able[0]

@@ -139,6 +139,11 @@ def tolerations(vendor: str) -> tuple[Mapping[str, str], ...]:
 
 def _against(request: Request, node: NodeState) -> tuple[Rejection, str] | None:
     """Why the pod may not run on the node at all."""
+    # What a person left out comes first: nobody asks whether a node is ready that the Model is not to run on.
+    if request.node_selector and not selects(request.node_selector, node.labels):
+        return Rejection.NOT_SELECTED, "is not among the nodes that spec.nodeSelector selects"
+    if request.node_affinity and not affinity_matches(request.node_affinity, node.name, node.labels):
+        return Rejection.NOT_SELECTED, "does not match spec.affinity"
     if not node.ready:
         return Rejection.NOT_READY, "is not ready"
     if node.unschedulable:
@@ -148,10 +153,6 @@ def _against(request: Request, node: NodeState) -> tuple[Rejection, str] | None:
         taint = untolerated(node.taints, [*request.tolerations, *own])
         if taint is not None:
             return Rejection.TAINTED, f"has taint {taint.key}, which spec.tolerations does not tolerate"
-    if request.node_selector and not selects(request.node_selector, node.labels):
-        return Rejection.NOT_SELECTED, "is not among the nodes that spec.nodeSelector selects"
-    if request.node_affinity and not affinity_matches(request.node_affinity, node.name, node.labels):
-        return Rejection.NOT_SELECTED, "does not match spec.affinity"
     if request.volume_nodes is not None and node.name not in request.volume_nodes:
         return Rejection.VOLUME_ELSEWHERE, "cannot mount the volume"
     return None

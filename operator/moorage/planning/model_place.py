@@ -132,6 +132,7 @@ def request(step: ModelPass, plans: tuple[Candidate, ...], *, replacing: bool) -
         exact_class=engine_of(step).sized_by_gpu,
         volume_nodes=mountable(step.seen.volume, leaving),
         volume_pools=growable(step.seen.volume, leaving),
+        weights_on=frozenset(step.seen.volume["mounted"]) if step.seen.volume else frozenset(),
         one_node=_one_node(step),
         late_pools=node_pools.late(step),
     )
