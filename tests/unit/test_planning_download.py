@@ -281,3 +281,27 @@ def test_a_claim_that_is_being_deleted_is_waited_for():
     del world.children[("PersistentVolumeClaim", name)]
     world.settle()
     assert ("PersistentVolumeClaim", name) in world.children
+
+
+def test_a_deadline_ends_it_and_a_longer_one_goes_on():
+    world = fetching()
+    spec = world.download["spec"]
+    world.download["spec"] = {**spec, "retry": {"deadline": "1h"}}
+    world.settle()
+    world.later(3595)
+    assert world.plan_download().requeue_after == 6, "it looks again when the time is over"
+    world.later(6).settle()
+    status, reason, message = world.of_download("Downloaded")
+    assert (status, reason) == ("False", "DeadlineExceeded")
+    assert "within 1h" in message
+    assert world.download["status"]["phase"] == "Failed"
+    assert world.of_download("Stalled")[0] == "True"
+    assert world.phase == "Blocked"
+    assert not [k for k, _ in world.children if k == "Job"]
+    world.download["spec"] = {**spec, "retry": {"deadline": "3h"}}
+    world.download["metadata"]["generation"] += 1
+    world.settle()
+    assert world.job()
+    assert world.of_download("Stalled")[0] == "False"
+    world.download_done().later(10**6).settle()
+    assert world.download["status"]["phase"] == "Ready", "what is there is there"

@@ -148,6 +148,7 @@ class Reason(StrEnum):
     CLAIM_NOT_FOUND = "ClaimNotFound"
     DOWNLOAD_NOT_FOUND = "DownloadNotFound"
     DOWNLOAD_FAILED = "DownloadFailed"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
     TARGET_NOT_FOUND = "TargetNotFound"
     TARGET_NOT_READY = "TargetNotReady"
     TARGET_NOT_PERMITTED = "TargetNotPermitted"
@@ -259,6 +260,7 @@ REASON_HELP: dict[Reason, str] = {
     Reason.CLAIM_NOT_FOUND: "The PersistentVolumeClaim that the spec names does not exist in the namespace.",
     Reason.DOWNLOAD_NOT_FOUND: "The ModelDownload that `downloadRef` names does not exist in the namespace.",
     Reason.DOWNLOAD_FAILED: "The ModelDownload failed for good; its own conditions say why.",
+    Reason.DEADLINE_EXCEEDED: "The files were not there within `retry.deadline`; a longer one goes on from there.",
     Reason.TARGET_NOT_FOUND: "A Model that the alias points at does not exist; requests go past it.",
     Reason.TARGET_NOT_READY: "A Model that the alias points at is not ready; its own conditions say why.",
     Reason.TARGET_NOT_PERMITTED: "A Model of another namespace does not permit the alias to point at it; its "

@@ -84,6 +84,11 @@ class Retry(SpecPart):
             "spec.retry.stallTimeout must be between 1s and 10m",
         ),
     ] = Field(default="30s", description="A connection that brings no byte for this long is dropped and tried again.")
+    deadline: Duration | None = Field(
+        default=None,
+        description="Give up this long after the first attempt began, pauses included, such as 6h. What was fetched is "
+        "kept, and a longer deadline goes on from there. Absent: never.",
+    )
 
 
 class DownloadSpec(SpecPart):

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from moorage import names
+from moorage.api.common import duration_seconds
 from moorage.api.conditions import DownloadCondition as C
 from moorage.api.conditions import DownloadPhase as Phase
 from moorage.api.conditions import Reason
@@ -44,7 +45,7 @@ def fetch(step: DownloadPass) -> str | None:
     changed = step.download.status.observed_generation != step.download.metadata.generation
     if step.status.phase == Phase.FAILED and step.seen.job is None and not changed and not _verify_asked(step):
         return _still_failed(step)
-    if closed := _outside_window(step):
+    if closed := _outside_window(step) or _too_late(step):
         return closed
     commit = step.status.resolved_revision or ""
     claim = step.status.claim_name or step.name
@@ -137,6 +138,27 @@ def _outside_window(step: DownloadPass) -> str | None:
     step.status.phase = Phase.PAUSED
     hours = f"{spec.start} to {spec.end} {spec.time_zone}"
     return _not_yet(step, Reason.OUTSIDE_WINDOW, f"waits for its hours, {hours}")
+
+
+def _too_late(step: DownloadPass) -> str | None:
+    """Give up, where the spec has a deadline and the files are not there by then."""
+    deadline, began = step.download.spec.retry.deadline, step.status.started_at
+    if deadline is None or began is None or step.draft.true(C.DOWNLOADED):
+        return None
+    left = duration_seconds(deadline) - (step.seen.now - began).total_seconds()
+    if left > 0:
+        step.wake_in(left + 1.0)
+        return None
+    step.drop_job()
+    before = step.status.last_error
+    text = (
+        f"not done within {deadline}, as spec.retry.deadline asks; what was fetched is kept, and a longer one goes on"
+    )
+    if before and before.message and before.reason != Reason.DEADLINE_EXCEEDED:
+        text += f". The last trouble was: {before.message}"
+    step.status.last_error = texts.last_error(Reason.DEADLINE_EXCEEDED, text, None)
+    step.status.next_attempt_at = None
+    return step.fail(Reason.DEADLINE_EXCEEDED, text)
 
 
 def _still_failed(step: DownloadPass) -> str:

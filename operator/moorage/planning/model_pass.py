@@ -29,6 +29,7 @@ PERSON = {
     Reason.CLAIM_NOT_FOUND,
     Reason.DOWNLOAD_NOT_FOUND,
     Reason.DOWNLOAD_FAILED,
+    Reason.DEADLINE_EXCEEDED,
     Reason.SECRET_NOT_FOUND,
     *(Reason(reason) for reason, facts in CATALOG.items() if facts.exit_code and not facts.retryable),
 }
