@@ -1,6 +1,7 @@
 """The gateway's routing table on a real API server: from `kubectl patch` to the table in force."""
 
 import asyncio
+import signal
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,6 +21,8 @@ from moorage.kube.resources import ENDPOINT_SLICES, MODEL_ALIASES, MODELS, SECRE
 from moorage.names import KEY_REQUESTS
 from tests.conftest import TestCluster
 from tests.process.gateway.support import QUICK, Client, Reply, get, post
+from tests.process.gateway.test_gateway_command import command
+from tests.process.gateway.test_gateway_report import TOKEN, MockOperator
 from tests.support.apiproxy import FOREVER, ApiProxy
 from tests.support.bed import Bed, running_operator
 from tests.support.eventually import eventually
@@ -234,3 +237,25 @@ async def test_secrets_are_keys_as_soon_as_they_are_made_and_until_they_are_dele
         await eventually(lambda: gateway.table.keys == (), 5, "no key")
         assert (await gateway.ask(asked("sk-one"))).status == 401
     assert "sk-one" not in caplog.text
+
+
+async def test_the_command_tells_the_operator_and_says_its_last_words(
+    bed: Bed, kwok_cluster: TestCluster, tmp_path: Path
+):
+    await bed.model("m", replicas=0)
+    (tmp_path / "token").write_text(TOKEN)
+    options = ["--kubeconfig", str(kwok_cluster.kubeconfig), "--default-namespace", bed.namespace, "--drain-delay", "0"]
+    async with MockOperator() as operator:
+        options += ["--operator", operator.url, "--operator-token-file", str(tmp_path / "token")]
+        async with command(None, *options) as gateway:
+            await eventually(lambda: operator.reports, 20, "the first report")
+            async with Client.connected(gateway.public) as client:
+                await client.send(post({"model": "m", "messages": []}))
+                wanted = f"{bed.namespace}/m"
+                await eventually(lambda: operator.total(wanted, "wanted") == 1, 5, "demand")
+                assert operator.total(wanted, "pending") == 1
+            gateway.process.send_signal(signal.SIGTERM)
+            assert await gateway.ended() == 0
+            assert "Traceback" not in gateway.log
+        assert operator.total(wanted, "cancelled") == 1, "the client left, and that was told before the end"
+        assert operator.total(wanted, "pending") == 0

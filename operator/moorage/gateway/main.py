@@ -162,9 +162,9 @@ def command(
     verbose: bool,
 ) -> None:
     """See _HELP."""
-    if routes and (kubeconfig or default_namespace or operator_url):
+    if routes and (kubeconfig or default_namespace or keys_namespace or operator_url):
         raise click.UsageError(
-            "--kubeconfig, --default-namespace and --operator are for a cluster, --routes is for none"
+            "--kubeconfig, --default-namespace, --keys-namespace and --operator go with a cluster, not with --routes"
         )
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")

@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 import signal
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from tests.process.gateway.support import OK, Client, EngineSide, RawEngine, address, always, chat, get, mock
+from tests.process.gateway.test_gateway_tls import certificate
 from tests.support.eventually import eventually
 from tests.support.mockengine import ROOT
 
@@ -45,8 +47,10 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def command(routes: Path, *options: str, listen: str = "127.0.0.1:0") -> AsyncIterator[Process]:
-    words = ["gateway", "--listen", listen, "--admin", "127.0.0.1:0", "--routes", str(routes), *options]
+async def command(routes: Path | None, *options: str, listen: str = "127.0.0.1:0") -> AsyncIterator[Process]:
+    """`moorage gateway`, serving or ended; without `routes` the options say where the table comes from."""
+    words = ["gateway", "--listen", listen, "--admin", "127.0.0.1:0", *options]
+    words += ["--routes", str(routes)] if routes else []
     started = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "moorage", *words,
         env={**os.environ, "PYTHONPATH": str(ROOT / "operator")},
@@ -205,3 +209,36 @@ async def test_an_address_that_is_taken_is_exit_3(tmp_path):
 async def test_an_address_that_is_none_is_exit_2(tmp_path, wrong):
     async with command(tmp_path / "routes.yaml", listen=wrong) as gateway:
         assert await gateway.ended() == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--operator", "http://operator"),
+        ("--operator", "ftp://operator", "--operator-token-file", "token"),
+        ("--operator-token-file", "token"),
+        ("--tls-cert", "tls.crt"),
+        ("--keys-namespace", "team-a"),
+    ],
+)
+async def test_options_that_make_no_sense_together_are_exit_2(tmp_path, options):
+    async with command(tmp_path / "routes.yaml", *options) as gateway:
+        assert await gateway.ended() == 2
+
+
+async def test_https_and_required_keys_as_options(tmp_path):
+    made = certificate(tmp_path, "first")
+    trust = ssl.create_default_context(cafile=str(made / "tls.crt"))
+    options = ("--tls-cert", str(made / "tls.crt"), "--tls-key", str(made / "tls.key"), "--require-keys")
+    async with RawEngine(always(OK)) as engine, command(routes(tmp_path, engine), *options) as gateway:
+        async with Client.connected(gateway.public, ssl=trust) as client:
+            reply = await client.ask(chat())
+            assert (reply.status, reply.error["code"]) == (401, "invalid_api_key")
+        assert await gateway.ready() == 200
+
+
+async def test_a_certificate_that_cannot_be_used_is_exit_3(tmp_path):
+    options = ("--tls-cert", str(tmp_path / "tls.crt"), "--tls-key", str(tmp_path / "tls.key"))
+    async with RawEngine(always(OK)) as engine, command(routes(tmp_path, engine), *options) as gateway:
+        assert await gateway.ended() == 3
+        await eventually(lambda: "could not start: no certificate from" in gateway.log)
