@@ -249,6 +249,10 @@ async def test_the_command_tells_the_operator_and_says_its_last_words(
         options += ["--operator", operator.url, "--operator-token-file", str(tmp_path / "token")]
         async with command(None, *options) as gateway:
             await eventually(lambda: operator.reports, 20, "the first report")
+            limit = time.monotonic() + 20
+            while await gateway.ready() != 200:
+                assert time.monotonic() < limit, "it never knew the cluster"
+                await asyncio.sleep(0.1)
             async with Client.connected(gateway.public) as client:
                 await client.send(post({"model": "m", "messages": []}))
                 wanted = f"{bed.namespace}/m"
