@@ -8,6 +8,7 @@ the trace and the mix, and the same comparison in a simulation of more nodes. Wr
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -37,6 +38,7 @@ LOADS = (60, 80, 100)
 MIXES = ("multigpu20", "multigpu50")
 CPUS_OF_A_GPU = 4
 BIND_SECONDS = 30.0
+PODS_MADE = itertools.count()
 Plain = dict[str, Any]
 Shape = tuple[int, ...]  # a row of NODES
 
@@ -122,7 +124,7 @@ class Run:
 
     async def _bind(self, number: int, model: Model, candidate: Candidate, affinity: Plain) -> bool:
         """Whether the scheduler binds the pod; one that it refuses is taken away again."""
-        name = f"m{number}"
+        name = f"p{next(PODS_MADE)}"  # never the name of one that is being deleted
         requests = {"cpu": str(CPUS_OF_A_GPU * candidate.gpus), "memory": f"{model.host_mib}Mi"}
         resources = {"requests": requests, "limits": {GPU: str(candidate.gpus)}}
         spec = {"affinity": affinity, "containers": [{"name": "c", "image": "x", "resources": resources}]}
