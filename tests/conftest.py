@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from e2e.cluster import Cluster
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFIX = os.environ.get("MOORAGE_TEST_CLUSTER", "test")
 """Clusters of a test run are called PREFIX-api and so on; two runs at once on one checkout need two prefixes."""
+
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 
 @dataclass

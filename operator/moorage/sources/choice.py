@@ -99,16 +99,13 @@ def model_files(files: Sequence[RepoFile]) -> ModelFiles | None:
     if head and folders:
         raise source_error(
             Reason.AMBIGUOUS,
-            f"the source holds a model as GGUF ({head}) and one as safetensors; choose one with include or exclude, or "
-            "in a Model with spec.engine",
+            f"the source holds a model as GGUF ({head}) and one as safetensors; a Model chooses by spec.engine",
         )
     if head:
         return ModelFiles("GGUF", head, tuple(sorted((f for f in files if _of(head, f.path)), key=lambda f: f.path)))
     if len(folders) > 1 and "" not in folders:
         listed = ", ".join(f"{folder}/" for folder in folders[:_SHOWN])
-        raise source_error(
-            Reason.AMBIGUOUS, f"the source holds {len(folders)} models, in {listed}; choose one with include"
-        )
+        raise source_error(Reason.AMBIGUOUS, f"the source holds {len(folders)} models, in {listed}")
     return _in_folder(files, folders[0]) if folders else None
 
 

@@ -119,7 +119,7 @@ CATALOG: dict[Reason, ReasonFacts] = {
     Reason.INSUFFICIENT_STORAGE: ReasonFacts(
         21,
         "No space left: the volume has less room than the files need. Found before the first byte wherever possible.",
-        "Make the claim larger (`storage.size`, where its class allows that) or free space on the volume.",
+        "Make the claim larger, where its storage class allows that, or free space on the volume.",
     ),
     Reason.CHECKSUM_MISMATCH: ReasonFacts(
         22,
