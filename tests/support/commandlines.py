@@ -36,12 +36,13 @@ def vllm() -> dict[str, tuple[str, ...]]:
         reasoningParser="qwen3",
         args=["--seed", "1"],
     )
+    eight_bits = replace(START, serving=replace(START.serving, kv_cache_type="fp8"))
     starts = {
         "CPU": (asked(), START),
         "GPU": (asked(), replace(START, gpus=1, gpu_memory_mib=24564)),
         "GPU of unknown size": (asked(), replace(START, gpus=1)),
         "four GPUs": (asked(), replace(START, gpus=4, gpu_memory_mib=24564)),
-        "everything": (everything, replace(START, gpus=1, gpu_memory_mib=81559, chat_template=TEMPLATE)),
+        "everything": (everything, replace(eight_bits, gpus=1, gpu_memory_mib=81559, chat_template=TEMPLATE)),
         "float32": (asked(vllm={"dtype": "float32"}, toolCalling={"enabled": False}), START),
     }
     engine = VllmEngine()
