@@ -3,6 +3,7 @@
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,8 +69,16 @@ def test_nothing_is_written_at_rest():
     assert world.writes == before
 
 
-def test_other_request_parameters_restart_nothing():
-    plain, changed = World(model()).ready(), World(model(request={"defaults": {"temperature": 0.7}})).ready()
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"request": {"defaults": {"temperature": 0.7}}},
+        {"servedNames": ["llama3:instruct"]},
+        {"allowedNamespaces": {"from": "All"}},
+    ],
+)
+def test_what_concerns_only_the_gateway_restarts_nothing(spec: dict[str, Any]):
+    plain, changed = World(model()).ready(), World(model(**spec)).ready()
     assert len({w.children[("Deployment", "tiny")]["inputsHash"] for w in (plain, changed)}) == 1
 
 

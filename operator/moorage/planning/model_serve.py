@@ -116,7 +116,7 @@ def _vendor(step: ModelPass) -> str | None:
 def inputs_of(step: ModelPass, image: str) -> str:
     """Hash of everything that shapes the pod: an upgrade of Moorage that renders it otherwise does not change it."""
     shapeless = {"replicas", "benchmark", "description", "purpose", "request", "rollout", "update_policy"}
-    shapeless |= {"storage", "source", "scaling", "preemption"}
+    shapeless |= {"storage", "source", "scaling", "preemption", "served_names", "allowed_namespaces"}
     spec = step.model.spec.model_dump(mode="json", exclude=shapeless, exclude_none=True, exclude_defaults=True)
     source, placed = step.source, step.status.placement
     where = [source.claim_name, source.path, source.main_file, source.resolved_revision]
