@@ -228,7 +228,8 @@ async def a_download_is_paused_and_cancelled(bed: Bed, hub: HubServer, storage: 
 
 async def a_model_goes_and_its_download_follows(bed: Bed, hub: HubServer, storage: str) -> None:
     kept = {"storageClassName": storage, "deleteAfterUnused": "1s"}
-    await bed.model("m", source=source(hub), storage=kept)
+    let_go = {f"{names.GROUP}/allow-delete": "true"}  # although an alias points at it
+    await bed.model("m", source=source(hub), storage=kept, annotations=let_go)
     await bed.create("ModelAlias", "a", {"targets": [{"modelRef": {"name": "m"}}]})
     await bed.until(MODEL_ALIASES, "a", lambda alias: alias["status"]["conditions"])
     model = await bed.until(MODELS, "m", lambda model: model["status"]["source"]["downloadName"])
