@@ -99,19 +99,6 @@ def test_its_pod_keeps_to_what_was_planned(machine: Machine):
     assert pods[0]["status"]["containerStatuses"][0]["restartCount"] == 0
 
 
-def test_a_model_in_several_files_loads_when_it_is_woken(machine: Machine):
-    machine.until("model", "fleet-vllm", lambda m: condition(m, "Downloaded").get("status") == "True", 120)
-    machine.kubectl("scale", "model", "tiny-vllm", "--replicas=0")  # one at a time on a small machine
-    machine.kubectl("scale", "model", "fleet-vllm", "--replicas=1")
-    machine.until("model", "fleet-vllm", lambda m: m["status"]["phase"] == "Ready", 600)
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
-    question = {"model": "fleet-vllm", "max_tokens": 4, "messages": [{"role": "user", "content": "Hi"}]}
-    answer = ask(machine, "fleet-vllm", {**question, "tools": tools})
-    assert answer["usage"]["completion_tokens"] <= 4
-    machine.kubectl("scale", "model", "fleet-vllm", "--replicas=0")
-    machine.kubectl("scale", "model", "tiny-vllm", "--replicas=1")
-
-
 def test_every_argument_is_taken_by_the_real_parser_as_it_was_meant(told: dict[str, Any]):
     for (name, arguments), parsed in zip(commandlines.vllm().items(), told["parsed"], strict=True):
         assert "error" not in parsed, (name, parsed)
@@ -133,3 +120,14 @@ def test_the_recorded_arguments_are_those_of_the_real_server(told: dict[str, Any
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text)
     assert text == path.read_text(), f"{path.name} differs; UPDATE_GOLDEN=1 writes it anew"
+
+
+def test_a_model_in_several_files_loads_when_it_is_woken(machine: Machine):
+    machine.until("model", "fleet-vllm", lambda m: condition(m, "Downloaded").get("status") == "True", 120)
+    machine.kubectl("scale", "model", "tiny-vllm", "--replicas=0")  # one at a time on a small machine
+    machine.kubectl("scale", "model", "fleet-vllm", "--replicas=1")
+    machine.until("model", "fleet-vllm", lambda m: m["status"]["phase"] == "Ready", 600)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    question = {"model": "fleet-vllm", "max_tokens": 4, "messages": [{"role": "user", "content": "Hi"}]}
+    answer = ask(machine, "fleet-vllm", {**question, "tools": tools})
+    assert answer["usage"]["completion_tokens"] <= 4
