@@ -10,7 +10,7 @@ from moorage.placement.gpu_report import Gpu, GpuReport, Holder
 from moorage.planning.types import Answer
 from moorage.sizing.facts import header_facts
 from moorage.sizing.gguf import read_gguf_header
-from tests.support.world import DEFAULTS, GGUF, World, gpu_node, model
+from tests.support.world import DEFAULTS, GGUF, SAFETENSORS, World, gpu_node, model
 from tests.unit.model_shapes import MODELS as SHAPES
 from tests.unit.test_engine_failures import BLOCKS, BUSY, CPU, WEIGHTS
 
@@ -106,6 +106,23 @@ def test_the_next_start_is_planned_with_what_the_last_one_held():
     world.change(replicas=1).settle()
     assert placement(world)["gpuClass"] == "24Gi", "8Gi would not do again"
     assert world.condition("Placed")[0] == "True"
+
+
+def test_an_engine_that_fills_its_gpu_does_not_need_what_it_held():
+    """vLLM makes cache of all that is left; a next start planned with that would fit nowhere else any more."""
+    world = World(model(accelerator={"vendor": "Nvidia"}, source={"huggingFace": {"repo": "org/qwen"}}))
+    world.nodes = [gpu_node("large", 81_559)]
+    world.answer_resolve(SAFETENSORS).download_done()
+    planned_mib = memory(world)["plannedMiB"]
+    serves(world, 73_000, node="large")
+    assert memory(world)["observedMiB"] == 73_000
+    world.change(replicas=0).settle()
+    world.pods.clear()
+    deployment(world).update(ready=0, replicas=0)
+    world.nodes = list(FLEET)
+    world.change(replicas=1).settle()
+    assert memory(world)["plannedMiB"] == planned_mib
+    assert placement(world)["gpuClass"] == "24Gi"
 
 
 def test_other_settings_forget_what_was_learned():

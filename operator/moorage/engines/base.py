@@ -111,7 +111,8 @@ class Engine(ABC):
     cache_types     number formats of the KV cache, from the least to the greatest loss
     gpu_counts      GPUs of one node that a replica may use; `unsplittable` says which of them a model forbids
     process_mib     host memory of the server itself, beside what the model needs there
-    sized_by_gpu    its arguments depend on the GPU's size, so every replica gets the same class
+    fills_gpu       it takes all that may be planned of its GPUs, whatever it needs: its arguments depend on their
+                    size, and what it holds tells nothing about the next start
     """
 
     name: ClassVar[str]
@@ -125,7 +126,7 @@ class Engine(ABC):
     cache_types: ClassVar[tuple[str, ...]]
     gpu_counts: ClassVar[tuple[int, ...]]
     process_mib: ClassVar[int]
-    sized_by_gpu: ClassVar[bool]
+    fills_gpu: ClassVar[bool]
 
     @abstractmethod
     def refusal(self, asked: Asked) -> str:

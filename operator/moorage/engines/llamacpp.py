@@ -42,7 +42,7 @@ class LlamaCppEngine(Engine):
     cache_types = ("f16", "q8_0", "q4_0")
     gpu_counts = (1, 2, 4, 8)  # a layer split takes any number; these are what nodes come with
     process_mib = SERVER_MIB + PROMPT_CACHE_MIB
-    sized_by_gpu = False
+    fills_gpu = False
 
     def refusal(self, asked: Asked) -> str:
         """See Engine. llama-server would cut a context that is too long without a word."""

@@ -85,7 +85,7 @@ class VllmEngine(Engine):
     cache_types = ("f16", "fp8")
     gpu_counts = (1, 2, 4, 8)
     process_mib = 0  # counted in the need's host memory
-    sized_by_gpu = True
+    fills_gpu = True
 
     def refusal(self, asked: Asked) -> str:
         """See Engine."""

@@ -44,7 +44,7 @@ def learn(step: ModelPass) -> None:
     memory.learned, step.status.memory = learned, memory
     _ran_out(step, learned)
     _observe(step, memory, learned)
-    if not any(pod["node"] for pod in step.servers):
+    if not any(pod["node"] for pod in step.servers) and not engine_of(step).fills_gpu:
         _adopt(memory, learned)
 
 

@@ -129,7 +129,7 @@ def request(step: ModelPass, plans: tuple[Candidate, ...], *, replacing: bool) -
         replicas=max(step.replicas if replacing else step.replicas - len(_nodes(step)), 1),
         placed=() if replacing else tuple(_nodes(step)),
         replacing=replacing,
-        exact_class=engine_of(step).sized_by_gpu,
+        exact_class=engine_of(step).fills_gpu,
         volume_nodes=mountable(step.seen.volume, leaving),
         volume_pools=growable(step.seen.volume, leaving),
         weights_on=frozenset(step.seen.volume["mounted"]) if step.seen.volume else frozenset(),

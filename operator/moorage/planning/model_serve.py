@@ -121,7 +121,7 @@ def inputs_of(step: ModelPass, image: str) -> str:
     source, placed = step.source, step.status.placement
     where = [source.claim_name, source.path, source.main_file, source.resolved_revision]
     gpus: list[object] = [placed.vendor, placed.count] if placed else []
-    if placed and engine_of(step).sized_by_gpu:
+    if placed and engine_of(step).fills_gpu:
         gpus.append(placed.gpu_memory_mib)
     # Only what there is: who never needed room, or never moved, keeps the hash that he has.
     further = [mark for mark in (_room(step), moving.moved(step)) if mark]
