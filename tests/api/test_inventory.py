@@ -9,7 +9,7 @@ import pytest
 
 from moorage.control.fleet import GPUs
 from moorage.control.operator import Operator
-from moorage.kube.resources import PODS
+from moorage.kube.resources import MODELS, PODS
 from tests.conftest import TestCluster, kwok_node
 from tests.support.bed import SETTINGS, Bed, condition, running_operator
 
@@ -119,7 +119,10 @@ async def test_the_schedulers_own_words_where_it_disagrees(bed: Bed, operator: O
     here = {"kubernetes.io/hostname": "sim-gfd"}
     gpu = {"vendor": "Auto", "memoryPerGPUOverride": "20Gi"}
     await bed.model("many", accelerator=gpu, nodeSelector=here, resources={"requests": {"cpu": "500"}})
-    model = await bed.until_condition("many", "Serving", "False", "Unschedulable", timeout=60)
+
+    def told(model: dict[str, Any]) -> bool:
+        return "Insufficient cpu" in condition(model, "Serving").get("message", "")
+
+    model = await bed.until(MODELS, "many", told, timeout=60)
     assert condition(model, "Placed")["status"] == "True"
-    assert "Insufficient cpu" in condition(model, "Serving")["message"]
-    assert condition(model, "Ready")["reason"] == "Unschedulable"
+    assert condition(model, "Ready")["reason"] == condition(model, "Serving")["reason"] == "Unschedulable"
