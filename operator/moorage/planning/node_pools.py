@@ -53,9 +53,9 @@ def waits(step: ModelPass, found: Decision) -> None:
     message = found.message
     if found.reason == Reason.NO_NODE_CAME:
         patience = text.duration(step.seen.defaults.node_deadline_seconds)
-        pod = next((p["name"] for p in step.servers if not p["node"]), "of the Model")
+        pod = next((f"pod {p['name']}" for p in step.servers if not p["node"]), "that pod")
         message += (
-            f" within {patience}; its pod goes on waiting for any of them: see the events of pod {pod}, and what the "
+            f" within {patience}; its pod goes on waiting for any of them: see the events of {pod}, and what the "
             "cluster autoscaler says of these pools (quota, stock, maximum)"
         )
     step.stop(C.PLACED, found.reason, message)
