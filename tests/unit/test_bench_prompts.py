@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from moorage.bench.prompts import PromptMaker, close_enough, first_length, next_length
@@ -24,6 +24,8 @@ def test_prompts_do_not_share_their_middle():
     assert len(set(bodies)) == len(bodies)
 
 
+@example(wanted=64, characters_per_token=2.75, template=43, wobble=0.0)
+@example(wanted=64, characters_per_token=5.75, template=42, wobble=0.0)
 @given(
     wanted=st.integers(64, 100_000),
     characters_per_token=st.floats(1.0, 8.0),

@@ -64,6 +64,8 @@ def next_length(seen: Sequence[tuple[int, int]], wanted: int) -> int:
     guess = length * wanted / max(tokens, 1)
     if len(seen) > 1:
         before, tokens_before = seen[-2]
-        if (tokens - tokens_before) * (length - before) > 0:
-            guess = length + (wanted - tokens) * (length - before) / (tokens - tokens_before)
+        more = tokens - tokens_before
+        if more * (length - before) > 0:
+            more += 1 if more > 0 else -1  # counts are whole: of two that are close the difference may be one too small
+            guess = length + (wanted - tokens) * (length - before) / more
     return max(1, min(round(guess), 4 * length))
