@@ -219,10 +219,10 @@ async def test_events_tell_what_happened(bed: Bed, operator: Operator):
         return {e["reason"] for e in events if e["involvedObject"]["kind"] == "Model"}
 
     for _ in range(100):
-        if {"Loading", "Loaded"} <= await told():
+        if {"Downloaded", "Loaded"} <= await told():
             break
         await asyncio.sleep(0.1)
-    assert {"Loading", "Loaded"} <= await told()
+    assert {"Downloaded", "Loaded"} <= await told()
     assert "LoadFailed" not in await told()
 
 
