@@ -44,6 +44,7 @@ def died(world: World, log: str, template: str = "t1", *, uid: str = "p1", resta
 
 def serves(world: World, used: int, *, node: str, uid: str = "p1") -> World:
     """A pod is ready, and the node's agent reports `used` MiB for it."""
+    world.later(60)
     tell(world, used, node=node, uid=uid)
     return world.pod(uid, ready=True, node=node, gpus={"nvidia.com/gpu": 1}, namespace="ns").token()
 
@@ -143,6 +144,30 @@ def test_weights_that_are_not_in_gpu_memory_are_named():
     assert world.condition("Ready")[0] == "True"
 
 
+def test_what_an_agent_saw_before_the_server_was_ready_is_not_believed():
+    world = planned()
+    node = NODE_OF[placement(world)["gpuClass"]]
+    world.later(60)
+    tell(world, 300, node=node, age_ms=58_000)
+    world.pod("p1", ready=True, node=node, gpus={"nvidia.com/gpu": 1}, namespace="ns").token()
+    assert world.condition("Serving")[1] == "Serving", "it was still loading then"
+    assert "observedMiB" not in memory(world)
+    assert world.plan().requeue_after == 5
+    tell(world, 7000, node=node)
+    world.settle()
+    assert memory(world)["observedMiB"] == 7000
+    assert world.plan().requeue_after is None
+
+
+def test_nobody_waits_for_ever_for_an_agent_that_does_not_know_the_pod():
+    world = planned()
+    node = NODE_OF[placement(world)["gpuClass"]]
+    tell(world, 300, node=node, uid="another")
+    world.later(60).pod("p1", ready=True, node=node, gpus={"nvidia.com/gpu": 1}, namespace="ns").token()
+    assert world.plan().requeue_after == 5
+    assert world.later(100).plan().requeue_after is None
+
+
 # -- out of memory -----------------------------------------------------------------------------------------------------
 
 
@@ -167,6 +192,27 @@ def test_the_same_pods_dying_again_and_others_beside_them_count_once():
     died(world, WEIGHTS, uid="p2")
     assert memory(world)["learned"]["outOfMemory"] == 1
     assert deployment(world)["wanted"] == 2
+
+
+def test_what_serves_is_not_moved_because_another_replica_ran_out():
+    world = planned(contextLength=2048, maxSequences=1, replicas=2)
+    serves(world, 6000, node="small")
+    before = deployment(world)["inputsHash"]
+    ended = {"exitCode": 1, "reason": "Error", "message": WEIGHTS}
+    world.pod("p2", node="small", last=ended, restarts=5, gpus={"nvidia.com/gpu": 1}, namespace="ns")
+    assert deployment(world)["inputsHash"] == before
+    assert "outOfMemory" not in memory(world)["learned"]
+    assert "1 of 2 servers are ready" in world.condition("Serving")[2]
+
+
+def test_a_server_that_had_served_is_started_again_before_it_is_planned_anew():
+    world = planned(contextLength=2048, maxSequences=1)
+    serves(world, 6000, node="small")
+    ended = {"exitCode": 1, "reason": "Error", "message": WEIGHTS}
+    for restarts, counted in ((1, None), (2, None), (3, 1)):
+        world.pod("p1", node="small", last=ended, restarts=restarts, gpus={"nvidia.com/gpu": 1}, namespace="ns")
+        assert memory(world)["learned"].get("outOfMemory") == counted, restarts
+    assert placement(world)["gpuClass"] == "24Gi"
 
 
 def test_a_second_time_is_the_last_and_says_the_numbers():

@@ -6,6 +6,7 @@ holds for other numbers of GPUs and, in remedies, for other settings too.
 """
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 from moorage import names
 from moorage.api.conditions import ModelCondition as C
@@ -17,6 +18,7 @@ from moorage.planning import text
 from moorage.planning.model_engine import engine_of, serving_of
 from moorage.planning.model_gate import SILENT_MS
 from moorage.planning.model_pass import ModelPass
+from moorage.planning.startup import moment
 from moorage.planning.types import Manifest
 
 MIB = 1 << 20
@@ -24,8 +26,12 @@ MARGIN_MIB = 256
 """On top of what was seen in use: the next start may be a little larger."""
 NEWS_MIB = 32
 """Growth that is worth a write of the status."""
+LOOKING = timedelta(minutes=2)
+"""How long after its start a server's memory is waited for."""
 TRIES = 2
 """Starts that may run out of GPU memory: the planned one, and one with more room."""
+LASTING = 3
+"""A server that had served and died this often without becoming ready again will not by itself."""
 _SHAPING = {"llama_cpp", "vllm", "args", "env", "env_from"}
 """Fields of a spec that change what its engine needs, beside those that `Serving` holds."""
 _PLAN_FAILED = (Ran.GPU_MEMORY, Ran.CACHE_MEMORY)
@@ -92,10 +98,19 @@ def inputs_of(step: ModelPass) -> str:
 
 
 def _ran_out(step: ModelPass, learned: LearnedStatus) -> None:
-    """Count each template of which a pod ran out of GPU memory once, however often and in how many pods it did."""
+    """Count each template of which a pod ran out of GPU memory once, however often and in how many pods it did.
+
+    Where one of its servers is ready, or was and has only died since, the plan is not what is wrong: the kubelet starts
+    the container again, and what serves is never moved for another's sake.
+    """
+    if any(pod["ready"] for pod in step.servers):
+        return
+    live = step.seen.deployment or {}
+    served = step.status.template is not None and step.status.template == live.get("inputsHash")
     for pod, found in _last_words(step.servers):
         template = str(pod.get("templateHash") or pod["uid"])
-        if found.ran not in _PLAN_FAILED or template in learned.templates:
+        restarts = sum(container.get("restarts", 0) for container in pod["containers"])
+        if found.ran not in _PLAN_FAILED or template in learned.templates or (served and restarts < LASTING):
             continue
         learned.templates = [*learned.templates, template]
         learned.out_of_memory = (learned.out_of_memory or 0) + 1
@@ -135,13 +150,26 @@ def _estimated(memory: MemoryStatus, learned: LearnedStatus, before: int) -> int
 
 
 def held(step: ModelPass) -> Iterator[tuple[int, ...]]:
-    """MiB in use on each GPU of each ready server, where an agent tells."""
+    """MiB in use on each GPU of each ready server, where an agent has looked since it became ready."""
     for pod in step.servers:
         report = step.seen.gpu_reports.get(pod["node"])
         if not pod["ready"] or report is None or report.problem or report.age_ms > SILENT_MS:
             continue
+        if (since := moment(pod.get("readyAt"))) and since > step.seen.now - timedelta(milliseconds=report.age_ms):
+            continue
         if used := used_by_pod(report).get((pod.get("namespace", ""), pod["name"])):
             yield used
+
+
+def unseen(step: ModelPass) -> bool:
+    """Whether an agent is about to tell for the first time what a server holds that became ready lately."""
+    if step.status.memory is None or step.status.memory.observed_mib:
+        return False
+    return any(
+        pod["ready"] and pod["node"] in step.seen.gpu_reports and since > step.seen.now - LOOKING
+        for pod in step.servers
+        if (since := moment(pod.get("readyAt")))
+    )
 
 
 def _observe(step: ModelPass, memory: MemoryStatus, learned: LearnedStatus) -> None:

@@ -14,7 +14,7 @@ from moorage.placement.affinity import merged
 from moorage.planning import devices, model_gate, moving, node_pools, text, volumes
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
 from moorage.planning.model_engine import asked_of, engine_of, serving_of
-from moorage.planning.model_learn import held, partly_on_cpu
+from moorage.planning.model_learn import partly_on_cpu, unseen
 from moorage.planning.model_memory import memory
 from moorage.planning.model_pass import ModelPass
 from moorage.planning.model_place import candidates, decision, override_mib, remember_memory
@@ -355,8 +355,8 @@ def _warm(step: ModelPass, live: Manifest, problem: Trouble | None) -> str | Non
 def _serves(step: ModelPass, live: Manifest, problem: Trouble | None) -> None:
     """It serves; where most of the weights are not in GPU memory, not as it was meant to."""
     words = _serving_text(step, live, problem)
-    if any(held(step)) and not (step.status.memory and step.status.memory.observed_mib):
-        step.wake_in(1)  # what it holds is believed once all of it is up to date
+    if unseen(step):
+        step.wake_in(5)
     if slow := partly_on_cpu(step):
         step.done(C.SERVING, Reason.PARTIALLY_OFFLOADED, f"{words}, but {slow}")
     else:
