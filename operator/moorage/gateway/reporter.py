@@ -135,14 +135,21 @@ class Reporter:
     async def run(self) -> None:
         """Report for ever; the first time at once."""
         while True:
-            report = self._ledger.report()
-            if self._urgent.is_set() or self._news(report):
-                self._urgent.clear()
-                again = await self._deliver(report)
-                if again:
-                    continue
+            try:
+                await self._step()
+            except Exception:  # a defect must not end the reports of the rest of this process' life
+                log.exception("a defect: no usage report could be made")
+                self._failures += 1
                 await asyncio.sleep(self._pause())
-            await self._wait()
+
+    async def _step(self) -> None:
+        report = self._ledger.report()
+        if self._urgent.is_set() or self._news(report):
+            self._urgent.clear()
+            if await self._deliver(report):
+                return
+            await asyncio.sleep(self._pause())
+        await self._wait()
 
     async def finish(self, timeout: float) -> None:
         """The last words of this process: its numbers count even if it ends between two reports."""

@@ -40,12 +40,12 @@ class Certificate:
 
     def _load(self) -> ssl.SSLContext:
         # The kubelet swaps a mounted Secret by one link: both files are taken from the same side of it.
-        chain, key = (path.resolve() for path in self._files)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.set_alpn_protocols(["http/1.1"])
         try:
+            chain, key = (path.resolve() for path in self._files)
             context.load_cert_chain(chain, key, password=_no_password)
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        except (OSError, ValueError, RuntimeError) as error:  # ssl.SSLError is an OSError; links in a circle
             raise InvalidSpec(
                 "InvalidSpec", f"no certificate from {self._files[0]} and {self._files[1]}: {error}"
             ) from None

@@ -226,6 +226,21 @@ async def test_a_gateway_that_starts_anew_counts_from_zero_under_another_instanc
         assert {report.gateway for report in operator.reports} == {"gateway-1"}
 
 
+async def test_a_defect_does_not_end_the_reports(tmp_path, caplog, monkeypatch):
+    async with (
+        RawEngine(always(OK)) as engine,
+        MockOperator() as operator,
+        serving([model("m", engine)]) as bed,
+        reporting(bed, operator, tmp_path) as reporter,
+    ):
+        await eventually(lambda: operator.reports, PATIENCE)
+        with monkeypatch.context() as broken:
+            broken.setattr(reporter._ledger, "report", lambda: 1 / 0)
+            await eventually(lambda: "a defect" in caplog.text, PATIENCE)
+        await bed.ask(chat("m"))
+        await eventually(lambda: operator.total("team/m", "ok") == 1, PATIENCE)
+
+
 async def test_a_wrong_token_is_told_once_and_a_new_one_is_read(tmp_path, caplog):
     async with MockOperator("another") as operator, serving() as bed, reporting(bed, operator, tmp_path):
         await eventually(lambda: operator.refused >= 3, PATIENCE)
