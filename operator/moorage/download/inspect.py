@@ -14,7 +14,7 @@ from moorage.download.volume import MANIFEST, OWN_MANIFEST, read_manifest, stora
 from moorage.download.walk import hash_file
 from moorage.sources import Reason, formats, source_error
 from moorage.sources.choice import PARTS, same_split
-from moorage.sources.files import STAGE_FOLDER
+from moorage.sources.files import STAGE_FOLDER, check_name
 
 _MOST_FILES = 100_000
 
@@ -101,6 +101,7 @@ def _files(folder: Path) -> Iterator[tuple[str, int]]:
 
 def _compared(folder: Path, entry: dict[str, Any], verify: Verify, stop: threading.Event) -> dict[str, Any]:
     name, size, sha256 = str(entry.get("path")), entry.get("sizeBytes"), entry.get("sha256")
+    check_name(name)  # whoever filled the volume wrote the manifest, too
     file = folder / name
     if not file.is_file():
         raise source_error(Reason.FILE_NOT_FOUND, f"not found: {name} is in the manifest and not in {folder}")

@@ -251,6 +251,16 @@ def test_inspect_compares_with_a_manifest(download):
     assert download.run("", command=[*command, "--verify", "size"]).reason == "SizeMismatch"
 
 
+def test_inspect_reads_nothing_outside_for_a_manifest_of_somebody_else(download, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "secret").write_bytes(b"12345")
+    (tmp_path / "x/a.bin").write_bytes(b"1")
+    manifest = {"moorage": 1, "commit": "c", "files": [{"path": "../secret", "sizeBytes": 5, "sha256": None}]}
+    (tmp_path / "x/manifest.json").write_text(json.dumps(manifest))
+    done = download.run("", command=[*download.command("x")[:4], "--inspect", str(tmp_path / "x")])
+    assert (done.reason, done.code) == ("UnsafeName", 20), done
+
+
 def test_plain_url(download, hub, model_bytes):
     commit = download.run("acme/one", "--manifest-only").result
     url = f"{hub.url}/acme/one/resolve/main/model.gguf"
