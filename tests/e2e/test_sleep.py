@@ -72,8 +72,6 @@ def test_an_idle_model_gives_its_place_to_another(machine: Machine, gateway: Add
     for name in ("settler", "newcomer"):
         machine.model(name, preemption={"minResidency": "1s"}, replicas=0)
         machine.until("model", name, lambda m: (m.get("status") or {}).get("phase") == "ScaledToZero", timeout=120)
-    machine.patch("settler", {"replicas": 1})
-    machine.until_condition("settler", "Serving", "True", timeout=120)
     others = {"tiny-llama", "harbor-llama"}  # the demo's
     there = others | {"settler", "newcomer"}
     while {m["metadata"]["name"] for m in json.loads(machine.kubectl("get", "models", "-o", "json"))["items"]} != there:
@@ -82,6 +80,8 @@ def test_an_idle_model_gives_its_place_to_another(machine: Machine, gateway: Add
         machine.kubectl("annotate", "namespace", "default", f"moorage.dev/max-loaded-models={len(others) + 1}")
         for name in others:
             machine.patch(name, {"preemption": {"policy": "Never"}})
+        machine.patch("settler", {"replicas": 1})  # takes seconds, in which the operator hears of the limit
+        machine.until_condition("settler", "Serving", "True", timeout=120)
         machine.patch("newcomer", {"replicas": 1, "preemption": {"policy": "WhenIdle"}})
         gone = machine.until("model", "settler", lambda m: m["status"].get("phase") == "Preempted", timeout=120)
         assert "default/newcomer" in gone["status"]["summary"]["message"]
