@@ -119,7 +119,7 @@ class Town:
             usage=self.book.of(key),
             evicted_for=owner_of(whom) if whom else "",
             loaded_limit=self.limit,
-            loaded=key.name in loaded,
+            loaded=self.ledger.is_loaded(key),
             loaded_others=tuple(sorted(n for n in loaded if n != key.name)),
         )
         plan = plan_model(seen)

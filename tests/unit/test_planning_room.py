@@ -223,6 +223,17 @@ def test_nobody_takes_a_place_that_was_made_for_another():
     assert town.run().phases() == {"a": "Preempted", "b": "Ready", "c": "Pending"}
 
 
+def test_to_be_next_is_not_to_be_loaded():
+    town = Town(limit=1)
+    cpu = {"vendor": "None"}
+    town.add("a", accelerator=cpu)
+    town.run().later(300).add("b", accelerator=cpu)
+    for _ in range(3):  # a has not had its turn yet
+        town.look("b")
+        assert town.worlds["b"].phase == "Pending"
+    assert town.run().phases() == {"a": "Preempted", "b": "Ready"}
+
+
 def test_the_limit_counts_models_on_the_cpu_and_stops_nobody_who_is_loaded():
     town = Town(limit=2)
     for name in "abc":

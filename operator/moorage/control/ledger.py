@@ -60,6 +60,10 @@ class Ledger:
             names.discard(key.name)
             self._freed()
 
+    def is_loaded(self, key: Key) -> bool:
+        """Whether `key` itself has a place; one for which others are still to sleep has none."""
+        return key.name in self._loaded.get(key.namespace, set())
+
     def loaded(self, namespace: str) -> Collection[str]:
         """Names of the loaded Models of a namespace, and of those for which others are made to sleep right now."""
         coming = {key.name for key in self._orders if key.namespace == namespace}

@@ -87,7 +87,7 @@ class Observer:
         limit = self._children.loaded_limit(key.namespace, self._defaults.max_loaded_models)
         loaded = self._ledger.loaded(key.namespace) if limit is not None else ()
         others = tuple(sorted(name for name in loaded if name != key.name))
-        return {"loaded_limit": limit, "loaded": key.name in loaded, "loaded_others": others}
+        return {"loaded_limit": limit, "loaded": self._ledger.is_loaded(key), "loaded_others": others}
 
     def around(self, key: Key, seen: ObservedModel) -> ObservedModel:
         """The same snapshot with the Model's neighbours in sight, for one that has no room."""
