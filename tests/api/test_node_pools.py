@@ -19,7 +19,7 @@ pytestmark = pytest.mark.api
 
 POOL_LABEL = "example.com/pool"
 POOLS = {"sim-l4": ("23034Mi", 1), "sim-h100": ("81559Mi", 2)}
-DEADLINE = "6s"
+DEADLINE = "15s"  # a loaded machine takes seconds to bring a node that is on its way
 
 
 def settings() -> Any:
@@ -122,6 +122,6 @@ async def test_no_node_at_all_is_said_and_one_that_comes_late_is_taken(
     await bed.model("m", accelerator=needs("40Gi"))
     model = await bed.until_condition("m", "Placed", "False", "NoNodeCame", timeout=60)
     assert model["status"]["phase"] == "Blocked"
-    assert "no node of pool sim-h100 came within 6s" in condition(model, "Placed")["message"]
+    assert f"no node of pool sim-h100 came within {DEADLINE}" in condition(model, "Placed")["message"]
     async with autoscaler(bed, kwok_cluster, *POOLS):
         await bed.until_condition("m", "Ready", "True", timeout=60)
