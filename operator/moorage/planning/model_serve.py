@@ -1,23 +1,21 @@
 """The middle steps of a Model: an accelerator (Placed), a Deployment and a Service, an answer through it (Serving)."""
 
 from collections.abc import Iterable
-from contextlib import suppress
 
 from moorage import names
-from moorage.api.common import quantity_bytes
 from moorage.api.conditions import ConditionStatus, Reason
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.model_status import EngineStatus
-from moorage.engines.base import Start
 from moorage.manifests import model as manifests
 from moorage.placement.affinity import merged
 from moorage.planning import devices, model_gate, moving, node_pools, text, volumes
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
-from moorage.planning.model_engine import asked_of, engine_of, serving_of
+from moorage.planning.model_engine import asked_of, engine_of
 from moorage.planning.model_learn import partly_on_cpu, unseen
 from moorage.planning.model_memory import memory
 from moorage.planning.model_pass import ModelPass
-from moorage.planning.model_place import candidates, decision, override_mib, remember_memory
+from moorage.planning.model_place import candidates, decision, remember_memory
+from moorage.planning.model_start import start_of
 from moorage.planning.pods import Trouble, first_trouble
 from moorage.planning.startup import startup_of
 from moorage.planning.types import Manifest, Patch, Ref, WarmUp
@@ -145,48 +143,9 @@ def _surge(step: ModelPass) -> bool:
     return strategy == "Surge"
 
 
-def model_path(step: ModelPass) -> str:
-    """Absolute path of the main file inside the container, or of its folder where the engine loads that."""
-    folder, file = (step.source.path or "").strip("/"), step.source.main_file or ""
-    if engine_of(step).loads_folder:
-        file = file.rpartition("/")[0]
-        return "/".join(part for part in (names.MODEL_MOUNT, folder, file) if part)
-    if f"/{folder}".endswith(f"/{file}"):  # a pre-filled claim whose path names the file itself
-        return f"{names.MODEL_MOUNT}/{folder}"
-    return "/".join(part for part in (names.MODEL_MOUNT, folder, file) if part)
-
-
-def whole_cpus(resources: Manifest) -> int | None:
-    """Whole CPUs that `resources` (core/v1) give a container: its limit, else its request, at least 1; None: unsaid."""
-    for kind in ("limits", "requests"):
-        text_ = str(resources.get(kind, {}).get("cpu", ""))
-        with suppress(ValueError):
-            return max(_whole(text_), 1)
-    return None
-
-
-def _whole(cpus: str) -> int:
-    if cpus.endswith("m"):
-        return int(float(cpus[:-1])) // 1000
-    return int(float(cpus)) if cpus[-1:].isdigit() else quantity_bytes(cpus)
-
-
 def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
     spec, placed = step.model.spec, step.status.placement
     gpus = (placed.count if placed else 0) or 0
-    resources = spec.resources or {}
-    start = Start(
-        name=step.model.metadata.name,
-        model_path=model_path(step),
-        serving=serving_of(step),
-        gpus=gpus,
-        gpu_memory_mib=(placed.gpu_memory_mib if placed else 0) or 0,
-        memory_limit_mib=override_mib(step) or 0,
-        cpus=whole_cpus(resources),
-        chat_template=f"{names.CHAT_TEMPLATE_MOUNT}/{spec.chat_template.config_map_key_ref.key}"
-        if spec.chat_template
-        else "",
-    )
     chosen = (step.decision or decision(step, candidates(step), replacing=True)) if gpus else None
     volume = step.seen.volume
     passthrough = {
@@ -200,7 +159,7 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
     marks = {names.RESTART_AT: asked, names.LEAST_GPU_MEMORY: _room(step), names.MOVED: moving.moved(step)}
     return manifests.ServerPod(
         image=image,
-        engine=engine_of(step).container(asked_of(step), start),
+        engine=engine_of(step).container(asked_of(step), start_of(step)),
         claim=step.source.claim_name or "",
         chat_template=spec.chat_template.config_map_key_ref if spec.chat_template else None,
         memory_request_mib=(step.status.memory or memory(step, gpus)).host_mib or 1024,
@@ -208,7 +167,7 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
         gpus=gpus,
         runtime_class=spec.accelerator.runtime_class_name,
         pull_secrets=(*(s["name"] for s in spec.image_pull_secrets), *step.seen.defaults.image_pull_secrets),
-        resources=resources,
+        resources=spec.resources or {},
         env=tuple(spec.env),
         env_from=tuple(spec.env_from),
         pod_labels={**(meta.labels if meta else {}), **volumes.labels(volume)},
