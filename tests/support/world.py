@@ -166,6 +166,7 @@ class World:
         self.events: list[tuple[str, str]] = []
         self.asked: list[Any] = []
         self.writes = 0
+        self.status_writes = 0
         self.storage_class: dict[str, Any] | None = None
         self.storage_class_missing: str | None = None
         self.ahead = 0
@@ -275,6 +276,7 @@ class World:
         if plan.status is not None and plan.status != obj.get("status"):
             obj["status"] = plan.status
             self.writes += 1
+            self.status_writes += 1
 
     def _carry_out(self, plan: Plan) -> None:
         self.asked = list(plan.ask) + [a for a in self.asked if type(a) not in {type(x) for x in plan.ask}]

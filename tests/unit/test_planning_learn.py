@@ -1,5 +1,6 @@
 """Learning: what a Model held, what was not enough, one further try with more room, and then rest."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -72,16 +73,16 @@ def deployment(world: World) -> dict[str, Any]:
 def test_what_a_replica_held_stands_in_status_and_only_grows():
     world = planned()
     assert "observedMiB" not in memory(world)
-    serves(world, 7000, node=NODE_OF[placement(world)["gpuClass"]])
-    assert memory(world)["observedMiB"] == 7000
+    serves(world, 9000, node=NODE_OF[placement(world)["gpuClass"]])
+    assert memory(world)["observedMiB"] == 9000
     writes = world.writes
-    for used in (6000, 7010):
+    for used in (8800, 9010):
         tell(world, used, node=NODE_OF[placement(world)["gpuClass"]])
         world.settle()
-    assert (memory(world)["observedMiB"], world.writes) == (7000, writes), "little news is no news"
-    tell(world, 7100, node=NODE_OF[placement(world)["gpuClass"]])
+    assert (memory(world)["observedMiB"], world.writes) == (9000, writes), "little news is no news"
+    tell(world, 9100, node=NODE_OF[placement(world)["gpuClass"]])
     world.settle()
-    assert memory(world)["observedMiB"] == 7100
+    assert memory(world)["observedMiB"] == 9100
 
 
 def test_what_runs_is_not_planned_anew_when_it_held_more_than_planned():
@@ -140,8 +141,38 @@ def test_weights_that_are_not_in_gpu_memory_are_named():
     status, reason, message = world.condition("Serving")
     assert (status, reason) == ("True", "PartiallyOffloaded")
     assert "only 300" in message
-    assert "the weights alone are 4" in message
+    assert "where 4.3Gi of weights and 4.0Gi of cache should be" in message
     assert world.condition("Ready")[0] == "True"
+
+
+@pytest.mark.parametrize(
+    ("percent", "reason"), [(55, "PartiallyOffloaded"), (85, "PartiallyOffloaded"), (97, "Serving")]
+)
+def test_a_few_layers_on_the_cpu_are_seen(percent: int, reason: str):
+    """Weights and cache lie in GPU memory before the server is ready, and a CUDA context beside them."""
+    world = planned()
+    held = (memory(world)["weightsMiB"] + memory(world)["kvMiB"]) * percent // 100
+    serves(world, held, node=NODE_OF[placement(world)["gpuClass"]])
+    assert world.condition("Serving")[1] == reason
+
+
+def test_layers_that_a_person_left_on_the_cpu_are_not_missed():
+    world = planned(llamaCpp={"gpuLayers": 10})
+    serves(world, memory(world)["weightsMiB"] + memory(world)["kvMiB"], node=NODE_OF[placement(world)["gpuClass"]])
+    assert world.condition("Serving")[1] == "Serving"
+
+
+def test_a_guess_at_the_cache_accuses_nobody():
+    header = json.loads(HEADER)
+    world = World(model(accelerator={"vendor": "Nvidia"}))
+    world.nodes = list(FLEET)
+    facts = {**FACTS, "facts": {**FACTS["facts"], "header": json.dumps({**header, "confidence": "Guess"})}}
+    world.settle()
+    world.resolved = Answer(world.asked[0].inputs, facts)
+    world.settle().answer_resolve(facts).download_done()
+    assert memory(world)["confidence"] == "Guess"
+    serves(world, memory(world)["weightsMiB"] + 300, node=NODE_OF[placement(world)["gpuClass"]])
+    assert world.condition("Serving")[1] == "Serving"
 
 
 def test_what_an_agent_saw_before_the_server_was_ready_is_not_believed():

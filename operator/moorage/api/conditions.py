@@ -207,7 +207,7 @@ REASON_HELP: dict[Reason, str] = {
     Reason.PLACED: "A node with enough free GPU memory was chosen.",
     Reason.NO_ACCELERATOR_NEEDED: "`accelerator.vendor: None`: the model runs on CPUs, any node will do.",
     Reason.SERVING: "The wanted number of servers is ready and one generated a token through the Service.",
-    Reason.PARTIALLY_OFFLOADED: "It serves, but most of the weights are not in GPU memory: slower than it should be.",
+    Reason.PARTIALLY_OFFLOADED: "It serves, but not all weights and cache are in GPU memory: slower than it should be.",
     Reason.COMPLETED: "The benchmark ran to its end; the figures are in `status.benchmark`.",
     Reason.READY: "All that readiness asks for is true.",
     Reason.UP_TO_DATE: "The running pods are what the present spec and chart would render.",

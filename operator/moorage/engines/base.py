@@ -143,6 +143,10 @@ class Engine(ABC):
         Raises InvalidSpec where the engine would refuse the settings.
         """
 
+    def claim_mib(self, asked: Asked, start: Start) -> int:
+        """MiB that must be free on each GPU or the start fails, where that is more than the need; 0: it is the need."""
+        return 0
+
     @abstractmethod
     def container(self, asked: Asked, start: Start) -> EngineContainer:
         """The container that serves the model."""

@@ -7,6 +7,7 @@ cache gets exactly what the plan says.
 """
 
 import json
+import math
 from dataclasses import replace
 
 from moorage import names
@@ -115,6 +116,13 @@ class VllmEngine(Engine):
         """See Engine."""
         return _plan(asked, serving, gpus).need if asked.header else None
 
+    def claim_mib(self, asked: Asked, start: Start) -> int:
+        """See Engine. Its workers look whether the share of the GPU is free, after their CUDA contexts took theirs
+        (`request_memory` in v1/worker/utils.py), and end where it is not, however little the model needs."""
+        plan = _plan(asked, start.serving, start.gpus) if asked.header else None
+        claimed = math.ceil(_share(plan, start) * _visible_mib(start))
+        return claimed + (plan.uncounted_mib if plan and claimed else 0)
+
     def container(self, asked: Asked, start: Start) -> EngineContainer:
         """See Engine.
 
@@ -174,11 +182,20 @@ def _memory(asked: Asked, start: Start) -> tuple[str, ...]:
     plan = _plan(asked, start.serving, start.gpus) if asked.header else None
     if not start.gpus:
         return ("--kv-cache-memory-bytes", str(plan.kv_cache_bytes if plan else CPU_CACHE_BYTES))
-    share = MOST_UTILIZATION
-    if plan and (total := start.gpu_memory_mib):
-        visible = total * memory.SHARE_PERMILLE // 1000
-        share = min(share, plan.utilization(visible, min(memory.usable_mib(total), start.memory_limit_mib or total)))
-    return ("--gpu-memory-utilization", f"{share:.3f}")
+    return ("--gpu-memory-utilization", f"{_share(plan, start):.3f}")
+
+
+def _share(plan: VllmPlan | None, start: Start) -> float:
+    """`--gpu-memory-utilization`."""
+    if not plan or not start.gpu_memory_mib:
+        return MOST_UTILIZATION
+    most = min(memory.usable_mib(start.gpu_memory_mib), start.memory_limit_mib or start.gpu_memory_mib)
+    return min(MOST_UTILIZATION, plan.utilization(_visible_mib(start), most))
+
+
+def _visible_mib(start: Start) -> int:
+    """What CUDA shows of a GPU; 0 where its size is not known."""
+    return start.gpu_memory_mib * memory.SHARE_PERMILLE // 1000
 
 
 def _plan(asked: Asked, serving: Serving, gpus: int) -> VllmPlan:

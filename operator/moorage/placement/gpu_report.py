@@ -16,6 +16,8 @@ MOST_SLICES = 16
 MOST_PODS = 64
 MOST_TEXT = 300
 MOST_NUMBER = 1 << 40
+SILENT_MS = 60_000
+"""A report older than this says nothing of now: its agent counts as silent."""
 
 
 @dataclass(frozen=True, slots=True)

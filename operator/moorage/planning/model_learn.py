@@ -10,13 +10,12 @@ from datetime import timedelta
 
 from moorage import names
 from moorage.api.conditions import ModelCondition as C
-from moorage.api.model_status import LearnedStatus, MemoryStatus
+from moorage.api.model_status import Confidence, LearnedStatus, MemoryStatus
 from moorage.engines.failures import OutOfMemory, Ran, out_of_memory
 from moorage.placement import memory as gpu_memory
-from moorage.placement.gpu_report import used_by_pod
+from moorage.placement.gpu_report import SILENT_MS, used_by_pod
 from moorage.planning import text
 from moorage.planning.model_engine import engine_of, serving_of
-from moorage.planning.model_gate import SILENT_MS
 from moorage.planning.model_pass import ModelPass
 from moorage.planning.startup import moment
 from moorage.planning.types import Manifest
@@ -32,6 +31,8 @@ TRIES = 2
 """Starts that may run out of GPU memory: the planned one, and one with more room."""
 LASTING = 3
 """A server that had served and died this often without becoming ready again will not by itself."""
+IN_PLACE_PERCENT = 90
+"""Less than this of weights and cache in GPU memory, and some of it is elsewhere."""
 _SHAPING = {"llama_cpp", "vllm", "args", "env", "env_from"}
 """Fields of a spec that change what its engine needs, beside those that `Serving` holds."""
 _PLAN_FAILED = (Ran.GPU_MEMORY, Ran.CACHE_MEMORY)
@@ -191,12 +192,21 @@ def _adopt(memory: MemoryStatus, learned: LearnedStatus) -> None:
 
 
 def partly_on_cpu(step: ModelPass) -> str:
-    """Words for a server whose weights are not in GPU memory although they should be; empty where none is."""
-    weights = (step.status.memory.weights_mib if step.status.memory else None) or 0
+    """Words for a server that is not in GPU memory as it was planned to be; empty where none is.
+
+    Engines take weights and cache before they are ready, and beside them a CUDA context and working buffers of several
+    hundred MiB. So what is in use is more than weights and cache where all is well, and a tenth less than them is no
+    inaccuracy: layers are missing. Of an architecture that is a guess only the weights are known.
+    """
+    memory = step.status.memory or MemoryStatus()
+    cache = 0 if memory.confidence == Confidence.GUESS else memory.kv_mib or 0
+    least = ((memory.weights_mib or 0) + cache) * IN_PLACE_PERCENT // 100
     for used in held(step):
-        if sum(used) * 2 < weights:
+        if sum(used) < least:
+            and_cache = f" and {text.size(cache * MIB)} of cache" if cache else ""
             return (
-                f"only {text.size(sum(used) * MIB)} of GPU memory are in use, and the weights alone are "
-                f"{text.size(weights * MIB)}: the engine runs partly or wholly on the CPU; its log says which layers"
+                f"only {text.size(sum(used) * MIB)} of GPU memory are in use, where "
+                f"{text.size((memory.weights_mib or 0) * MIB)} of weights{and_cache} should be: the engine runs partly "
+                "or wholly on the CPU; its log says which layers"
             )
     return ""

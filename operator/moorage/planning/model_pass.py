@@ -55,7 +55,8 @@ class ModelPass:
     delete: list[Ref] = field(default_factory=list)
     ask: list[Ask] = field(default_factory=list)
     tell: list[PlannedEvent] = field(default_factory=list)
-    held: str | None = None  # why the servers may not start yet, although everything else is ready
+    held: str | None = None  # why servers may not start yet, although everything else is ready
+    held_version: bool = False  # and they are those of a new version
     requeue: float | None = None
     lame: bool = False  # serves, but one of its servers does not start
     moving: str = ""  # marks the servers that get a replacement, because their node is about to go

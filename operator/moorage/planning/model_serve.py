@@ -59,29 +59,43 @@ def _not_ours(step: ModelPass, kind: str, child: Manifest) -> str:
 
 
 def _deployment(step: ModelPass, live: Manifest | None, image: str) -> None:
-    if step.replicas and (live is None or not live["wanted"]) and (why := model_gate.taken(step)):
-        step.held = why
-        step.draft.set(C.SERVING, FALSE, Reason.WAITING_FOR_MEMORY, why)
-        return
     inputs = inputs_of(step, image)
+    changed = live is None or live["inputsHash"] != inputs or node_pools.misplaced(step, live)
+    if found := model_gate.held(step, changed=changed, surge=_surge(step)):
+        _hold(step, live, found, changed=changed)
+        return
     asked = _restart(step)
     notes = {names.INPUTS_HASH: inputs} | ({names.RESTART_AT: asked} if asked else {})
     notes |= {names.IMAGE_FROM: "spec"} if step.model.spec.image else {}
     notes |= {names.MOVED: moved} if (moved := moving.moved(step)) else {}
-    if live is None or live["inputsHash"] != inputs or node_pools.misplaced(step, live):
+    if live is None or changed:
         pod, surge = _pod(step, image), _surge(step)
         step.apply.append(manifests.deployment(step.seen.model, pod, replicas=step.replicas, notes=notes, surge=surge))
     elif live["wanted"] != step.replicas:
-        _scale(step, live)
+        _scale(step, live, step.replicas)
     version = step.status.engine.version if step.status.engine and step.status.engine.image == image else None
     engine = engine_of(step)
     why = f"{engine.files} are served by {engine.title}"
     step.status.engine = EngineStatus(name=engine.name, image=image, version=version, reason=why)
 
 
-def _scale(step: ModelPass, live: Manifest) -> None:
+def _hold(step: ModelPass, live: Manifest | None, found: model_gate.Held, *, changed: bool) -> None:
+    """Start nothing yet. What runs goes on, unless it holds the very GPUs that its new version waits for."""
+    step.held = found.message
+    running = bool(live and live["wanted"])
+    if live is not None and running and found.stops:
+        _scale(step, live, 0)
+        running = False
+    if not running:
+        step.draft.set(C.SERVING, FALSE, found.reason, found.message)
+    if live is not None and changed:
+        step.draft.set(C.UP_TO_DATE, FALSE, Reason.PROGRESSING, f"the new version waits: {found.message}")
+    step.held_version = changed
+
+
+def _scale(step: ModelPass, live: Manifest, replicas: int) -> None:
     ref = Ref("apps/v1", "Deployment", step.model.metadata.namespace, live["name"], live["uid"])
-    step.patch.append(Patch(ref, {"spec": {"replicas": step.replicas}}))
+    step.patch.append(Patch(ref, {"spec": {"replicas": replicas}}))
 
 
 def _pending(step: ModelPass) -> bool:
@@ -192,13 +206,13 @@ def watch(step: ModelPass) -> str | None:
     _where(step)
     step.draft.set(C.ACTIVE, *_active(step))
     if step.replicas < live["wanted"] and not (step.patch or _pending(step)):
-        _scale(step, live)  # an earlier step that waits keeps nobody from unloading
+        _scale(step, live, step.replicas)  # an earlier step that waits keeps nobody from unloading
     if step.sleep is not None:
         _up_to_date(step, live, None)
         step.status.template = None
         step.draft.set(C.SERVING, FALSE, step.sleep.reason, step.sleep.message)
         return step.sleep.message
-    if step.held:
+    if step.held and (step.patch or not live["wanted"]):
         return step.held
     if not live["wanted"] and not (step.patch or _pending(step)):
         step.draft.set(C.SERVING, FALSE, Reason.PENDING, "an earlier step has to finish first")
@@ -248,6 +262,8 @@ def _rolling(live: Manifest) -> bool:
 
 def _up_to_date(step: ModelPass, live: Manifest, problem: Trouble | None) -> None:
     newest = _newest(step)
+    if step.held_version:
+        return
     if _rolling(live) and problem and live["ready"]:
         what = f"the new version does not start ({problem.message}); the previous one keeps serving"
         step.draft.set(C.UP_TO_DATE, FALSE, Reason.ROLLOUT_FAILED, what)
@@ -312,7 +328,7 @@ def _warm(step: ModelPass, live: Manifest, problem: Trouble | None) -> str | Non
 
 
 def _serves(step: ModelPass, live: Manifest, problem: Trouble | None) -> None:
-    """It serves; where most of the weights are not in GPU memory, not as it was meant to."""
+    """It serves; where weights or cache are not in GPU memory, not as it was meant to."""
     words = _serving_text(step, live, problem)
     if unseen(step):
         step.wake_in(5)
@@ -328,9 +344,10 @@ def _serving_text(step: ModelPass, live: Manifest, problem: Trouble | None) -> s
     if placed and (placed.count or 0) > 1:
         where += "s"
     if live["ready"] < step.replicas:
-        why = f": {problem.message}" if problem else ""
-        return f"serving on {where}; {live['ready']} of {step.replicas} servers are ready{why}"
-    return f"serving on {where}; {step.stuck}" if step.stuck else f"serving on {where}"
+        why = problem.message if problem else step.held
+        return f"serving on {where}; {live['ready']} of {step.replicas} servers are ready{f': {why}' if why else ''}"
+    further = step.stuck or (f"the new version waits: {step.held}" if step.held else "")
+    return f"serving on {where}; {further}" if further else f"serving on {where}"
 
 
 def _startup(step: ModelPass, warm: Manifest) -> None:

@@ -92,8 +92,12 @@ class VllmPlan(NamedTuple):
 
         Less than `given_mib` by what vLLM does not count (its CUDA context), and rounded down to a thousandth.
         """
-        uncounted_mib = max(self.need.per_gpu_mib) - self.claimed_bytes // MIB
-        return math.floor(1000 * max(given_mib - uncounted_mib, 0) / visible_mib) / 1000
+        return math.floor(1000 * max(given_mib - self.uncounted_mib, 0) / visible_mib) / 1000
+
+    @property
+    def uncounted_mib(self) -> int:
+        """What it holds on each GPU beside what it counts."""
+        return max(self.need.per_gpu_mib) - self.claimed_bytes // MIB
 
 
 def constants_for(version: tuple[int, int] | None) -> Constants:
