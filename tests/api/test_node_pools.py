@@ -10,7 +10,7 @@ import pytest
 
 from moorage.control.fleet import GPUNodePool, GPUs
 from moorage.control.operator import Operator
-from moorage.kube.resources import NODES, PODS
+from moorage.kube.resources import MODELS, NODES, PODS
 from moorage.placement.matching import affinity_matches
 from tests.conftest import TestCluster, kwok_node
 from tests.support.bed import SETTINGS, Bed, condition, running_operator
@@ -19,15 +19,15 @@ pytestmark = pytest.mark.api
 
 POOL_LABEL = "example.com/pool"
 POOLS = {"sim-l4": ("23034Mi", 1), "sim-h100": ("81559Mi", 2)}
-DEADLINE = "15s"  # a loaded machine takes seconds to bring a node that is on its way
+DEADLINE = "15s"  # of the impatient operator, who has to wait for nodes that do not come
 
 
-def settings() -> Any:
+def settings(deadline: str) -> Any:
     pools = [
         GPUNodePool(name=name, labels={POOL_LABEL: name}, memory=size, gpus=gpus, maximum=1)
         for name, (size, gpus) in POOLS.items()
     ]
-    return SETTINGS.model_copy(update={"gpus": GPUs(node_pools=tuple(pools), node_deadline=DEADLINE)})
+    return SETTINGS.model_copy(update={"gpus": GPUs(node_pools=tuple(pools), node_deadline=deadline)})
 
 
 class Autoscaler:
@@ -35,6 +35,8 @@ class Autoscaler:
 
     def __init__(self, bed: Bed, cluster: TestCluster, stock: tuple[str, ...]) -> None:
         self._bed, self._cluster, self._stock, self.made = bed, cluster, set(stock), list[str]()
+        self._booting, self.boots = list[str](), asyncio.Event()
+        self.boots.set()
 
     async def run(self) -> None:
         while True:
@@ -43,6 +45,8 @@ class Autoscaler:
                     for pool in [p for p in sorted(self._stock) if self._would_run(pod, p)]:
                         self._stock.discard(pool)
                         self._add(pool)
+            while self._booting and self.boots.is_set():
+                self._cluster.kubectl("annotate", "node", self._booting.pop(), "kwok.x-k8s.io/node=fake")
             await asyncio.sleep(0.2)
 
     def _refused(self, pod: dict[str, Any]) -> bool:
@@ -56,7 +60,9 @@ class Autoscaler:
     def _add(self, pool: str) -> None:
         name = f"{pool}-node"
         self.made.append(name)
+        self._booting.append(name)
         node = kwok_node(name, gpus=POOLS[pool][1], labels={POOL_LABEL: pool})
+        del node["metadata"]["annotations"]  # it joins, and nobody makes it ready before it has booted
         self._cluster.kubectl("apply", "-f", "-", input=json.dumps(node))
 
 
@@ -69,7 +75,14 @@ async def bed(kwok_cluster: TestCluster) -> AsyncIterator[Bed]:
 
 @pytest.fixture
 def operator(kwok_cluster: TestCluster) -> Iterator[Operator]:
-    with running_operator(kwok_cluster.kubeconfig, settings()) as made:
+    """Waits for a node as long as a loaded machine may take to bring it."""
+    with running_operator(kwok_cluster.kubeconfig, settings("10m")) as made:
+        yield made
+
+
+@pytest.fixture
+def impatient(kwok_cluster: TestCluster) -> Iterator[Operator]:
+    with running_operator(kwok_cluster.kubeconfig, settings(DEADLINE)) as made:
         yield made
 
 
@@ -90,8 +103,8 @@ def needs(size: str) -> dict[str, str]:
     return {"vendor": "Auto", "memoryPerGPUOverride": size}
 
 
-async def node_names(bed: Bed) -> set[str]:
-    return {n["metadata"]["name"] for n in (await bed.kube.list(NODES, None))[0]}
+async def joined(bed: Bed, name: str) -> bool:
+    return name in {n["metadata"]["name"] for n in (await bed.kube.list(NODES, None))[0]}
 
 
 async def test_a_node_of_the_smallest_pool_is_asked_for_and_used(
@@ -108,7 +121,21 @@ async def test_a_node_of_the_smallest_pool_is_asked_for_and_used(
         assert "fits on one 22Gi GPU" in condition(model, "Placed")["message"]
 
 
-async def test_a_pool_without_stock_is_passed_over(bed: Bed, operator: Operator, kwok_cluster: TestCluster):
+async def test_no_other_pool_is_asked_while_the_node_boots(bed: Bed, operator: Operator, kwok_cluster: TestCluster):
+    async with autoscaler(bed, kwok_cluster, *POOLS) as scaler:
+        scaler.boots.clear()
+        await bed.model("m", accelerator=needs("10Gi"))
+        await bed.eventually(lambda: joined(bed, "sim-l4-node"), timeout=60)
+        # Decided anew, by an operator that has most likely seen the node by now.
+        await bed.model("m", accelerator=needs("11Gi"))
+        model = await bed.until(MODELS, "m", lambda m: m["status"].get("observedGeneration") == 2)
+        assert model["status"]["placement"]["nodePool"] == "sim-l4", "its node has joined and is not ready yet"
+        scaler.boots.set()
+        await bed.until_condition("m", "Ready", "True", timeout=60)
+        assert scaler.made == ["sim-l4-node"], "a second node would have been paid for"
+
+
+async def test_a_pool_without_stock_is_passed_over(bed: Bed, impatient: Operator, kwok_cluster: TestCluster):
     async with autoscaler(bed, kwok_cluster, "sim-h100") as scaler:
         await bed.model("m", accelerator=needs("10Gi"))
         model = await bed.until_condition("m", "Ready", "True", timeout=90)
@@ -117,7 +144,7 @@ async def test_a_pool_without_stock_is_passed_over(bed: Bed, operator: Operator,
 
 
 async def test_no_node_at_all_is_said_and_one_that_comes_late_is_taken(
-    bed: Bed, operator: Operator, kwok_cluster: TestCluster
+    bed: Bed, impatient: Operator, kwok_cluster: TestCluster
 ):
     await bed.model("m", accelerator=needs("40Gi"))
     model = await bed.until_condition("m", "Placed", "False", "NoNodeCame", timeout=60)

@@ -211,6 +211,26 @@ def test_room_of_node_pools():
     assert inventory.room == {"p": 2}
 
 
+@pytest.mark.parametrize(
+    ("state", "room"),
+    [
+        ({}, 1),
+        ({"ready": False}, 2),
+        ({"ready": False, "taints": [("node.kubernetes.io/not-ready", "NoSchedule")]}, 2),
+        ({"taints": [("startup-taint.cluster-autoscaler.kubernetes.io/gpu-driver", "NoSchedule")]}, 2),
+        ({"taints": [("karpenter.sh/unregistered", "NoExecute")]}, 2),
+        ({"gpus": {GPU: 0}}, 2),
+        ({"ready": False, "taints": [("node.kubernetes.io/unreachable", "NoSchedule")]}, 1),
+        ({"unschedulable": True}, 1),
+        ({"taints": [("example.com/team", "NoSchedule")]}, 1),
+    ],
+)  # fmt: skip
+def test_a_node_that_is_still_starting_is_on_its_way(state, room):
+    taints = [{"key": key, "value": "", "effect": effect} for key, effect in state.pop("taints", ())]
+    joined = {**node("a", labels={"pool": "p"}), "taints": taints, **state}
+    assert cluster(joined, node_pools=[NodePool("p", {"pool": "p"}, 24_564, 1, maximum=2)]).room == {"p": room}
+
+
 def test_which_resources_are_gpus():
     assert [r for r in ("nvidia.com/gpu", "nvidia.com/mig-1g.10gb", "amd.com/gpu", "cpu", "nvidia.com/gpu.shared")
             if vendors.is_gpu(r)] == ["nvidia.com/gpu", "nvidia.com/mig-1g.10gb", "amd.com/gpu"]  # fmt: skip

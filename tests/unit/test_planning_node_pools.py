@@ -89,6 +89,17 @@ def test_nothing_is_touched_when_the_node_is_there_and_the_text_is_put_right():
     assert not {"nodePool", "waitingSince", "latePools"} & set(placement)
 
 
+def test_while_the_node_gets_ready_no_other_pool_is_asked():
+    world = waiting()
+    world.nodes += [joined("new-1", MIDDLE) | {"ready": False}]
+    world.node_pools = (NodePool("middle", {"pool": "middle"}, 24_564, 1, maximum=1), LARGE)
+    world.settle()
+    assert world.condition("Placed")[1] == "WaitingForNode"
+    assert pools_named(world) == "middle", "an autoscaler would add a second, larger node for the same pod"
+    world.later(901).settle()
+    assert pools_named(world) == "large", "one that never gets ready is not waited for"
+
+
 def test_the_next_pool_is_tried_after_the_deadline_and_then_a_person_is_told():
     world = waiting()
     assert 0 < world.plan().requeue_after <= 900

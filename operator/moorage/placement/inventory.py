@@ -19,6 +19,18 @@ UNKNOWN_MEMORY = "UnknownGPUMemory"
 SHARED_GPU = "SharedGPU"
 NO_DEVICE_PLUGIN = "NoDevicePlugin"
 
+UNREACHABLE = "node.kubernetes.io/unreachable"
+STARTING = (
+    "node.kubernetes.io/not-ready",
+    "node.cloudprovider.kubernetes.io/uninitialized",
+    "karpenter.sh/unregistered",
+    "startup-taint.cluster-autoscaler.kubernetes.io/",
+    "ignore-taint.cluster-autoscaler.kubernetes.io/",
+    "node.cilium.io/agent-not-ready",
+)
+"""Taints, or how they begin, that a new node bears until it has started, by what sets them: the node controller, cloud
+providers, Karpenter, the cluster autoscaler (two spellings), Cilium."""
+
 _TERMINAL = ("Succeeded", "Failed")
 
 
@@ -82,6 +94,12 @@ class NodeState:
         """Whether it has GPUs to give, or had before it failed."""
         return any(pool.count for pool in self.pools)
 
+    @property
+    def starting(self) -> bool:
+        """Whether it is about to take pods: new, or restarting; not one that has fallen silent."""
+        keys = [taint.key for taint in self.taints]
+        return (not self.ready and UNREACHABLE not in keys) or any(key.startswith(STARTING) for key in keys)
+
 
 @dataclass(frozen=True)
 class NodePool:
@@ -135,14 +153,13 @@ class Inventory:
 
     @cached_property
     def room(self) -> Mapping[str, int]:
-        """How many nodes each node pool may still get: its maximum less those of its nodes that offer GPUs.
+        """How many nodes each node pool may still get: its maximum less those of its nodes that are in service.
 
-        One that has joined and offers none yet is still on its way: device plugins start after the node is ready.
+        One that has joined is on its way until it is ready and offers GPUs, which it may do in either order. Were it
+        counted as come, the Model that it was added for would at once turn to another pool.
         """
-        return {
-            shape.name: max(shape.maximum - sum(shape.holds(n.labels) and n.offers for n in self.nodes), 0)
-            for shape in self.node_pools
-        }
+        come = [n for n in self.nodes if n.offers and not n.starting]
+        return {s.name: max(s.maximum - sum(s.holds(n.labels) for n in come), 0) for s in self.node_pools}
 
     def with_pods(self, pods: Iterable[Plain], claims: Iterable[Plain] = ()) -> "Inventory":
         """The same nodes with other pods and claims: the nodes' texts are not read again."""
