@@ -21,8 +21,8 @@ PACKAGES = "usr/local/lib/python3.11/dist-packages"  # on the search path of Deb
 LLAMACPP_BUILD = ROOT / "images/llamacpp-cpu/BUILD"
 CA_BUNDLE = "etc/ssl/certs/ca-certificates.crt"
 
-# What Debian's dependencies bring and a server never uses: the rest holds no shell, package manager or interpreter
-# but Python. The package database stays, for scanners.
+# What Debian's dependencies bring and a server never uses: the rest holds no package manager or interpreter but Python,
+# and a shell only where the recipe asks for one. The package database stays, for scanners.
 UNUSED = (
     "dev/*",
     "etc/apt etc/cron.daily etc/debconf.conf etc/hostname etc/logrotate.d etc/profile.d etc/resolv.conf etc/skel",
@@ -65,7 +65,8 @@ def _python_base(tree: Path) -> None:
 
 def _llamacpp(tree: Path) -> None:
     # Snapshots of sid older than a week count as expired.
-    packages = ("base-files", "ca-certificates", "llama.cpp-tools")
+    # As upstream's images it has a shell: servers end what they are answering with its help.
+    packages = ("base-files", "bash", "ca-certificates", "coreutils", "llama.cpp-tools")
     _debian(tree, "sid", packages, ('--aptopt=Acquire::Check-Valid-Until "false"',))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 DEBIAN = (
     *("base-files", "ca-certificates", "netbase", "python3.11"),
     *("libnuma1", "libstdc++6", "util-linux", "dash"),  # for vLLM's kernels, PyTorch, and `lscpu` in a shell
+    *("bash", "coreutils"),  # with which the pod waits for running requests; upstream's image has both
 )
 """Debian packages under the wheels."""
 TOOLS = {"gcc": "gcc", "readelf": "binutils", "nm": "binutils", "fallocate": "util-linux"}

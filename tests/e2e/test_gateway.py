@@ -213,3 +213,29 @@ def test_a_switch_under_load_fails_no_request(machine: Machine, gateway: Address
     print(f"\n{len(loop.models)} requests while the alias was switched, {len(loop.failed)} failed")
     assert "before" in loop.models
     assert loop.failed == []
+
+
+def test_an_answer_that_runs_is_not_cut_when_its_server_stops(machine: Machine, gateway: Address):
+    """Unloading, sleep, a smaller number of servers and rollouts all end like this: the pod is deleted."""
+    machine.model("leaving", "moorage/harbor-llama-GGUF")
+    machine.until_condition("leaving", "Ready", "True", timeout=120)
+    gateway.until("leaving", 200)
+    began = time.monotonic()
+    assert gateway.chat("leaving", max_tokens=50, ignore_eos=True)[0] == 200
+    tokens = min(int(50 / (time.monotonic() - began) * 20), 3900)  # for twenty seconds, as far as its context goes
+    question = {"model": "leaving", "max_tokens": tokens, "ignore_eos": True, "stream": True}
+    body = json.dumps(question | {"messages": [{"role": "user", "content": "Hi"}]}).encode()
+    with urllib.request.urlopen(
+        urllib.request.Request(gateway.url + "/v1/chat/completions", body), timeout=120
+    ) as told:
+        chunks = iter(told)
+        next(chunks)
+        machine.kubectl("scale", "model", "leaving", "--replicas=0")
+        machine.until("model", "leaving", lambda m: m["status"].get("phase") == "ScaledToZero", timeout=30)
+        stopped = time.monotonic()
+        rest = list(chunks)
+        longer = time.monotonic() - stopped
+    assert rest[-2] == b"data: [DONE]\n", rest[-2:]
+    assert longer > 5, f"the answer took only {longer:.1f} s more, so this proves nothing"
+    print(f"\nthe answer went on for {longer:.1f} s after the pod was to stop, {len(rest) // 2} chunks in all")
+    machine.until("model", "leaving", lambda m: not m["status"].get("replicas"), timeout=30)

@@ -86,7 +86,8 @@ class EngineContainer:
     """The engine's container: arguments, probes and the port that answers OpenAI requests.
 
     An empty `command` leaves the image's own entry point. `files` are small texts by file name, which the container
-    finds in `names.ENGINE_FILES`.
+    finds in `names.ENGINE_FILES`. `drain` is a command that runs in the container before the engine is told to stop,
+    and ends when it answers nobody any more (`moorage.engines.drain`).
     """
 
     args: tuple[str, ...]
@@ -96,6 +97,7 @@ class EngineContainer:
     liveness: Probe
     scratch: tuple[Scratch, ...]
     env: dict[str, str]
+    drain: tuple[str, ...]
     command: tuple[str, ...] = field(default=())
     files: dict[str, str] = field(default_factory=dict)
 

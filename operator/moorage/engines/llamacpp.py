@@ -19,6 +19,7 @@ from moorage.engines.base import (
     beyond_training,
     startup_seconds,
 )
+from moorage.engines.drain import drain_command
 from moorage.sizing.llamacpp import LlamaSettings, llama_need
 from moorage.sizing.model import LlamaModel
 from moorage.sizing.need import MemoryNeed
@@ -26,6 +27,8 @@ from moorage.sizing.need import MemoryNeed
 PROMPT_CACHE_MIB = 256  # llama-server's own default is 8192 MiB of host memory, more than most pods have
 SERVER_MIB = 512  # program, libraries, HTTP threads and what it parses
 HEALTH = "/health"  # 503 while the weights load, 200 afterwards; answered by the HTTP thread at all times
+GAUGES = ("llamacpp:requests_processing", "llamacpp:requests_deferred")
+"""Requests that run and that wait, among its metrics."""
 
 
 class LlamaCppEngine(Engine):
@@ -97,6 +100,7 @@ class LlamaCppEngine(Engine):
             liveness=Probe(HEALTH, period=10, timeout=10, failures=6),
             scratch=(Scratch("/tmp"),),
             env={"HOME": "/tmp", "HF_HUB_OFFLINE": "1", "LLAMA_ARG_OFFLINE": "1"},
+            drain=drain_command(*GAUGES),
         )
 
 

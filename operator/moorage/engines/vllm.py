@@ -23,6 +23,7 @@ from moorage.engines.base import (
     beyond_training,
     startup_seconds,
 )
+from moorage.engines.drain import drain_command
 from moorage.engines.tool_calls import tool_parser
 from moorage.placement import memory
 from moorage.sizing.need import MemoryNeed
@@ -37,10 +38,8 @@ CPU_CACHE_BYTES = 1 << 30
 """Cache on CPUs where the header is not known; vLLM's own default would be most of the node's memory."""
 START_SECONDS = 1200
 """What a start may take beside reading the weights: imports, compiling graphs, capturing them, profiling."""
-DRAIN_SECONDS = 20
-"""Time for running requests when the pod stops, within its 30 seconds less those before the signal.
-
-On CPUs version 0.32 takes most of it even without a request (seen: 17 s, against 2 s where it cuts them off)."""
+GAUGES = ("vllm:num_requests_running*", "vllm:num_requests_waiting*")
+"""Requests that run and that wait, among its metrics."""
 KEEP_ALIVE_SECONDS = 75
 """An idle connection stays longer than any client pools it; vLLM's own 5 s race with the gateway's 4."""
 HEALTH = "/health"  # nobody listens while the weights load; afterwards 200, or 503 when the engine's process died
@@ -138,6 +137,7 @@ class VllmEngine(Engine):
             liveness=Probe(HEALTH, period=10, timeout=10, failures=6),
             scratch=(Scratch("/tmp", "8Gi"), Scratch("/dev/shm", f"{shared_gib}Gi", memory=True)),
             env=_environment(start),
+            drain=drain_command(*GAUGES),
             files={LOGGING_FILE: json.dumps(LOGGING, separators=(",", ":"))},
         )
 
@@ -158,7 +158,7 @@ def arguments(asked: Asked, start: Start) -> tuple[str, ...]:
         *("--dtype", options.dtype),
         *("--kv-cache-dtype", _cache_type(serving)),
         "--enforce-eager" if options.enforce_eager else "--no-enforce-eager",
-        *("--shutdown-timeout", str(DRAIN_SECONDS)),
+        *("--shutdown-timeout", "0"),  # it is told to stop when it has nothing left to do
         "--no-enable-log-requests",
         *("--disable-access-log-for-endpoints", "/health,/metrics"),
     ]

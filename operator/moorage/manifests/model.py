@@ -6,12 +6,12 @@ from typing import Any
 from moorage import names
 from moorage.api.engine_settings import ConfigMapKey
 from moorage.engines.base import EngineContainer, Probe, Scratch
+from moorage.engines.drain import DRAIN_SECONDS, FORGET_SECONDS
 from moorage.manifests.common import Manifest, container_security, metadata, pod_security, stamped, without_none
 
 CONTAINER = "engine"
 GPU_CLAIM = "gpu"
-TERMINATION_GRACE_SECONDS = 30
-DRAIN_SECONDS = 3  # endpoints forget the pod before the engine stops; llama-server cuts what it is answering
+TERMINATION_GRACE_SECONDS = FORGET_SECONDS + DRAIN_SECONDS + 30  # the last is the engine's own
 STARTUP_MARGIN_SECONDS = 120  # image pull and scheduling, on top of the engine's own patience
 
 
@@ -103,6 +103,8 @@ def pod_template(model: str, pod: ServerPod) -> Manifest:
         {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
+            # Linux keeps SIGTERM from a process 1 without a handler: one that loads would end only after the grace.
+            "shareProcessNamespace": True,
             "terminationGracePeriodSeconds": TERMINATION_GRACE_SECONDS,
             "securityContext": pod_security(),
             "runtimeClassName": pod.runtime_class,
@@ -154,7 +156,7 @@ def _container(pod: ServerPod) -> Manifest:
             "readinessProbe": _probe(engine.readiness),
             "livenessProbe": _probe(engine.liveness),
             "terminationMessagePolicy": "FallbackToLogsOnError",
-            "lifecycle": {"preStop": {"sleep": {"seconds": DRAIN_SECONDS}}},
+            "lifecycle": {"preStop": {"exec": {"command": list(engine.drain)}}},
             "volumeMounts": [
                 {"name": "models", "mountPath": names.MODEL_MOUNT, "readOnly": True},
                 *({"name": _volume_name(s.path), "mountPath": s.path} for s in engine.scratch),
