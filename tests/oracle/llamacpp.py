@@ -25,6 +25,7 @@ PACKAGES = ("base-files", "llama.cpp-tools-extra", "libggml0-backend-rpc")
 RPC_SERVER = "/usr/libexec/x86_64-linux-gnu/llama/bin/ggml-rpc-server"
 START_SECONDS = 30
 RUN_SECONDS = 120
+_PROJECTOR = re.compile(r"\[mtmd\] adding ([\d.]+) MiB to fit_params_target for device (RPC\d+|CPU)")
 _SERVER_ROW = re.compile(r"\|\s+- (RPC\d+|Host)\b.*?(\d+) =\s+(\d+) \+\s+(\d+) \+\s+(\d+)")
 
 
@@ -65,19 +66,35 @@ class LlamaCpp:
 
     def server_dry_run(self, model: str, *arguments: object) -> dict[str, Held]:
         """The same from llama-server, which is stopped before it loads anything."""
-        command = self._command("/usr/bin/llama-server", model, 1, arguments)
-        quiet = ["--fit", "on", "--no-warmup", "--host", "127.0.0.1", "--port", str(_free_port()), "-lv", "5"]
         found: dict[str, Held] = {}
+        for line in self._server(model, "--no-warmup", *arguments):
+            if row := _SERVER_ROW.search(line):
+                found[row[1]] = Held(int(row[3]), int(row[4]), int(row[5]))
+            if "Host" in found:
+                break
+        return found
+
+    def projector_dry_run(self, model: str, projector: str, *arguments: object, devices: int = 1) -> dict[str, float]:
+        """MiB that llama-server's own dry run of `projector` finds for each device and for CPU."""
+        found: dict[str, float] = {}
+        for line in self._server(model, "--mmproj", projector, *arguments, devices=devices):
+            if row := _PROJECTOR.search(line):
+                found[row[2]] = float(row[1])
+            elif found:
+                break
+        return found
+
+    def _server(self, model: str, *arguments: object, devices: int = 1) -> Iterator[str]:
+        """Lines of llama-server's log; who stops reading stops the server. Raises AssertionError where it ends."""
+        command = self._command("/usr/bin/llama-server", model, devices, arguments)
+        quiet = ["--fit", "on", "--host", "127.0.0.1", "--port", str(_free_port()), "-lv", "5"]
         lines: list[str] = []
         with _ended(
             subprocess.Popen([*command, *quiet], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         ) as process:
             for line in process.stdout or ():
                 lines.append(line)
-                if row := _SERVER_ROW.search(line):
-                    found[row[1]] = Held(int(row[3]), int(row[4]), int(row[5]))
-                if "Host" in found:
-                    return found
+                yield line
         raise AssertionError("".join(lines[-20:]))
 
     def _command(self, program: str, model: str, devices: int, arguments: tuple[object, ...]) -> list[str]:

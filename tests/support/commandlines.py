@@ -63,7 +63,7 @@ def llama_cpp() -> dict[str, tuple[str, ...]]:
         "four GPUs": (asked(), replace(START, gpus=4)),
         "everything": (
             asked(kvCacheType="q4_0", llamaCpp=settings),
-            replace(quantized, gpus=2, chat_template=TEMPLATE),
+            replace(quantized, gpus=2, chat_template=TEMPLATE, projector_path="/models/mmproj-f16.gguf"),
         ),
         "without flash attention": (asked(llamaCpp={"flashAttention": False}), START),
     }

@@ -116,14 +116,6 @@ def test_one_large_window_sets_the_cells_of_all_windowed_layers():
     assert cache_cells(gemma, LlamaSettings(1024)).window == 1024
 
 
-def test_a_projector_is_counted_and_named():
-    plain = llama_need(QWEN, LlamaSettings(8192))
-    seeing = llama_need(QWEN, LlamaSettings(8192, projector_bytes=800 * MIB))
-    assert seeing.weights_mib == plain.weights_mib + 800
-    assert seeing.compute_mib == plain.compute_mib + 1024
-    assert (seeing.confidence, plain.confidence) == (Confidence.BOUNDED, Confidence.EXACT)
-
-
 REFUSED = {
     "0 parallel sequences": {"parallel": 0},
     "257 parallel sequences": {"parallel": 257},

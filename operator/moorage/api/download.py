@@ -211,6 +211,9 @@ class Facts(StatusPart):
 
     format: StatusWord | None = Field(default=None, description="GGUF or Safetensors.")
     main_file: StatusPath | None = Field(default=None, description="File that a server is given, or whose folder.")
+    projector_file: StatusPath | None = Field(
+        default=None, description="Multimodal projector that is served beside the model."
+    )
     architecture: StatusWord | None = Field(default=None, description="Architecture, such as qwen3.")
     context_length: Count | None = Field(default=None, description="Tokens the model was trained for.")
     parameters: Count | None = Field(default=None, description="Number of parameters.")
@@ -222,6 +225,7 @@ class Facts(StatusPart):
     header: HeaderJson | None = Field(
         default=None, description="What the memory need is computed from, as JSON; for Moorage itself."
     )
+    projector: HeaderJson | None = Field(default=None, description="The same of the projector; for Moorage itself.")
 
 
 class DownloadStatus(StatusPart):

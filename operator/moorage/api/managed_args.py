@@ -15,7 +15,8 @@ MOORAGE = "Moorage itself"
 LLAMA_CPP_ARGS_BY_OWNER: dict[str, tuple[str, ...]] = {
     "spec.source": (
         *("--model", "-m", "--model-url", "-mu", "--hf-repo", "-hf", "-hfr", "--hf-file", "-hff", "--hf-token", "-hft"),
-        *("--docker-repo", "-dr", "--mmproj-url", "-mmu", "--models-dir", "--models-preset"),
+        *("--docker-repo", "-dr", "--models-dir", "--models-preset"),
+        *("--mmproj", "-mm", "--mmproj-url", "-mmu", "--mmproj-auto", "--no-mmproj", "--no-mmproj-auto"),
     ),
     "metadata.name": ("--alias", "-a"),
     "spec.contextLength": ("--ctx-size", "-c"),
@@ -60,7 +61,8 @@ VLLM_ARGS_BY_OWNER: dict[str, tuple[str, ...]] = {
 LLAMA_CPP_ENV_BY_OWNER: dict[str, tuple[str, ...]] = {
     "spec.source": (
         *("LLAMA_ARG_MODEL", "LLAMA_ARG_MODEL_URL", "LLAMA_ARG_HF_REPO", "LLAMA_ARG_HF_FILE"),
-        *("LLAMA_ARG_DOCKER_REPO", "LLAMA_ARG_MMPROJ_URL", "LLAMA_ARG_MODELS_DIR", "LLAMA_ARG_MODELS_PRESET"),
+        *("LLAMA_ARG_DOCKER_REPO", "LLAMA_ARG_MODELS_DIR", "LLAMA_ARG_MODELS_PRESET"),
+        *("LLAMA_ARG_MMPROJ", "LLAMA_ARG_MMPROJ_URL", "LLAMA_ARG_MMPROJ_AUTO"),
     ),
     "metadata.name": ("LLAMA_ARG_ALIAS",),
     "spec.contextLength": ("LLAMA_ARG_CTX_SIZE",),

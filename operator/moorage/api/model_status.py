@@ -61,6 +61,9 @@ class SourceStatus(StatusPart):
     repo: StatusWord | None = Field(default=None, description="Repository on the hub.")
     files: Annotated[list[StatusPath], Cut(64)] = Field(default=[], description="Files to serve, the first 64.")
     main_file: StatusPath | None = Field(default=None, description="File that the server is given, or whose folder.")
+    projector_file: StatusPath | None = Field(
+        default=None, description="Multimodal projector that is served beside the model."
+    )
     file_count: Count | None = Field(default=None, description="Number of files.")
     size_bytes: Count | None = Field(default=None, description="Size of all files.")
     format: StatusWord | None = Field(default=None, description="GGUF or Safetensors.")
@@ -77,6 +80,7 @@ class SourceStatus(StatusPart):
     header: HeaderJson | None = Field(
         default=None, description="What the memory need is computed from, as JSON; for Moorage itself."
     )
+    projector: HeaderJson | None = Field(default=None, description="The same of the projector; for Moorage itself.")
 
 
 class LearnedStatus(StatusPart):
@@ -104,6 +108,7 @@ class MemoryStatus(StatusPart):
         default=None, description="GPU memory that one replica really held, the most seen; told by the agent."
     )
     confidence: Confidence | None = Field(default=None, description="How sure the estimate is.")
+    reasons: Annotated[list[Sentence], Cut(8)] = Field(default=[], description="Why it is no surer than that.")
     weights_mib: Count | None = Field(default=None, description="Weights on the GPUs.")
     kv_mib: Count | None = Field(default=None, description="KV cache on the GPUs.")
     compute_mib: Count | None = Field(default=None, description="Compute buffers on the GPUs.")

@@ -29,15 +29,17 @@ class Serving:
 class Asked:
     """A Model's settings and what is known of its files.
 
-    `header` is what sizing keeps of the files' header (JSON; empty: not known), `trained_context` the tokens that the
-    model was trained for (0: not known), `size_bytes` all files together. `tool_parser` reads the tool calls that the
-    chat template shows (empty: none is known). `remote_code_allowed`: programs out of a repository may be run here.
+    `header` is what sizing keeps of the files' header (JSON; empty: not known), `projector` the same of a multimodal
+    projector that is served beside the model (empty: there is none), `trained_context` the tokens that the model was
+    trained for (0: not known), `size_bytes` all files together. `tool_parser` reads the tool calls that the chat
+    template shows (empty: none is known). `remote_code_allowed`: programs out of a repository may be run here.
     """
 
     spec: ModelSpec
     header: str = ""
     trained_context: int = 0
     size_bytes: int = 0
+    projector: str = ""
     tool_parser: str = ""
     remote_code_allowed: bool = False
 
@@ -46,10 +48,10 @@ class Asked:
 class Start:
     """What a container is started with, beside what was asked.
 
-    `model_path` is absolute, inside the container; `gpus` 0 means CPU only, `gpu_memory_mib` is the nominal memory of
-    one (0: not known) and `memory_limit_mib` what a person says is needed of it (0: nothing); `cpus` are the whole CPUs
-    the pod may use, None where it was given no share; `chat_template` is the path of a template to use instead of the
-    model's own.
+    `model_path` is absolute, inside the container, as is `projector_path` (empty: there is none); `gpus` 0 means CPU
+    only, `gpu_memory_mib` is the nominal memory of one (0: not known) and `memory_limit_mib` what a person says is
+    needed of it (0: nothing); `cpus` are the whole CPUs the pod may use, None where it was given no share;
+    `chat_template` is the path of a template to use instead of the model's own.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Start:
     memory_limit_mib: int = 0
     cpus: int | None = None
     chat_template: str = ""
+    projector_path: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What is read of a model's files, wherever they lie: which they are, and what their headers and templates say."""
 
+import json
 import re
 from collections.abc import Generator, Sequence
 from typing import Any, Final
@@ -7,7 +8,8 @@ from typing import Any, Final
 from moorage.engines.tool_calls import parser_for
 from moorage.sizing.errors import HeaderError
 from moorage.sizing.facts import header_facts, transformer_facts
-from moorage.sizing.reading import File, Want, first_reads, read_gguf, read_transformer
+from moorage.sizing.projector import projector_of
+from moorage.sizing.reading import FIRST_CHUNK, File, Want, first_reads, read_gguf, read_transformer
 from moorage.sources import RepoFile, formats
 from moorage.sources.choice import ModelFiles, model_files
 
@@ -22,6 +24,8 @@ Reading = Generator[Want, bytes, dict[str, Any]]
 def read_facts(files: Sequence[RepoFile]) -> Reading:
     """`format`, `mainFile` and header facts of the one model among `files`; without one only the format, if any.
 
+    Of a GGUF model with a projector `projectorFile` and `projector` too.
+
     Raises HeaderError for broken headers, and SourceError as `model_files` does.
     """
     found = model_files(files)
@@ -31,7 +35,8 @@ def read_facts(files: Sequence[RepoFile]) -> Reading:
     told = {"format": found.format, "mainFile": found.main}
     weights = [File(file.path, file.size) for file in found.weights]
     if found.config is None:
-        return told | header_facts((yield from read_gguf(weights)))
+        facts = header_facts((yield from read_gguf(weights)))
+        return told | facts | (yield from _projector(found.projector))
     model = yield from read_transformer(File(found.config.path, found.config.size), weights)
     parser = parser_for((yield from _template(found)))
     return told | transformer_facts(model) | ({"toolCallParser": parser} if parser else {})
@@ -40,9 +45,24 @@ def read_facts(files: Sequence[RepoFile]) -> Reading:
 def expected_reads(files: Sequence[RepoFile]) -> list[Want]:
     """Reads that `read_facts` is going to make one after the other, so that they can be made together."""
     found = model_files(files)
-    if found is None or found.config is None:
+    if found is None:
         return []
+    if found.config is None:
+        beside = [found.projector] if found.projector else []
+        return [Want(f.path, 0, min(FIRST_CHUNK, f.size)) for f in (*found.weights, *beside) if f.size]
     return first_reads([File(file.path, file.size) for file in found.weights])
+
+
+def _projector(file: RepoFile | None) -> Reading:
+    """`projectorFile` and `projector`, a Projector's JSON; {} where there is no file."""
+    if file is None:
+        return {}
+    header = yield from read_gguf([File(file.path, file.size)])
+    try:
+        found = projector_of(header)
+    except HeaderError as error:
+        raise HeaderError(f"{file.path}: {error}; to serve without it, name it in exclude") from error
+    return {"projectorFile": file.path, "projector": json.dumps(found.to_json(), separators=(",", ":"))}
 
 
 def _template(found: ModelFiles) -> Generator[Want, bytes, str]:

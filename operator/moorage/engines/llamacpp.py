@@ -23,6 +23,7 @@ from moorage.engines.drain import drain_command
 from moorage.sizing.llamacpp import LlamaSettings, llama_need
 from moorage.sizing.model import LlamaModel
 from moorage.sizing.need import MemoryNeed
+from moorage.sizing.projector import Projector
 
 PROMPT_CACHE_MIB = 256  # llama-server's own default is 8192 MiB of host memory, more than most pods have
 SERVER_MIB = 512  # program, libraries, HTTP threads and what it parses
@@ -83,6 +84,7 @@ class LlamaCppEngine(Engine):
                 flash_attention=options.flash_attention if options else True,
                 gpu_layers=options.gpu_layers if options and gpus else None if gpus else 0,
                 gpus=max(gpus, 1),
+                projector=Projector.from_json(json.loads(asked.projector)) if asked.projector else None,
             ),
         )
 
@@ -143,6 +145,8 @@ def arguments(asked: Asked, start: Start) -> tuple[str, ...]:
     ]
     if start.gpus > 1:  # equal shares, as the memory plan counts; the default splits by what is free at that moment
         args += ["--split-mode", "layer", "--tensor-split", ",".join(["1"] * start.gpus)]
+    if start.projector_path:
+        args += ["--mmproj", start.projector_path]
     if start.chat_template:
         args += ["--chat-template-file", start.chat_template]
     return (*args, *asked.spec.args)

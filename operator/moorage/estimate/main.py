@@ -44,6 +44,7 @@ class Layers(click.ParamType[int]):
 
 @click.command("estimate")
 @click.option("--gguf", type=click.Path(path_type=Path), help="A GGUF file; its header is enough (a sparse file).")
+@click.option("--mmproj", type=click.Path(path_type=Path), help="The multimodal projector to serve beside --gguf.")
 @click.option("--model-dir", type=click.Path(path_type=Path), help="A folder with one model.")
 @click.option("--repo", help="A repository on a hub: ORG/NAME. A token is read from HF_TOKEN.")
 @click.option("--file", "include", multiple=True, metavar="GLOB", help="Of the folder or repository; may be repeated.")
@@ -103,6 +104,8 @@ def _check(options: dict[str, Any]) -> None:
     sources = [name for name in ("gguf", "model_dir", "repo") if options[name]]
     if len(sources) != 1:
         raise click.UsageError("give one of --gguf, --model-dir and --repo")
+    if options["mmproj"] and not options["gguf"]:
+        raise click.UsageError("--mmproj stands beside --gguf; of a folder or repository --file says what is taken")
     if options["include"] and options["gguf"]:
         raise click.UsageError("--file picks from a --repo or a --model-dir; --gguf is one file")
     if options["ctx_size"] and options["context_length"]:
@@ -111,7 +114,7 @@ def _check(options: dict[str, Any]) -> None:
 
 def _facts(options: dict[str, Any]) -> Facts:
     if options["gguf"]:
-        return from_file(options["gguf"])
+        return from_file(options["gguf"], options["mmproj"])
     if options["model_dir"]:
         if not options["model_dir"].is_dir():
             raise HeaderError(f"there is no folder {options['model_dir']}")
@@ -146,6 +149,7 @@ def _need(engine: str, facts: Facts, options: dict[str, Any]) -> tuple[LlamaSett
         flash_attention=options["flash_attention"] == "on",
         gpu_layers=None if layers < 0 else layers,
         gpus=options["gpus"],
+        projector=facts.projector,
     )
     return chosen, llama_need(facts.model, chosen)
 

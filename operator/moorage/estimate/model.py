@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -12,6 +12,7 @@ from moorage.sizing.errors import HeaderError
 from moorage.sizing.gguf import GgufHeader
 from moorage.sizing.gguf_model import model_of
 from moorage.sizing.model import LlamaModel
+from moorage.sizing.projector import Projector, projector_of
 from moorage.sizing.reading import File, Want, drive, drive_async, read_gguf, read_transformer
 from moorage.sizing.transformer import TransformerModel
 from moorage.sources import Access, HostPolicy, RepoFile, Repository, Selection, formats, select
@@ -26,12 +27,17 @@ Reading = Generator[Want, bytes, _Answer]
 
 @dataclass(frozen=True)
 class Facts:
-    """A model for one of the engines, with what a person knows it by; `parameters` 0 where nobody tells."""
+    """A model for one of the engines, with what a person knows it by; `parameters` 0 where nobody tells.
+
+    `projector` is served beside it where there is one, from the file `projector_file`.
+    """
 
     model: LlamaModel | TransformerModel
     name: str
     parameters: int
     quantization: str
+    projector: Projector | None = None
+    projector_file: str = ""
 
     @classmethod
     def of_gguf(cls, header: GgufHeader, fallback_name: str) -> "Facts":
@@ -39,8 +45,11 @@ class Facts:
         return cls(model_of(header), header.name or fallback_name, header.parameters or 0, header.quantization)
 
 
-def from_file(path: Path) -> Facts:
-    """The model in one GGUF file, or in all parts of a split one whose first part `path` is. Raises HeaderError."""
+def from_file(path: Path, projector: Path | None = None) -> Facts:
+    """The model in one GGUF file, or in all parts of a split one whose first part `path` is, with a `projector`.
+
+    Raises HeaderError.
+    """
     found = _PART.match(path.name)
     names = [path.name]
     if found:
@@ -49,7 +58,11 @@ def from_file(path: Path) -> Facts:
             raise HeaderError(f"{path.name} is part {int(number)} of {int(total)}: give the first part")
         names = [f"{stem}-{part:05d}-of-{total}{path.suffix}" for part in range(1, int(total) + 1)]
     files = [File(name, _size(path.parent / name)) for name in names]
-    return Facts.of_gguf(drive(read_gguf(files), _read_in(path.parent)), path.stem)
+    facts = Facts.of_gguf(drive(read_gguf(files), _read_in(path.parent)), path.stem)
+    if projector is None:
+        return facts
+    beside = RepoFile(projector.name, _size(projector))
+    return drive(_with_projector(facts, beside), _read_in(projector.parent))
 
 
 def from_folder(folder: Path, include: Sequence[str]) -> Facts:
@@ -87,9 +100,17 @@ def reading_of(files: Sequence[RepoFile], name: str) -> Reading["Facts"]:
         raise HeaderError("there is no GGUF and no safetensors file")
     weights = [File(file.path, file.size) for file in found.weights]
     if found.config is None:
-        return Facts.of_gguf((yield from read_gguf(weights)), name)
+        facts = Facts.of_gguf((yield from read_gguf(weights)), name)
+        return (yield from _with_projector(facts, found.projector))
     model = yield from read_transformer(File(found.config.path, found.config.size), weights)
     return Facts(model, name, model.parameters, model.quantization)
+
+
+def _with_projector(facts: Facts, file: RepoFile | None) -> Reading["Facts"]:
+    if file is None:
+        return facts
+    header = yield from read_gguf([File(file.path, file.size)])
+    return replace(facts, projector=projector_of(header), projector_file=file.path)
 
 
 def _size(path: Path) -> int:

@@ -18,6 +18,7 @@ def document(facts: Facts, engine: str, need: MemoryNeed) -> dict[str, Any]:
         "parameters": facts.parameters,
         "quantization": facts.quantization,
         "contextLength": facts.model.context_length,
+        **({"projector": facts.projector_file} if facts.projector else {}),
     }
     return {**need.to_json(), "engine": engine, "model": model}
 
@@ -27,6 +28,7 @@ def table(facts: Facts, engine: str, settings: LlamaSettings | VllmSettings, nee
     rows = [
         ("Model", _model(facts)),
         ("Engine", f"{ENGINE_NAMES[engine]}, {_serving(settings)}"),
+        *([("Projector", facts.projector_file)] if facts.projector else []),
         ("", ""),
         ("Weights", _size(need.weights_mib)),
         ("KV cache", _size(need.kv_mib)),

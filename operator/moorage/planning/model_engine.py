@@ -31,6 +31,7 @@ def asked_of(step: ModelPass) -> Asked:
     return Asked(
         spec=step.model.spec,
         header=source.header or "",
+        projector=source.projector or "",
         trained_context=source.context_length or 0,
         size_bytes=source.size_bytes or 0,
         tool_parser=source.tool_call_parser or "",

@@ -92,7 +92,8 @@ def inputs_of(step: ModelPass) -> str:
     image = spec.image or [defaults.engine_image(engine.name, vendor) for vendor in ("Nvidia", "AMD")]
     options = spec.model_dump(mode="json", include=_SHAPING, exclude_none=True, exclude_defaults=True)
     shape = [serving.context_length, serving.max_sequences, serving.kv_cache_type, options]
-    return names.digest([source.resolved_revision, source.main_file, engine.name, image, shape])
+    files = [file for file in (source.main_file, source.projector_file) if file]
+    return names.digest([source.resolved_revision, *files, engine.name, image, shape])
 
 
 # -- starts that ran out ----------------------------------------------------------------------------------------------

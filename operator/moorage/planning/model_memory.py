@@ -27,15 +27,18 @@ def memory(step: ModelPass, gpus: int) -> MemoryStatus:
     if found is None:
         host = int(size * 1.1) // MIB + 1024
         past = (before.observed_mib, before.learned) if gpus else (None, None)
-        return MemoryStatus(host_mib=host, confidence=Confidence.GUESS, observed_mib=past[0], learned=past[1])
+        guess = MemoryStatus(host_mib=host, confidence=Confidence.GUESS, reasons=["the header is not known"])
+        return guess.model_copy(update={"observed_mib": past[0], "learned": past[1]})
     host = found.host_mib + engine_of(step).process_mib
+    sure = Confidence(found.confidence.value)
     if not gpus:
-        return MemoryStatus(host_mib=host, confidence=Confidence(found.confidence.value))
+        return MemoryStatus(host_mib=host, confidence=sure, reasons=list(found.reasons))
     per_gpu = [planned(step, gpus, mib) for mib in found.per_gpu_mib]
     return MemoryStatus(
         estimated_mib=found.total_mib,
         planned_mib=found.total_mib + sum(per_gpu) - sum(found.per_gpu_mib),
-        confidence=Confidence(found.confidence.value),
+        confidence=sure,
+        reasons=list(found.reasons),
         weights_mib=found.weights_mib,
         kv_mib=found.kv_mib,
         compute_mib=found.compute_mib,

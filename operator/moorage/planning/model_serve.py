@@ -136,7 +136,7 @@ def inputs_of(step: ModelPass, image: str) -> str:
     if placed and engine_of(step).fills_gpu:
         gpus.append(placed.gpu_memory_mib)
     # Only what there is: who never needed room, or never moved, keeps the hash that he has.
-    further = [mark for mark in (_room(step), moving.moved(step)) if mark]
+    further = [mark for mark in (_room(step), moving.moved(step), source.projector_file) if mark]
     return names.digest([spec, where, gpus, image, _restart(step), *further])
 
 

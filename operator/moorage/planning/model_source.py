@@ -137,6 +137,8 @@ def take_header(source: SourceStatus, facts: Manifest) -> None:
     source.context_length = facts.get("contextLength") or source.context_length
     source.tool_call_parser = facts.get("toolCallParser") or source.tool_call_parser
     source.header = facts.get("header") or source.header
+    source.projector_file = facts.get("projectorFile") or source.projector_file
+    source.projector = facts.get("projector") or source.projector
     source.size_class = size_class(source.parameters)
 
 
@@ -147,7 +149,8 @@ def accepted_text(source: SourceStatus) -> str:
     parts = [source.quantization, source.architecture, f"{text.size(source.size_bytes)}"]
     what = ", ".join(p for p in parts if p)
     named = source.repo if source.main_file and source.main_file.endswith(CONFIG) else source.main_file
-    return f"{named or source.repo or 'the model'}: {what}"
+    beside = f", with {source.projector_file} for pictures" if source.projector_file else ""
+    return f"{named or source.repo or 'the model'}: {what}{beside}"
 
 
 def _download_name(step: ModelPass) -> str:

@@ -18,6 +18,7 @@ def start_of(step: ModelPass) -> Start:
     return Start(
         name=step.model.metadata.name,
         model_path=model_path(step),
+        projector_path=projector_path(step),
         serving=serving_of(step),
         gpus=(placed.count if placed else 0) or 0,
         gpu_memory_mib=(placed.gpu_memory_mib if placed else 0) or 0,
@@ -36,6 +37,12 @@ def model_path(step: ModelPass) -> str:
     if f"/{folder}".endswith(f"/{file}"):  # a pre-filled claim whose path names the file itself
         return f"{names.MODEL_MOUNT}/{folder}"
     return "/".join(part for part in (names.MODEL_MOUNT, folder, file) if part)
+
+
+def projector_path(step: ModelPass) -> str:
+    """Absolute path of the multimodal projector inside the container; empty where there is none."""
+    folder, file = (step.source.path or "").strip("/"), step.source.projector_file or ""
+    return "/".join(part for part in (names.MODEL_MOUNT, folder, file) if part) if file else ""
 
 
 def whole_cpus(resources: Manifest) -> int | None:

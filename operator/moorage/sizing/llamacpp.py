@@ -13,6 +13,7 @@ from moorage.errors import InvalidSpec
 from moorage.sizing.ggml import TENSOR_TYPES
 from moorage.sizing.model import Confidence, Layer, LlamaModel
 from moorage.sizing.need import GIB, MIB, MemoryNeed, nearest_mib, up_mib
+from moorage.sizing.projector import Projector
 
 CACHE_TYPES: Final = {
     kind.name.lower(): kind
@@ -40,8 +41,6 @@ HOST_ROWS: Final = (4, 10)
 HOST_MASKS: Final = (1, 4)
 HOST_SLACK: Final = 16 * MIB
 """The host's side of the graph with one GPU and with several: rows of one embedding per token, and masks."""
-PROJECTOR_COMPUTE_MIB: Final = 1024
-"""A projector's graph for one image of about 1,024 tokens."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,10 @@ class LlamaSettings:
     gpus            cards the layers are split over in equal shares (`--tensor-split 1,1,..`)
     outputs         tokens of a micro-batch that give logits; None: all of them (older builds; embeddings). Builds of
                     2026 reserve one for each slot
-    projector_bytes size of a multimodal projector file
+    projector       the multimodal projector served beside the model (`--mmproj`); it lies on the first GPU, or in host
+                    memory where no layer is on a GPU
+    image_max_tokens  `--image-max-tokens`; 0: the projector's own limit
+    projector_offload  False: the projector lies in host memory (`--no-mmproj-offload`)
     """
 
     ctx_size: int
@@ -67,7 +69,9 @@ class LlamaSettings:
     gpu_layers: int | None = None
     gpus: int = 1
     outputs: int | None = None
-    projector_bytes: int = 0
+    projector: Projector | None = None
+    image_max_tokens: int = 0
+    projector_offload: bool = True
 
 
 class Cells(NamedTuple):
@@ -83,11 +87,11 @@ def llama_need(model: LlamaModel, settings: LlamaSettings) -> MemoryNeed:
     check(model, settings)
     cells = cache_cells(model, settings)
     on_gpu = _shares(model, settings)
-    gpus = [_gpu(model, settings, cells, share) for share in on_gpu]
+    gpus = [_gpu(model, settings, cells, share, first=at == 0) for at, share in enumerate(on_gpu)]
     reasons = list(model.reasons)
     confidence = model.confidence
-    if settings.projector_bytes:
-        reasons.append("the projector's working memory is an estimate")
+    if settings.projector:
+        reasons.append(settings.projector.reason)
         confidence = Confidence.BOUNDED if confidence == Confidence.EXACT else confidence
     return MemoryNeed(
         weights_mib=nearest_mib(sum(gpu.weights for gpu in gpus)),
@@ -202,13 +206,13 @@ def _shares(model: LlamaModel, settings: LlamaSettings) -> list[list[int]]:
     return shares
 
 
-def _gpu(model: LlamaModel, settings: LlamaSettings, cells: Cells, share: list[int]) -> _Gpu:
+def _gpu(model: LlamaModel, settings: LlamaSettings, cells: Cells, share: list[int], *, first: bool) -> _Gpu:
     weights, cache = _held(model, settings, cells, share)
-    output = model.units - 1 in share
-    compute = compute_bytes(model, settings, cells, output=output)
+    compute = compute_bytes(model, settings, cells, output=model.units - 1 in share)
+    if first and settings.projector and settings.projector_offload:
+        weights += settings.projector.weight_bytes
+        compute += _encoder_bytes(settings.projector, settings)
     compute_mib = up_mib(compute)
-    if settings.projector_bytes and output:
-        weights, compute_mib = weights + settings.projector_bytes, compute_mib + PROJECTOR_COMPUTE_MIB
     held = weights + cache + compute
     overhead = OVERHEAD_MIB if held < LARGE_CARD else LARGE_OVERHEAD_MIB
     floor, percent = (512, 10) if model.confidence == Confidence.GUESS else (256, 2)
@@ -235,7 +239,22 @@ def _host_mib(model: LlamaModel, settings: LlamaSettings, cells: Cells, on_gpu: 
     graph = rows + HOST_MASKS[several] * masks + HOST_SLACK
     if len(away) < model.units:
         graph += compute_bytes(model, replace(settings, gpus=1), cells)
-    return up_mib(model.input_bytes + weights + cache + graph + 4 * model.vocabulary * settings.parallel)
+    seeing = _projector_host_bytes(settings, on_gpu=bool(on_gpu))
+    return up_mib(model.input_bytes + weights + cache + graph + seeing + 4 * model.vocabulary * settings.parallel)
+
+
+def _encoder_bytes(projector: Projector, settings: LlamaSettings) -> int:
+    return projector.compute_bytes(flash_attention=settings.flash_attention, image_max_tokens=settings.image_max_tokens)
+
+
+def _projector_host_bytes(settings: LlamaSettings, *, on_gpu: bool) -> int:
+    """The projector's part in host memory: all of it, or what a GPU leaves there."""
+    projector = settings.projector
+    if projector is None:
+        return 0
+    if not on_gpu or not settings.projector_offload:
+        return projector.weight_bytes + _encoder_bytes(projector, settings)
+    return projector.host_bytes(flash_attention=settings.flash_attention, image_max_tokens=settings.image_max_tokens)
 
 
 def _ubatch(settings: LlamaSettings) -> int:

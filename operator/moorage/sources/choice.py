@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from moorage.sources.errors import source_error
 from moorage.sources.files import RepoFile
+from moorage.sources.projectors import best_projector, is_projector
 from moorage.sources.reasons import Reason
 
 CONFIG = "config.json"
@@ -54,11 +55,6 @@ def same_split(part: re.Match[str], name: str) -> bool:
     return other is not None and other["stem"] == part["stem"] and other["total"] == part["total"]
 
 
-def is_projector(path: str) -> bool:
-    """Whether `path` is a multimodal projector, by llama.cpp's naming."""
-    return "mmproj" in path.rsplit("/", 1)[-1].lower()
-
-
 def needed(files: Sequence[RepoFile]) -> tuple[list[RepoFile], bool]:
     """Of all files of a repository those that serve its one model, and whether they are a choice or everything.
 
@@ -68,7 +64,7 @@ def needed(files: Sequence[RepoFile]) -> tuple[list[RepoFile], bool]:
     found = model_files(files)
     if found is None:
         return list(files), False
-    wanted = {file.path for file in found.weights}
+    wanted = {file.path for file in (*found.weights, found.projector) if file}
     if found.config is not None:
         folder = found.config.path.rpartition("/")[0]
         wanted |= {f.path for f in files if f.path.rpartition("/")[0] == folder and not _is_beside_the_point(f.path)}
@@ -81,6 +77,7 @@ class ModelFiles:
     """The files of one model: what a server is given (`main`, a GGUF file or config.json), and its weights in order.
 
     `config` and `template` (where the chat template stands) are those of a safetensors model, None where there is none.
+    `projector` is the multimodal projector beside a GGUF model; of several the one that `best_projector` picks.
     """
 
     format: str
@@ -88,6 +85,7 @@ class ModelFiles:
     weights: tuple[RepoFile, ...]
     config: RepoFile | None = None
     template: RepoFile | None = None
+    projector: RepoFile | None = None
 
 
 def model_files(files: Sequence[RepoFile]) -> ModelFiles | None:
@@ -102,7 +100,8 @@ def model_files(files: Sequence[RepoFile]) -> ModelFiles | None:
             f"the source holds a model as GGUF ({head}) and one as safetensors; a Model chooses by spec.engine",
         )
     if head:
-        return ModelFiles("GGUF", head, tuple(sorted((f for f in files if _of(head, f.path)), key=lambda f: f.path)))
+        parts = tuple(sorted((f for f in files if _of(head, f.path)), key=lambda f: f.path))
+        return ModelFiles("GGUF", head, parts, projector=best_projector(files, head))
     if len(folders) > 1 and "" not in folders:
         listed = ", ".join(f"{folder}/" for folder in folders[:_SHOWN])
         raise source_error(Reason.AMBIGUOUS, f"the source holds {len(folders)} models, in {listed}")

@@ -11,13 +11,11 @@ from fnmatch import fnmatchcase
 
 from moorage.sources.errors import source_error
 from moorage.sources.files import RepoFile, check_names
+from moorage.sources.projectors import best_projector, is_projector
 from moorage.sources.reasons import Reason
 
 _PART = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<total>\d{5})\.gguf$", re.IGNORECASE)
 _SHOWN = 20
-
-# A projector is small beside its model, so precision is preferred to size.
-_PROJECTORS = ("f16", "bf16", "f32", "q8_0")
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def _whole(pattern: str) -> str:
 
 def _quantized(files: Sequence[RepoFile], quantization: str) -> list[RepoFile]:
     ggufs = [f for f in files if f.path.lower().endswith(".gguf")]
-    weights = [f for f in ggufs if not _is_projector(f.path)]
+    weights = [f for f in ggufs if not is_projector(f.path)]
     matching = _labelled(weights, quantization)
     models: dict[tuple[str, str], list[RepoFile]] = {}
     for file in matching:
@@ -83,7 +81,8 @@ def _quantized(files: Sequence[RepoFile], quantization: str) -> list[RepoFile]:
         raise source_error(Reason.AMBIGUOUS, f"{len(models)} models match quantization {quantization}: {listed}")
     ((_, total), parts) = next(iter(models.items()))
     _check_parts(parts, total)
-    return [*parts, *_projector(ggufs)]
+    beside = best_projector(ggufs, parts[0].path)
+    return [*parts, beside] if beside else list(parts)
 
 
 def _labelled(files: Sequence[RepoFile], quantization: str) -> list[RepoFile]:
@@ -111,21 +110,6 @@ def _check_parts(parts: Sequence[RepoFile], total: str) -> None:
         raise source_error(
             Reason.FILE_NOT_FOUND, f"file not found: part {numbers} of {int(total)} of split GGUF {parts[0].path}"
         )
-
-
-def _is_projector(path: str) -> bool:
-    return "mmproj" in path.rsplit("/", 1)[-1].lower()
-
-
-def _projector(files: Iterable[RepoFile]) -> list[RepoFile]:
-    """The one projector to take along: F16 before BF16 before F32 before Q8_0 before any other."""
-
-    def rank(file: RepoFile) -> tuple[int, str]:
-        name = file.path.lower()
-        known = (i for i, kind in enumerate(_PROJECTORS) if re.search(rf"(?<![a-z0-9]){kind}(?![a-z0-9_])", name))
-        return next(known, len(_PROJECTORS)), file.path
-
-    return sorted((f for f in files if _is_projector(f.path)), key=rank)[:1]
 
 
 def _asked(wanted: Selection) -> str:

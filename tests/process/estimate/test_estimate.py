@@ -13,8 +13,10 @@ from e2e.hub import HubServer
 from moorage.cli import main
 from tests.unit.gguf_bytes import data_bytes, header
 from tests.unit.model_shapes import MODELS
+from tests.unit.projector_shapes import ENCODERS
 
 QWEN = MODELS["qwen3-8b Q4_K_M"]
+EYES = ENCODERS["gemma3-12b"]
 CONTRACT = {"weightsMiB", "kvMiB", "computeMiB", "overheadMiB", "marginMiB", "totalMiB", "hostMiB"}
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -120,6 +122,21 @@ def test_a_folder_of_safetensors_is_for_vllm(safetensors):
     assert found["kvMiB"] == 4 * 1024 * 2 * (2 * 16 * 2) * 2 // (1 << 20) == 1
     assert facts("--model-dir", safetensors, "--ctx-size", 4096, "--parallel", 4) == found
     assert len(facts("--model-dir", safetensors, "--gpus", 2)["perGpuMiB"]) == 2
+
+
+def test_a_projector_is_counted_for_a_file_and_for_a_folder(tmp_path, gguf):
+    for name in ("mmproj-BF16.gguf", "mmproj-F16.gguf"):
+        sparse(tmp_path / name, EYES.header, data_bytes(EYES.tensors))
+    blind = facts("--gguf", gguf, "--ctx-size", 8192)
+    seeing = facts("--gguf", gguf, "--ctx-size", 8192, "--mmproj", tmp_path / "mmproj-F16.gguf")
+    assert 813 <= seeing["weightsMiB"] - blind["weightsMiB"] <= 814  # 813.5, and each sum is rounded
+    assert (blind["confidence"], seeing["confidence"]) == ("Exact", "Bounded")
+    assert facts("--model-dir", tmp_path, "--ctx-size", 8192) == seeing
+    assert facts("--model-dir", tmp_path, "--file", "qwen*", "--ctx-size", 8192)["totalMiB"] == blind["totalMiB"]
+    assert "Projector    mmproj-F16.gguf" in run("--model-dir", tmp_path).stdout
+    assert run("--model-dir", tmp_path, "--mmproj", tmp_path / "mmproj-F16.gguf").exit_code == 2
+    refused = run("--gguf", gguf, "--mmproj", gguf)
+    assert (refused.exit_code, "not a multimodal projector" in refused.stderr) == (3, True)
 
 
 def test_a_table_for_people(gguf, safetensors):
