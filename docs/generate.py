@@ -2,6 +2,7 @@
 
 - `models.md`, `modeldownloads.md`, `modelaliases.md`: every field of the three kinds, from the CRDs.
 - `reasons.md`: every reason of a condition, from `REASON_HELP`.
+- `capabilities.md`: what Models can do for applications, and how Moorage knows.
 - `downloads.md`: how `moorage download` ends, from the table of exit codes.
 - `commands.md`: the commands for people, from their `--help`.
 
@@ -16,6 +17,7 @@ from typing import Any
 
 import click
 
+from moorage.api.capabilities import CAPABILITY_HELP, EVIDENCE_HELP, Capability, Evidence
 from moorage.api.conditions import (
     REASON_HELP,
     AliasCondition,
@@ -182,6 +184,18 @@ def _reasons(reasons: list[Reason]) -> str:
     return f"| Reason | What it means |\n|---|---|\n{rows}"
 
 
+def capabilities_page() -> str:
+    """Every capability, and every kind of evidence."""
+    able = "".join(f"| `{one}` | {_cell(CAPABILITY_HELP[one])} |\n" for one in Capability)
+    told = "".join(f"| `{one}` | {_cell(EVIDENCE_HELP[one])} |\n" for one in Evidence)
+    return (
+        HEADER + "# Capabilities\n\nWhat a Model can do for applications: `status.capabilities`, `spec.capabilities`, "
+        "and `spec.requires.capabilities` of a ModelAlias. [How Moorage knows](../concepts/capabilities.md).\n\n"
+        f"| Capability | What it means |\n|---|---|\n{able}\n"
+        f"| Evidence | What it rests on |\n|---|---|\n{told}"
+    )
+
+
 def downloads_page() -> str:
     """How `moorage download` ends: exit codes and reasons."""
     rows = "".join(
@@ -225,7 +239,8 @@ def _help(name: str) -> str:
 def pages() -> dict[str, str]:
     """File name in docs/reference -> text of every generated page."""
     made = {f"{kind.plural}.md": kind_page(kind) for kind in KINDS}
-    return made | {"reasons.md": reasons_page(), "downloads.md": downloads_page(), "commands.md": commands_page()}
+    made |= {"reasons.md": reasons_page(), "capabilities.md": capabilities_page()}
+    return made | {"downloads.md": downloads_page(), "commands.md": commands_page()}
 
 
 def main() -> None:

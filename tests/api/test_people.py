@@ -131,7 +131,7 @@ async def test_a_switch_has_a_time_limit(bed: Bed, operator: Operator, person: P
     [
         (("switch", "nowhere", "m"), "there is no ModelAlias nowhere in namespace"),
         (("switch", "chat", "gone"), "there is no Model gone in namespace"),
-        (("switch", "chat", "short"), "Model short takes 512 tokens, and ModelAlias chat requires 4096"),
+        (("switch", "chat", "short"), "short takes 512 tokens, spec.requires.contextLength is 4096"),
         (("rollback", "chat"), "ModelAlias chat has no earlier revision; known: 1"),
         (("rollback", "chat", "--to", "9"), "ModelAlias chat has no revision 9; known: 1"),
         (("rollback", "chat", "--to", "1"), "ModelAlias chat points there already"),

@@ -96,7 +96,7 @@ async def test_a_base_model_without_a_chat_template_answers_a_plain_completion()
 
 @pytest.mark.parametrize(
     ("status", "body", "words"),
-    [(400, '{"error": "no such model"}', "answered 400"), (200, "{}", "without a choice"), (200, "oh", "not JSON")],
+    [(400, '{"error": "no such model"}', "answered 400"), (200, "{}", "without choices"), (200, "oh", "not JSON")],
 )
 async def test_an_answer_without_a_token_is_told_in_the_servers_words(status: int, body: str, words: str):
     async def answer(_request: web.Request) -> web.StreamResponse:
@@ -107,6 +107,64 @@ async def test_an_answer_without_a_token_is_told_in_the_servers_words(status: in
         with pytest.raises(SourceError, match=words):
             await prober.warm_up(WarmUp("t", "m", "127.0.0.1", port))
         await prober.close()
+
+
+PROPS = {
+    "chat_template_caps": {"supports_tools": True, "supports_tool_calls": True, "supports_system_role": True},
+    "modalities": {"vision": True, "video": False, "audio": False},
+}
+"""The part of llama-server's /props (build 11669) that tells what it can do."""
+
+
+@pytest.mark.parametrize(
+    ("props", "report"),
+    [
+        (PROPS, {"tools": True, "vision": True, "audio": False}),
+        (
+            {**PROPS, "chat_template_caps": {"supports_tools": False, "supports_reasoning_effort": True}},
+            {"tools": False, "reasoning": True, "vision": True, "audio": False},
+        ),
+        ({"modalities": {"vision": "yes"}}, None),
+        ({"modalities": None, "chat_template_caps": []}, None),
+        (["no", "object"], None),
+        (None, None),  # 404
+    ],
+)
+async def test_a_server_is_asked_what_it_can_do(props: object, report: dict[str, bool] | None):
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path == "/props":
+            return web.json_response(props, status=404 if props is None else 200)
+        return web.json_response({"choices": [{"text": "!"}]})
+
+    async with serving(answer) as port:
+        prober = HttpProber()
+        found = await prober.warm_up(WarmUp("t", "m", "127.0.0.1", port, reports=True))
+        await prober.close()
+    assert found["report"] == report
+
+
+@pytest.mark.parametrize(
+    ("capability", "path", "answered"),
+    [
+        ("embeddings", "/v1/embeddings", {"data": [{"embedding": "AAAA"}]}),
+        ("rerank", "/v1/rerank", {"results": [{"index": 0, "relevance_score": 1.4}]}),
+    ],
+)
+async def test_a_server_that_generates_nothing_is_asked_for_what_it_is_for(
+    capability: str, path: str, answered: dict[str, object]
+):
+    """llama-server with --embeddings ends when it is asked for text (seen with build 11669)."""
+    asked = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        return web.json_response(answered)
+
+    async with serving(answer) as port:
+        prober = HttpProber()
+        found = await prober.warm_up(WarmUp("t", "m", "127.0.0.1", port, capability))
+        await prober.close()
+    assert (asked, found["report"]) == ([path], None)
 
 
 async def test_a_download_pod_cannot_fill_the_operators_memory_or_send_it_elsewhere():

@@ -57,6 +57,14 @@ def test_the_text_names_what_a_person_asks_for():
     assert re.search(r"^ +busy +1 x 24Gi Nvidia +0 +Taken +held by pod ml/notebook$", text, re.MULTILINE)
 
 
+def test_what_it_can_do_is_told():
+    world = asked(capabilities=["chat", "tools"])
+    assert explain(world.observe())["capabilities"] == [
+        {"name": name, "evidence": "Declared"} for name in ("chat", "tools")
+    ]
+    assert "\n  can chat, tools (Declared)\n" in told(explain(world.observe()))
+
+
 def test_a_place_is_marked_and_what_it_holds_itself_counts_as_free():
     world = asked()
     world.strangers = []

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moorage.api.alias import ModelAlias
+from moorage.api.alias import ModelAlias, Requires
 from moorage.api.naming import AllowedNamespaces
 from moorage.errors import InvalidSpec
 from moorage.gateway.cluster_facts import AliasFacts, ModelFacts, SliceFacts, alias_facts, model_facts, slice_facts
@@ -15,6 +15,7 @@ from moorage.gateway.cluster_table import Table
 from moorage.gateway.rewrite import Kind
 from moorage.gateway.routes import Hold, Snapshot
 from moorage.names import dns_label
+from moorage.planning.requirements import Offer
 
 OWN = Hold(7, 8.0)
 
@@ -99,6 +100,79 @@ def test_with_no_target_left_the_first_fallback_is_one():
     route = build({"m": model(), "n": model()}, {"chat": alias("gone", fallbacks=("n", "m"))}).routes["chat"]
     assert [t.model.name for t in route.targets] == ["n"]
     assert [t.model.name for t in route.fallbacks] == ["m"]
+
+
+def found(*names: str, evidence: str = "Metadata", context: int = 8192, **spec: Any) -> ModelFacts:
+    """A Model of which the operator has found out what it can do."""
+    able = [{"name": name, "evidence": evidence} for name in names]
+    status = {"source": {"mainFile": "m.gguf", "contextLength": context}, "capabilities": able}
+    return model_facts({"metadata": {}, "spec": spec, "status": status})
+
+
+TOOLS = {"requires": {"capabilities": ["tools"]}}
+
+
+@pytest.mark.parametrize(
+    ("facts", "suffices"),
+    [
+        (found("chat", "tools"), True),
+        (found("tools", evidence="Probe"), True),
+        (found(capabilities=["tools"]), True),  # declared, whatever the operator has written so far
+        (model(), True),  # nothing is known yet: requests wait for it
+        (found("chat"), False),
+        (found(), False),
+        (found("tools", evidence="Name"), False),
+        (found("tools", capabilities=["chat"]), False),
+    ],
+)
+def test_models_without_a_required_capability_are_gone_past(facts: ModelFacts, suffices: bool):
+    models = {"m": facts, "n": found("tools"), "o": found("tools")}
+    table = build(
+        models, {"chat": alias("m", "n", fallbacks=("o",), **TOOLS), "back": alias("o", fallbacks=("m",), **TOOLS)}
+    )
+    assert reached(table, "chat") == (["m", "n"] if suffices else ["n"])
+    assert [t.model.name for t in table.routes["back"].fallbacks] == (["m"] if suffices else [])
+    assert reached(build(models, {"chat": alias("m", fallbacks=("o",), **TOOLS)}), "chat") == ["m" if suffices else "o"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "suffices"),
+    [
+        (found(context=8192), True),
+        (found(context=4096), False),
+        (found(context=65536), True),
+        (found(context=65536, contextLength=4096), False),
+        (model(), True),
+    ],
+)
+def test_models_that_take_too_few_tokens_are_gone_past(facts: ModelFacts, suffices: bool):
+    table = build({"m": facts, "n": found()}, {"chat": alias("m", "n", requires={"contextLength": 8192})})
+    assert reached(table, "chat") == (["m", "n"] if suffices else ["n"])
+
+
+def test_an_alias_that_nothing_suffices_for_stays_a_name_and_says_what_is_lacking():
+    needs = {"requires": {"contextLength": 8192, "capabilities": ["tools", "vision"]}}
+    models = {"m": found("chat", "vision"), "n": found("tools", context=4096)}
+    table = build(models, {"chat": alias("m", "gone", fallbacks=("n",), **needs), "lost": alias("gone", **needs)})
+    assert table.listed == ("chat", "m", "n")
+    assert table.routes["chat"].targets == ()
+    assert table.routes["chat"].lacking == ("contextLength", "tools", "vision")
+
+
+def test_what_a_model_offers_is_followed():
+    mirrors: tuple[dict, dict, dict, dict] = (
+        {("default", "m"): found("chat")},
+        {("default", "chat"): alias("m", **TOOLS)},
+        {},
+        {},
+    )
+    table = Table(*mirrors, default_namespace="default", own_hold=OWN)
+    assert table.snapshot().routes["chat"].targets == ()
+    for able in (("chat", "tools"), ("chat",), ("tools",)):
+        old, new = mirrors[0]["default", "m"], found(*able)
+        mirrors[0]["default", "m"] = new
+        table.note_model(("default", "m"), old, new)
+        assert bool(table.snapshot().routes["chat"].targets) is ("tools" in able)
 
 
 def test_an_alias_that_points_at_nothing_leads_nowhere_and_still_hides_its_model():
@@ -295,12 +369,15 @@ ALIASES = st.builds(
     fallbacks=st.lists(KEYS, max_size=3).map(tuple),
     served_names=SERVED,
     made=st.sampled_from(["1", "2"]),
+    requires=st.none() | st.sampled_from([Requires(capabilities=["tools"]), Requires(context_length=512)]),
 )
+OFFERS = [Offer(), Offer(8192, frozenset({"chat"})), Offer(256, frozenset({"tools"}))]
 MODELS = st.builds(
     ModelFacts,
     served_names=SERVED,
     allowed=st.sampled_from([AllowedNamespaces(), AllowedNamespaces.model_validate({"from": "All"})]),
     made=st.sampled_from(["1", "2"]),
+    offer=st.sampled_from(OFFERS),
 )
 
 
@@ -310,7 +387,8 @@ def test_whatever_points_where_a_table_is_made_and_every_route_reaches_a_model(m
     table = build(models, aliases)
     for name, route in table.routes.items():
         assert {t.model.name for t in (*route.targets, *route.fallbacks)} <= set(table.models), name
-        assert route.pick(b"x") in route.targets
+        assert bool(route.targets) is not bool(route.lacking), name
+        assert not route.targets or route.pick(b"x") in route.targets
     assert set(table.listed) <= set(table.routes)
     assert len(table.models) == len(models)
 

@@ -163,16 +163,76 @@ def test_a_model_that_is_not_permitted_tells_nothing_of_itself():
 def test_a_target_that_falls_short(found: dict[str, Any], offers: int | None):
     desk = Desk(pointing_at("a", requires={"contextLength": 16384}), a=found)
     desk.plan()
-    assert desk.says("Ready") == ("True", "Ready"), "it goes on serving"
     if offers is None:
-        assert desk.says("Resolved") == ("True", "Resolved")
+        assert (desk.says("Resolved"), desk.says("Ready")) == (("True", "Resolved"), ("True", "Ready"))
     else:
         text = f"a takes {offers} tokens, spec.requires.contextLength is 16384"
         assert desk.condition("Resolved") == ("False", "TargetFallsShort", text)
+        assert desk.condition("Ready") == ("False", "TargetFallsShort", text), "requests go past it, and there is none"
+        assert not desk.alias["status"]["current"][0]["ready"]
+
+
+def test_requests_go_past_a_target_that_falls_short_to_one_that_does_not():
+    desk = Desk(pointing_at("a", "b", requires={"contextLength": 16384}), a=model(), b=model(contextLength=16384))
+    desk.plan()
+    assert desk.says("Resolved") == ("False", "TargetFallsShort")
+    assert desk.condition("Ready") == ("True", "Ready", "b answers")
+    assert desk.alias["status"]["summary"]["ready"] == "1/2"
+
+
+def can(**evidence: str) -> dict[str, Any]:
+    """A Ready Model with these capabilities."""
+    found = model()
+    found["status"]["source"]["mainFile"] = "m.gguf"
+    found["status"]["capabilities"] = [{"name": name, "evidence": told} for name, told in evidence.items()]
+    return found
+
+
+TOOLS = {"capabilities": ["tools"]}
+LIST = "if it can do that, list all it can do in spec.capabilities of Model a"
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (can(chat="Metadata", tools="Metadata"), None),
+        (can(tools="Probe"), None),
+        (model(capabilities=["tools"]), None),  # before the operator has written it into the status
+        (can(), f"a lacks tools: its files and server show nothing; {LIST}"),
+        (
+            can(completion="Metadata", chat="Metadata"),
+            f"a lacks tools: its files and server show chat, completion; {LIST}",
+        ),
+        (
+            can(chat="Metadata", tools="Name"),
+            f"a lacks tools: its files and server show chat, and only its name hints at more; {LIST}",
+        ),
+        (
+            {**can(tools="Metadata"), "spec": {**can()["spec"], "capabilities": ["chat"]}},
+            "a lacks tools: its spec.capabilities says chat",
+        ),
+    ],
+)
+def test_capabilities_that_are_required(found: dict[str, Any], text: str | None):
+    desk = Desk(pointing_at("a", requires=TOOLS), a=found)
+    desk.plan()
+    if text is None:
+        assert (desk.says("Resolved"), desk.says("Ready")) == (("True", "Resolved"), ("True", "Ready"))
+    else:
+        assert desk.condition("Resolved") == ("False", "TargetFallsShort", text)
+        assert desk.condition("Ready") == ("False", "TargetFallsShort", text)
+
+
+def test_everything_that_a_target_lacks_is_told():
+    desk = Desk(pointing_at("a", requires={"contextLength": 16384, "capabilities": ["tools", "vision"]}), a=can())
+    desk.plan()
+    found = desk.condition("Resolved")
+    assert found is not None
+    assert found[2].startswith("a takes 8192 tokens, spec.requires.contextLength is 16384; a lacks tools, vision: ")
 
 
 def test_what_is_not_known_yet_does_not_fall_short():
-    desk = Desk(pointing_at("a", requires={"contextLength": 16384}), a={**model(), "status": {}})
+    desk = Desk(pointing_at("a", requires={"contextLength": 16384, **TOOLS}), a={**model(), "status": {}})
     desk.plan()
     assert desk.says("Resolved") == ("True", "Resolved")
 

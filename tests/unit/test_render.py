@@ -55,6 +55,7 @@ def test_all_manifests_of_a_model_on_the_cpu(tmp_path: Path, header: Path):
     assert kinds[0] == "ModelDownload"
     assert sorted(kinds[1:]) == ["Deployment", "Service"]
     assert "Placed=True NoAcceleratorNeeded" in done.stderr
+    assert "Capabilities: chat, completion, structured_outputs (Metadata)\n" in done.stderr
 
 
 def test_the_decision_on_a_given_cluster(tmp_path: Path, header: Path):

@@ -73,7 +73,8 @@ def test_a_cut_file_is_named(length):
 def test_every_weight_file_is_read_and_a_long_header_in_a_second_range():
     files = {"config.json": CONFIG, "a": safetensors(2), "b": safetensors(2000)}
     config, *weights = of(files)
-    model, asked = drive(read_transformer(config, weights), files)
+    (model, text), asked = drive(read_transformer(config, weights), files)
+    assert text == CONFIG
     assert (model.weight_bytes, model.parameters) == (2002, 2002)
     assert [want.path for want in asked] == ["config.json", "a", "b", "b"]
     assert asked[2].length == FIRST_BYTES

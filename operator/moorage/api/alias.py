@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from moorage.api.capabilities import Capabilities
 from moorage.api.common import (
     Count,
     Cut,
@@ -95,13 +96,23 @@ class Failover(SpecPart):
 
 
 class Requires(SpecPart):
-    """What the applications behind an alias count on."""
+    """What the applications behind an alias count on. A Model that falls short gets none of their requests."""
 
-    context_length: int = Field(
+    rules: ClassVar = (
+        Rule(
+            "has(self.contextLength) || (has(self.capabilities) && self.capabilities.size() > 0)",
+            "spec.requires needs contextLength or capabilities, or it would require nothing",
+        ),
+    )
+
+    context_length: int | None = Field(
+        default=None,
         ge=512,
         le=16777216,
-        description="Tokens that one request may use, prompt and answer together. A target with less makes the "
-        "condition Resolved false; it goes on serving.",
+        description="Tokens that one request may use, prompt and answer together.",
+    )
+    capabilities: Capabilities = Field(
+        default=[], description="What the Models have to be able to do, such as tools; see their status.capabilities."
     )
 
 
@@ -135,7 +146,11 @@ class AliasSpec(SpecPart):
         "claim one name the older has it, and the other says so in its condition NameConflict.",
     )
     request: AliasRequest | None = Field(default=None, description="What is done to requests on their way.")
-    requires: Requires | None = Field(default=None, description="What the applications behind this name count on.")
+    requires: Requires | None = Field(
+        default=None,
+        description="What the applications behind this name count on. Requests go past targets and fallbacks that "
+        "fall short, and the condition Resolved names them; where all do, requests get an error.",
+    )
     hold: Hold = Field(default=Hold(), description="How requests wait while no Model can take them.")
     sticky_header: (
         Annotated[
@@ -186,7 +201,9 @@ class PastTarget(StatusPart):
 class CurrentTarget(PastTarget):
     """A target as it stands now."""
 
-    ready: bool = Field(default=False, description="Whether the Model can take requests, or wakes when one comes.")
+    ready: bool = Field(
+        default=False, description="Whether the Model suffices and can take requests, or wakes when one comes."
+    )
 
 
 class Revision(StatusPart):

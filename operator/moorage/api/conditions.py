@@ -265,8 +265,8 @@ REASON_HELP: dict[Reason, str] = {
     Reason.TARGET_NOT_READY: "A Model that the alias points at is not ready; its own conditions say why.",
     Reason.TARGET_NOT_PERMITTED: "A Model of another namespace does not permit the alias to point at it; its "
     "`spec.allowedNamespaces` says who may. Requests go past it.",
-    Reason.TARGET_FALLS_SHORT: "A Model that the alias points at offers less than the alias' `spec.requires`; it goes "
-    "on serving.",
+    Reason.TARGET_FALLS_SHORT: "A Model that the alias points at offers less than the alias' `spec.requires`; requests "
+    "go past it.",
     Reason.NAME_CONFLICT: "Another object of the namespace has a name that this one claims in `spec.servedNames`: its "
     "own name, or an older claim. Requests for the name go there.",
     Reason.FAILED_OVER: "Requests go past a target that fails or is slow, as `spec.failover` says; a trial brings them "
@@ -277,7 +277,7 @@ REASON_HELP: dict[Reason, str] = {
     Reason.OUT_OF_MEMORY: "The server ran out of host memory, or of GPU memory that a new plan is about to widen.",
     Reason.UNSCHEDULABLE: "kube-scheduler finds no node for the pod; the message is the scheduler's.",
     Reason.ROLLOUT_FAILED: "The new version did not become ready in time; an old one keeps serving.",
-    Reason.WARM_UP_FAILED: "The server reports ready but did not generate a token.",
+    Reason.WARM_UP_FAILED: "The server reports ready but gave no right answer to a first request.",
     Reason.NOT_READY: "A server that was ready is not; it is being watched.",
     Reason.BENCHMARK_FAILED: "The benchmark gave no valid figures; the Model serves all the same.",
     Reason.INTERNAL_ERROR: "Moorage itself failed; the operator's log has the stack trace. It is tried again.",

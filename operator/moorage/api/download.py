@@ -222,6 +222,9 @@ class Facts(StatusPart):
     tool_call_parser: StatusWord | None = Field(
         default=None, description="vLLM's name for how the chat template writes tool calls."
     )
+    shows: Annotated[list[StatusWord], Cut(16)] = Field(
+        default=[], description="Capabilities that the files show, whatever the engine makes of them."
+    )
     header: HeaderJson | None = Field(
         default=None, description="What the memory need is computed from, as JSON; for Moorage itself."
     )

@@ -7,7 +7,8 @@ from pydantic import Field
 
 from moorage.api.accelerator import Accelerator
 from moorage.api.benchmark import Benchmark
-from moorage.api.common import Resource, Rule, SpecPart, Text
+from moorage.api.capabilities import Capabilities
+from moorage.api.common import Extension, Resource, Rule, SpecPart, Text
 from moorage.api.corev1 import (
     Affinity,
     Annotations,
@@ -57,6 +58,16 @@ class Purpose(StrEnum):
     BALANCED = "Balanced"
     QUALITY = "Quality"
     SPECIALIZED = "Specialized"
+
+
+Tag = Annotated[
+    str,
+    Field(min_length=1, max_length=63),
+    Rule(
+        "self.matches('^[A-Za-z0-9]([A-Za-z0-9 ._/-]*[A-Za-z0-9])?$')",
+        "a tag has only letters, digits, blanks and . _ / -, and begins and ends with a letter or digit",
+    ),
+]
 
 
 class PodMetadata(SpecPart):
@@ -137,6 +148,11 @@ class ModelSpec(SpecPart):
         Rule(
             "!has(self.reasoningParser) || (self.engine != 'LlamaCpp' && !has(self.llamaCpp))",
             "spec.reasoningParser is for vLLM; llama.cpp finds the reasoning by the chat template",
+        ),
+        Rule(
+            "!has(self.capabilities) || !('tools' in self.capabilities) || !has(self.toolCalling) "
+            "|| self.toolCalling.enabled",
+            "spec.capabilities names tools, but spec.toolCalling.enabled is false; remove one of the two",
         ),
         Rule(
             "!has(self.chatTemplate) || !has(self.args) || !self.args.exists(arg, arg.startsWith('--chat-template'))",
@@ -246,7 +262,17 @@ class ModelSpec(SpecPart):
     allowed_namespaces: AllowedNamespaces = Field(
         default=AllowedNamespaces(), description="Whose aliases may point at this Model."
     )
-    description: Text | None = Field(default=None, description="A sentence for the people who choose a model.")
+    description: Text | None = Field(
+        default=None, description="A sentence for the people who choose a model; `/v1/models` shows it."
+    )
+    tags: Annotated[list[Tag], Field(max_length=16), Extension("x-kubernetes-list-type", "set")] = Field(
+        default=[], description="Words to find the model by; `/v1/models` lists them."
+    )
+    capabilities: Capabilities = Field(
+        default=[],
+        description="What the model can do, instead of what Moorage finds out: this list is all that counts then. "
+        "With embeddings or rerank, and neither chat nor completion, llama.cpp is started as a server of those.",
+    )
     purpose: Purpose | None = Field(default=None, description="What the model is meant for; a field to select by.")
     benchmark: Benchmark = Field(default=Benchmark(), description="The measurement that runs once the Model serves.")
     storage: Annotated[Storage, STORAGE_IS_IMMUTABLE] = Field(

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from moorage.api.capabilities import CapabilityStatus
 from moorage.api.common import Count, Cut, HeaderJson, Line, Sentence, StatusPart, StatusPath, StatusWord, Time
 from moorage.api.conditions import Conditions, ModelPhase
 from moorage.api.scaling import ScalingStatus, UsageStatus
@@ -41,6 +42,15 @@ class ModelSummary(StatusPart):
     reason: StatusWord | None = Field(default=None, description="Reason of the Ready condition.")
 
 
+class EngineReport(StatusPart):
+    """What the running server says of itself; llama.cpp does."""
+
+    tools: bool | None = Field(default=None, description="Whether its chat template takes tools.")
+    reasoning: bool | None = Field(default=None, description="Whether its chat template knows of thoughts.")
+    vision: bool | None = Field(default=None, description="Whether it takes images.")
+    audio: bool | None = Field(default=None, description="Whether it takes sound.")
+
+
 class EngineStatus(StatusPart):
     """The engine in use."""
 
@@ -48,6 +58,7 @@ class EngineStatus(StatusPart):
     version: StatusWord | None = Field(default=None, description="Version of the server.")
     image: Annotated[str, Cut(512)] | None = Field(default=None, description="Image the pods run.")
     reason: Sentence | None = Field(default=None, description="Why this engine.")
+    report: EngineReport | None = Field(default=None, description="What the server that runs says of itself.")
 
 
 class SourceStatus(StatusPart):
@@ -74,6 +85,9 @@ class SourceStatus(StatusPart):
     context_length: Count | None = Field(default=None, description="Tokens the model was trained for.")
     tool_call_parser: StatusWord | None = Field(
         default=None, description="vLLM's name for how the chat template writes tool calls."
+    )
+    shows: Annotated[list[StatusWord], Cut(16)] = Field(
+        default=[], description="Capabilities that the files show, whatever the engine makes of them."
     )
     license: StatusWord | None = Field(default=None, description="License as the source states it.")
     inputs_hash: StatusWord | None = Field(default=None, description="Hash of the spec fields this was resolved from.")
@@ -238,6 +252,9 @@ class ModelStatus(StatusPart):
     summary: ModelSummary | None = Field(default=None, description="What the columns print.")
     engine: EngineStatus | None = Field(default=None, description="The engine in use.")
     source: SourceStatus | None = Field(default=None, description="What the source resolved to.")
+    capabilities: Annotated[list[CapabilityStatus], Cut(16)] = Field(
+        default=[], description="What applications can count on, and how Moorage knows."
+    )
     memory: MemoryStatus | None = Field(default=None, description="Memory of one replica.")
     placement: PlacementStatus | None = Field(default=None, description="Where the servers run, and why there.")
     remedies: Annotated[list[RemedyStatus], Cut(8)] = Field(

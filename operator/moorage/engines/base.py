@@ -1,15 +1,21 @@
 """What every engine tells the rest of the house, so that nothing above this room knows an engine by its name.
 
-An `Engine` answers four questions about a Model: would it refuse these settings, how much memory does it need on how
-many GPUs, how is its container started, and what are its defaults. `moorage.engines.choice` picks one.
+An `Engine` answers five questions about a Model: would it refuse these settings, how much memory does it need on how
+many GPUs, how is its container started, what can it do for applications, and what are its defaults.
+`moorage.engines.choice` picks one.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from moorage.api.capabilities import Capability, Evidence
 from moorage.api.model import ModelSpec
 from moorage.sizing.need import MemoryNeed
+
+Reported = Mapping[Capability, bool]
+"""What a running server says it can do, and cannot; of what is absent it says nothing."""
 
 MIB = 1024 * 1024
 DEFAULT_CONTEXT = 8192
@@ -51,7 +57,8 @@ class Start:
     `model_path` is absolute, inside the container, as is `projector_path` (empty: there is none); `gpus` 0 means CPU
     only, `gpu_memory_mib` is the nominal memory of one (0: not known) and `memory_limit_mib` what a person says is
     needed of it (0: nothing); `cpus` are the whole CPUs the pod may use, None where it was given no share;
-    `chat_template` is the path of a template to use instead of the model's own.
+    `chat_template` is the path of a template to use instead of the model's own; `pooled` is what the server is to do
+    where it generates nothing (EMBEDDINGS, RERANK).
     """
 
     name: str
@@ -63,6 +70,7 @@ class Start:
     cpus: int | None = None
     chat_template: str = ""
     projector_path: str = ""
+    pooled: Capability | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,7 @@ class Engine(ABC):
     cache_types     number formats of the KV cache, from the least to the greatest loss
     gpu_counts      GPUs of one node that a replica may use; `unsplittable` says which of them a model forbids
     process_mib     host memory of the server itself, beside what the model needs there
+    reports_itself  its server tells of its chat template and of what it takes beside text (`GET /props`)
     fills_gpu       it takes all that may be planned of its GPUs, whatever it needs: its arguments depend on their
                     size, and what it holds tells nothing about the next start
     """
@@ -131,6 +140,7 @@ class Engine(ABC):
     cache_types: ClassVar[tuple[str, ...]]
     gpu_counts: ClassVar[tuple[int, ...]]
     process_mib: ClassVar[int]
+    reports_itself: ClassVar[bool]
     fills_gpu: ClassVar[bool]
 
     @abstractmethod
@@ -155,6 +165,25 @@ class Engine(ABC):
     @abstractmethod
     def container(self, asked: Asked, start: Start) -> EngineContainer:
         """The container that serves the model."""
+
+    @abstractmethod
+    def capabilities(
+        self, asked: Asked, shows: frozenset[Capability], reported: Reported
+    ) -> dict[Capability, Evidence]:
+        """What the engine makes of the capabilities that the files show, with these settings."""
+
+
+def option(args: Sequence[str], *names: str) -> str | None:
+    """The value of the last of the options `names` in `args`, `--name VALUE` or `--name=VALUE`; None: none is there.
+
+    Of one without a value it is what follows, or nothing. `_` counts as `-`, as both engines have it.
+    """
+    found = None
+    for place, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if (name.replace("_", "-") if name.startswith("--") else name) in names:
+            found = value if equals else next(iter(args[place + 1 : place + 2]), "")
+    return found
 
 
 def startup_seconds(size_bytes: int, least: int = 600) -> int:

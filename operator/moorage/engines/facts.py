@@ -5,11 +5,14 @@ import re
 from collections.abc import Generator, Sequence
 from typing import Any, Final
 
+from moorage.api.capabilities import Capability
+from moorage.engines import shown
 from moorage.engines.tool_calls import parser_for
 from moorage.sizing.errors import HeaderError
 from moorage.sizing.facts import header_facts, transformer_facts
 from moorage.sizing.projector import projector_of
 from moorage.sizing.reading import FIRST_CHUNK, File, Want, first_reads, read_gguf, read_transformer
+from moorage.sizing.safetensors import parse_object
 from moorage.sources import RepoFile, formats
 from moorage.sources.choice import ModelFiles, model_files
 
@@ -22,11 +25,10 @@ Reading = Generator[Want, bytes, dict[str, Any]]
 
 
 def read_facts(files: Sequence[RepoFile]) -> Reading:
-    """`format`, `mainFile` and header facts of the one model among `files`; without one only the format, if any.
+    """`format`, `mainFile`, header facts and `shows` of the one model among `files`; without one only the format.
 
-    Of a GGUF model with a projector `projectorFile` and `projector` too.
-
-    Raises HeaderError for broken headers, and SourceError as `model_files` does.
+    Of a GGUF model with a projector `projectorFile` and `projector` too. `shows` are the capabilities that the files
+    show. Raises HeaderError for broken headers, and SourceError as `model_files` does.
     """
     found = model_files(files)
     if found is None:
@@ -35,11 +37,21 @@ def read_facts(files: Sequence[RepoFile]) -> Reading:
     told = {"format": found.format, "mainFile": found.main}
     weights = [File(file.path, file.size) for file in found.weights]
     if found.config is None:
-        facts = header_facts((yield from read_gguf(weights)))
-        return told | facts | (yield from _projector(found.projector))
-    model = yield from read_transformer(File(found.config.path, found.config.size), weights)
-    parser = parser_for((yield from _template(found)))
-    return told | transformer_facts(model) | ({"toolCallParser": parser} if parser else {})
+        header = yield from read_gguf(weights)
+        projector, adds = yield from _projector(found.projector)
+        return told | header_facts(header) | projector | _shows(shown.in_gguf(header) | adds)
+    model, config = yield from read_transformer(File(found.config.path, found.config.size), weights)
+    path, data = yield from _template(found)
+    parser = parser_for(unescaped(data))
+    beside = f"{found.main.rpartition('/')[0]}/{shown.SENTENCE_TRANSFORMERS}".removeprefix("/")
+    sentences = any(file.path == beside for file in files)
+    shows = shown.in_transformer(parse_object(config, found.main), shown.template_in(path, data), sentences=sentences)
+    return told | transformer_facts(model) | ({"toolCallParser": parser} if parser else {}) | _shows(shows)
+
+
+def _shows(found: set[Capability]) -> dict[str, Any]:
+    """In the order of the list, so that equal files give equal facts."""
+    return {"shows": [str(one) for one in Capability if one in found]} if found else {}
 
 
 def expected_reads(files: Sequence[RepoFile]) -> list[Want]:
@@ -53,24 +65,25 @@ def expected_reads(files: Sequence[RepoFile]) -> list[Want]:
     return first_reads([File(file.path, file.size) for file in found.weights])
 
 
-def _projector(file: RepoFile | None) -> Reading:
-    """`projectorFile` and `projector`, a Projector's JSON; {} where there is no file."""
+def _projector(file: RepoFile | None) -> Generator[Want, bytes, tuple[dict[str, Any], set[Capability]]]:
+    """`projectorFile` and `projector`, a Projector's JSON, and what it adds; nothing where there is no file."""
     if file is None:
-        return {}
+        return {}, set()
     header = yield from read_gguf([File(file.path, file.size)])
     try:
         found = projector_of(header)
     except HeaderError as error:
         raise HeaderError(f"{file.path}: {error}; to serve without it, name it in exclude") from error
-    return {"projectorFile": file.path, "projector": json.dumps(found.to_json(), separators=(",", ":"))}
+    plain = json.dumps(found.to_json(), separators=(",", ":"))
+    return {"projectorFile": file.path, "projector": plain}, shown.in_projector(header)
 
 
-def _template(found: ModelFiles) -> Generator[Want, bytes, str]:
-    """The file with the chat template as text; JSON is searched as it stands."""
+def _template(found: ModelFiles) -> Generator[Want, bytes, tuple[str, bytes]]:
+    """The file with the chat template, by name and content; empty where there is none."""
     if found.template is None or not 0 < found.template.size <= MAX_TEMPLATE_BYTES:
-        return ""
+        return "", b""
     data = yield Want(found.template.path, 0, found.template.size)
-    return unescaped(data)
+    return found.template.path, data
 
 
 def unescaped(data: bytes) -> str:

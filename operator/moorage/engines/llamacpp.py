@@ -7,16 +7,20 @@ between builds, and `--fit` (on by default there) would quietly shrink the conte
 import json
 
 from moorage import names
+from moorage.api.capabilities import Capability, Evidence
 from moorage.api.engine_settings import AUTO_PARSER, LlamaCpp
+from moorage.api.model import ModelSpec
 from moorage.engines.base import (
     Asked,
     Engine,
     EngineContainer,
     Probe,
+    Reported,
     Scratch,
     Serving,
     Start,
     beyond_training,
+    option,
     startup_seconds,
 )
 from moorage.engines.drain import drain_command
@@ -27,6 +31,15 @@ from moorage.sizing.projector import Projector
 
 PROMPT_CACHE_MIB = 256  # llama-server's own default is 8192 MiB of host memory, more than most pods have
 SERVER_MIB = 512  # program, libraries, HTTP threads and what it parses
+POOLED = {
+    Capability.EMBEDDINGS: ("--embeddings", "--embedding"),
+    Capability.RERANK: ("--reranking", "--rerank"),
+}
+"""Arguments that make a server of something else than text; the first of each is the one to write.
+
+Without its own the endpoint answers 501, and with --embeddings alone a request for text ends the whole server (seen
+with build 11669, where the model has no pooling type)."""
+_POOLED_ENV = {"LLAMA_ARG_EMBEDDINGS": Capability.EMBEDDINGS, "LLAMA_ARG_RERANKING": Capability.RERANK}
 HEALTH = "/health"  # 503 while the weights load, 200 afterwards; answered by the HTTP thread at all times
 GAUGES = ("llamacpp:requests_processing", "llamacpp:requests_deferred")
 """Requests that run and that wait, among its metrics."""
@@ -46,6 +59,7 @@ class LlamaCppEngine(Engine):
     cache_types = ("f16", "q8_0", "q4_0")
     gpu_counts = (1, 2, 4, 8)  # a layer split takes any number; these are what nodes come with
     process_mib = SERVER_MIB + PROMPT_CACHE_MIB
+    reports_itself = True
     fills_gpu = False
 
     def refusal(self, asked: Asked) -> str:
@@ -105,6 +119,38 @@ class LlamaCppEngine(Engine):
             drain=drain_command(*GAUGES),
         )
 
+    def capabilities(
+        self, asked: Asked, shows: frozenset[Capability], reported: Reported
+    ) -> dict[Capability, Evidence]:
+        """See Engine. Images and sound are shown by a projector's header."""
+        if pooled := _pooled_by(asked.spec):
+            return {pooled: Evidence.DECLARED}
+        found = dict.fromkeys(shows, Evidence.METADATA)
+        args = asked.spec.args
+        if Capability.COMPLETION in found and (asked.spec.chat_template or option(args, *_TEMPLATES) is not None):
+            found[Capability.CHAT] = Evidence.DECLARED
+            for unread in (Capability.TOOLS, Capability.REASONING):
+                found.pop(unread, None)
+        found |= {capability: Evidence.PROBE for capability, able in reported.items() if able}
+        found = {capability: evidence for capability, evidence in found.items() if reported.get(capability, True)}
+        plain = option(args, "--skip-chat-parsing") is not None
+        if plain or option(args, "--no-jinja") is not None:
+            found.pop(Capability.TOOLS, None)
+        kept = option(args, "--reasoning-format") == "none" or option(args, "--reasoning", "-rea") == "off"
+        if plain or kept or option(args, "--reasoning-budget") == "0":
+            found.pop(Capability.REASONING, None)
+        return found
+
+
+_TEMPLATES = ("--chat-template", "--chat-template-file")
+
+
+def _pooled_by(spec: ModelSpec) -> Capability | None:
+    """What a person makes of the server by an argument or a variable."""
+    given = (capability for capability, names_ in POOLED.items() if option(spec.args, *names_) is not None)
+    meant = (_POOLED_ENV[v["name"]] for v in spec.env if v["name"] in _POOLED_ENV and v.get("value") in ("1", "true"))
+    return next(given, None) or next(meant, None)
+
 
 def arguments(asked: Asked, start: Start) -> tuple[str, ...]:
     """Command line of llama-server.
@@ -149,6 +195,8 @@ def arguments(asked: Asked, start: Start) -> tuple[str, ...]:
         args += ["--mmproj", start.projector_path]
     if start.chat_template:
         args += ["--chat-template-file", start.chat_template]
+    if start.pooled and not _pooled_by(asked.spec):
+        args.append(POOLED[start.pooled][0])
     return (*args, *asked.spec.args)
 
 

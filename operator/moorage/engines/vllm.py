@@ -8,19 +8,23 @@ cache gets exactly what the plan says.
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import replace
 
 from moorage import names
-from moorage.api.engine_settings import VLLM, DType, KVCacheType
+from moorage.api.capabilities import Capability, Evidence
+from moorage.api.engine_settings import AUTO_PARSER, VLLM, DType, KVCacheType
 from moorage.engines.base import (
     Asked,
     Engine,
     EngineContainer,
     Probe,
+    Reported,
     Scratch,
     Serving,
     Start,
     beyond_training,
+    option,
     startup_seconds,
 )
 from moorage.engines.drain import drain_command
@@ -85,6 +89,7 @@ class VllmEngine(Engine):
     cache_types = ("f16", "fp8")
     gpu_counts = (1, 2, 4, 8)
     process_mib = 0  # counted in the need's host memory
+    reports_itself = False
     fills_gpu = True
 
     def refusal(self, asked: Asked) -> str:
@@ -141,6 +146,31 @@ class VllmEngine(Engine):
             files={LOGGING_FILE: json.dumps(LOGGING, separators=(",", ":"))},
         )
 
+    def capabilities(
+        self, asked: Asked, shows: frozenset[Capability], reported: Reported
+    ) -> dict[Capability, Evidence]:
+        """See Engine. Tool calls and thoughts are told apart from text by parsers, which have to be known or named."""
+        spec, found = asked.spec, dict.fromkeys(shows, Evidence.METADATA)
+        pooling = option(spec.args, "--runner") == "pooling" or option(spec.args, "--convert") == "embed"
+        if pooling and not shows & {Capability.EMBEDDINGS, Capability.RERANK}:
+            return {Capability.EMBEDDINGS: Evidence.DECLARED}
+        for parsed in (Capability.TOOLS, Capability.REASONING):
+            found.pop(parsed, None)
+        if Capability.COMPLETION not in found:
+            return found
+        if spec.chat_template or option(spec.args, "--chat-template") is not None:
+            found[Capability.CHAT] = Evidence.DECLARED
+        elif Capability.TOOLS in shows and tool_parser(spec.tool_calling, asked.tool_parser):
+            found[Capability.TOOLS] = Evidence.METADATA
+        if spec.tool_calling and spec.tool_calling.parser != AUTO_PARSER:
+            found[Capability.TOOLS] = Evidence.DECLARED
+        if spec.reasoning_parser:
+            found[Capability.REASONING] = Evidence.DECLARED
+        for sense, word in ((Capability.VISION, "image"), (Capability.AUDIO, "audio")):
+            if _without(asked, word):
+                found.pop(sense, None)
+        return found
+
 
 def arguments(asked: Asked, start: Start) -> tuple[str, ...]:
     """Command line after `vllm serve`."""
@@ -171,6 +201,17 @@ def arguments(asked: Asked, start: Start) -> tuple[str, ...]:
     if start.chat_template:
         args += ["--chat-template", start.chat_template]
     return (*args, *spec.args)
+
+
+def _without(asked: Asked, what: str) -> bool:
+    """Whether the arguments forbid `what` (image, audio) in requests."""
+    args, limit = asked.spec.args, "--limit-mm-per-prompt"
+    if option(args, "--language-model-only") is not None or option(args, f"{limit}.{what}") == "0":
+        return True
+    with suppress(ValueError):
+        limits = json.loads(option(args, limit) or "{}")
+        return isinstance(limits, dict) and limits.get(what) == 0
+    return False
 
 
 def _memory(asked: Asked, start: Start) -> tuple[str, ...]:

@@ -102,7 +102,7 @@ def reading_of(files: Sequence[RepoFile], name: str) -> Reading["Facts"]:
     if found.config is None:
         facts = Facts.of_gguf((yield from read_gguf(weights)), name)
         return (yield from _with_projector(facts, found.projector))
-    model = yield from read_transformer(File(found.config.path, found.config.size), weights)
+    model, _ = yield from read_transformer(File(found.config.path, found.config.size), weights)
     return Facts(model, name, model.parameters, model.quantization)
 
 

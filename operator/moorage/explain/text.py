@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from moorage.placement.text import gib, plural
+from moorage.planning.text import capabilities
 
 Told = dict[str, Any]
 
@@ -26,6 +27,8 @@ def told(found: Told) -> str:
         lines.append(f"  waits at {waits['step']} ({waits['reason']}): {waits['message']}")
     if found["runsOn"]:
         lines.append(f"  runs on {', '.join(found['runsOn'])}")
+    if found.get("capabilities"):
+        lines.append(f"  can {capabilities(found['capabilities'])}")
     if decision:
         lines += ["", f"Decision with the cluster as it is: {decision['reason']}", f"  {decision['message']}"]
     for part in (_memory, _candidates, _nodes, _pools, _remedies):

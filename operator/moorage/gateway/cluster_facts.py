@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moorage import names
-from moorage.api.alias import AliasSpec
+from moorage.api.alias import AliasSpec, Requires
 from moorage.api.alias import Failover as FailoverSpec
+from moorage.api.capabilities import Capability
 from moorage.api.common import duration_seconds
 from moorage.api.conditions import ModelCondition, ModelPhase, Reason
 from moorage.api.naming import AllowedNamespaces, ModelRef
 from moorage.api.request import ModelRequest
 from moorage.engines.choice import AUTO, default_sequences
-from moorage.gateway.routes import Failover, Hold, Obstacle, Parameters
+from moorage.gateway.routes import Card, Failover, Hold, Obstacle, Parameters
+from moorage.planning.requirements import Offer, offer
 
 Manifest = dict[str, Any]
 ObjectKey = tuple[str, str]  # namespace, name
@@ -33,7 +35,7 @@ _NO_MEMORY = {
 class ModelFacts:
     """What routing needs of a Model: its engine (empty: not chosen yet), the requests a server takes at once, names.
 
-    `made` is its creationTimestamp.
+    `made` is its creationTimestamp, `offer` what aliases may require of it, `card` what lists show.
     """
 
     engine: str = ""
@@ -43,6 +45,8 @@ class ModelFacts:
     allowed: AllowedNamespaces = field(default_factory=AllowedNamespaces)
     made: str = ""
     obstacle: Obstacle | None = None
+    offer: Offer = field(default_factory=Offer)
+    card: Card = field(default_factory=Card)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class AliasFacts:
     served_names: tuple[str, ...] = ()
     failover: Failover | None = None
     made: str = ""
+    requires: Requires | None = None
 
     @property
     def models(self) -> set[ObjectKey]:
@@ -75,9 +80,10 @@ class SliceFacts:
 
 def model_facts(obj: Manifest) -> ModelFacts:
     """The projection of a Model. Raises pydantic's ValidationError (a ValueError) where spec.request does not parse."""
-    spec = obj["spec"]
+    spec, status = obj["spec"], obj.get("status") or {}
     request = ModelRequest.model_validate(spec.get("request") or {})
-    known = ((obj.get("status") or {}).get("engine") or {}).get("name") or ""
+    known = (status.get("engine") or {}).get("name") or ""
+    offered = _offer(spec, status)
     engine = known if spec.get("engine", AUTO) == AUTO else spec["engine"]
     return ModelFacts(
         engine=engine,
@@ -86,7 +92,31 @@ def model_facts(obj: Manifest) -> ModelFacts:
         served_names=tuple(spec.get("servedNames") or ()),
         allowed=AllowedNamespaces.model_validate(spec.get("allowedNamespaces") or {}),
         made=obj["metadata"].get("creationTimestamp") or "",
-        obstacle=_obstacle(obj.get("status") or {}),
+        obstacle=_obstacle(status),
+        offer=offered,
+        card=_card(spec, offered),
+    )
+
+
+def _offer(spec: Manifest, status: Manifest) -> Offer:
+    """What the Model offers by its spec and by what the operator found out."""
+    source = status.get("source") or {}
+    return offer(
+        spec.get("contextLength"),
+        source.get("contextLength"),
+        spec.get("capabilities") or (),
+        {found["name"]: found["evidence"] for found in status.get("capabilities") or ()},
+        files_known=bool(source.get("mainFile")),
+    )
+
+
+def _card(spec: Manifest, offered: Offer) -> Card:
+    known = offered.capabilities
+    return Card(
+        context_length=offered.context_length,
+        capabilities=None if known is None else tuple(str(one) for one in Capability if one in known),
+        description=spec.get("description") or "",
+        tags=tuple(spec.get("tags") or ()),
     )
 
 
@@ -123,6 +153,7 @@ def alias_facts(obj: Manifest) -> AliasFacts:
         served_names=tuple(spec.served_names),
         failover=_failover(spec.failover) if spec.failover else None,
         made=meta.get("creationTimestamp") or "",
+        requires=spec.requires,
     )
 
 

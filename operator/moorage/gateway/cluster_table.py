@@ -3,7 +3,8 @@
 `namespace/name` always names a Model or an alias; in the default namespace the bare name does too, and there it is the
 name that metrics and `/v1/models` show. An alias hides a Model of its name. Names that are claimed by servedNames are
 synonyms of the one that has them (`planning.served_names`). What points at a Model that is not there, or that does not
-permit it, is left out, so that one wrong alias disturbs no other.
+permit it, is left out, so that one wrong alias disturbs no other. So are Models that offer less than an alias requires;
+one that has only such ones stays a name, and says so to who asks.
 """
 
 from collections import defaultdict
@@ -11,13 +12,16 @@ from collections.abc import Iterable, Mapping
 from itertools import chain
 
 from moorage import names
+from moorage.api.alias import Requires
 from moorage.gateway.cluster_facts import AliasFacts, ModelFacts, ObjectKey, SliceFacts
 from moorage.gateway.keys import Key
 from moorage.gateway.routes import Alias, Hold, Model, Route, Snapshot, alias_route, own_route
+from moorage.planning.requirements import missing
 from moorage.planning.served_names import Claim, owners
 
 _MODEL, _ALIAS = "Model", "ModelAlias"
 _Namespaces = Mapping[ObjectKey, Mapping[str, str]]
+_Leads = tuple[list[tuple[ObjectKey, int]], list[ObjectKey], tuple[str, ...]]  # targets, fallbacks, what all lack
 
 
 class Table:
@@ -137,6 +141,7 @@ class Table:
                 defaults=facts.defaults,
                 namespace=key[0],
                 obstacle=facts.obstacle,
+                card=facts.card,
             )
             built = self._built[key] = _Built(facts, model, own_route(model, self._own_hold))
         self._routed[built.model.name] = built.model
@@ -154,7 +159,7 @@ class Table:
                 self._routes.pop(name, None)
             self._list(name_shown, False)
             return
-        targets, fallbacks = leads
+        targets, fallbacks, lacking = leads
         alias = Alias(
             name=name_shown,
             targets=tuple((self._shown(model), weight) for model, weight in targets),
@@ -164,6 +169,7 @@ class Table:
             sticky_header=facts.sticky_header,
             failover=facts.failover,
             namespace=key[0],
+            lacking=lacking,
         )
         route = alias_route(alias, self._routed)
         for name in named:
@@ -243,22 +249,32 @@ class _Naming:
 
 
 class _Permitted:
-    """Where aliases lead: Models that exist and permit it."""
+    """Where aliases lead: Models that exist, permit it, and offer what the alias requires."""
 
     def __init__(self, models: Mapping[ObjectKey, ModelFacts], namespaces: _Namespaces) -> None:
         self._models, self._namespaces = models, namespaces
 
-    def of(self, namespace: str, facts: AliasFacts) -> tuple[list[tuple[ObjectKey, int]], list[ObjectKey]] | None:
+    def of(self, namespace: str, facts: AliasFacts) -> _Leads | None:
         """Targets and fallbacks of an alias of `namespace`; with no target left the first fallback is one.
 
-        None: it leads nowhere.
+        None: it leads nowhere. Where it leads only to Models that fall short there is no target, but what they lack.
         """
+        lacking: set[str] = set()
         targets = [(key, weight) for key, weight in facts.targets if weight > 0 and self._leads(namespace, key)]
         fallbacks = [key for key in facts.fallbacks if self._leads(namespace, key)]
+        if facts.requires and (targets or fallbacks):
+            targets = [(key, weight) for key, weight in targets if self._suffices(facts.requires, key, lacking)]
+            fallbacks = [key for key in fallbacks if self._suffices(facts.requires, key, lacking)]
         if not targets and fallbacks:
-            return [(fallbacks[0], 1)], fallbacks[1:]
-        return (targets, fallbacks) if targets else None
+            return [(fallbacks[0], 1)], fallbacks[1:], ()
+        return (targets, fallbacks, () if targets else tuple(sorted(lacking))) if targets or lacking else None
 
     def _leads(self, namespace: str, key: ObjectKey) -> bool:
         model = self._models.get(key)
         return model is not None and model.allowed.permits(key[0], namespace, self._namespaces.get(("", namespace)))
+
+    def _suffices(self, requires: Requires, key: ObjectKey, lacking: set[str]) -> bool:
+        """Whether the Model offers what is required; what it lacks goes into `lacking`."""
+        short = missing(requires, self._models[key].offer)
+        lacking.update(short)
+        return not short

@@ -117,6 +117,10 @@ class Exchange:
         if route is None:
             self._fail(refusals.model_not_found(self._route.name))
             return
+        if not route.targets:
+            after = self._plant.settings.retry_after_blocked
+            self._fail(refusals.requirements_not_met(route.name, route.lacking, after))
+            return
         self._route = route
         self._place(self._pick())
 

@@ -7,12 +7,11 @@ import itertools
 import os
 import re
 import time
-from typing import Any
 from urllib.parse import unquote
 
 import orjson
 
-from moorage.gateway import refusals, rewrite
+from moorage.gateway import listing, refusals, rewrite
 from moorage.gateway.demand import Demand
 from moorage.gateway.exchange import Exchange, Plant
 from moorage.gateway.fleet import Fleet
@@ -98,6 +97,10 @@ class Proxy:
         if key is not None and (refusal := self._admit(route, name, key)) is not None:
             client.refuse(refusal)
             return
+        if not route.targets:
+            after = self._settings.retry_after_blocked
+            client.refuse(refusals.requirements_not_met(name, route.lacking, after))
+            return
         exchange = Exchange(self._plant, client, request, kind, body, self._request_id(request))
         if key is not None:
             exchange.meter = self._meters.get(key.name)
@@ -151,14 +154,15 @@ class Proxy:
         elif key is not None and not route.allowed(key, name):
             client.refuse(refusals.model_not_allowed(name))
         else:
-            client.answer(200, refusals.JSON_HEADER, orjson.dumps(_listed(name)))
+            client.answer(200, refusals.JSON_HEADER, orjson.dumps(listing.entry(name, route)))
 
     def _models(self, key: Key | None) -> bytes:
         """What `/v1/models` says to `key`: the Models and aliases it may use."""
         found = self._listing.get(key)
         if found is None:
-            names = [self._shown(name, key) for name in self.snapshot.listed]
-            data = [_listed(name) for name in names if name]
+            routes = self.snapshot.routes
+            names = ((name, self._shown(name, key)) for name in self.snapshot.listed)
+            data = [listing.entry(shown, routes[name]) for name, shown in names if shown]
             found = self._listing[key] = orjson.dumps({"object": "list", "data": data})
         return found
 
@@ -171,11 +175,6 @@ class Proxy:
             return ""
         bare = name.removeprefix(f"{route.namespace}/")
         return bare if self.snapshot.route(bare, key) is route else name
-
-
-def _listed(name: str) -> dict[str, Any]:
-    """A Model or alias in OpenAI's words."""
-    return {"id": name, "object": "model", "created": 0, "owned_by": "moorage"}
 
 
 def _may_know(key: Key, name: str) -> bool:

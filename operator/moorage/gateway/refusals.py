@@ -82,6 +82,12 @@ def blocked(name: str, code: str, why: str, retry_after: int) -> Refusal:
     return Refusal(503, code, f"The model `{name}` cannot be served now: {why}", retry_after)
 
 
+def requirements_not_met(name: str, lacking: tuple[str, ...], retry_after: int) -> Refusal:
+    """503: the alias requires what none of its Models offers, until a person changes one or the other."""
+    message = f"The model `{name}` cannot be served now: it requires {', '.join(lacking)}, and no Model offers that."
+    return Refusal(503, "requirements_not_met", message, retry_after)
+
+
 def hold_timeout(name: str) -> Refusal:
     """504: the Model did not get ready, or free, in time."""
     return Refusal(504, "hold_timeout", f"The model `{name}` did not become available in time.")

@@ -58,6 +58,16 @@ class Obstacle:
 
 
 @dataclass(frozen=True)
+class Card:
+    """What `/v1/models` shows of a Model beside its name; 0, None and empty: not known, or nothing to say."""
+
+    context_length: int = 0
+    capabilities: tuple[str, ...] | None = None
+    description: str = ""
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Model:
     """A Model as the gateway sees it. `endpoints` are `host:port`; none: it sleeps.
 
@@ -73,11 +83,15 @@ class Model:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     namespace: str = ""  # of the cluster; a file has none
     obstacle: Obstacle | None = None
+    card: Card = Card()
 
 
 @dataclass(frozen=True)
 class Alias:
-    """A name that points at Models, with weights, and at the Models that stand in for them, in order."""
+    """A name that points at Models, with weights, and at the Models that stand in for them, in order.
+
+    `lacking` is what it requires and none of its Models offers; it has no targets then.
+    """
 
     name: str
     targets: tuple[tuple[str, int], ...]  # Model, weight
@@ -87,6 +101,7 @@ class Alias:
     sticky_header: str = ""
     failover: Failover | None = None
     namespace: str = ""
+    lacking: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +114,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where requests for one name go. `alias` is empty for a Model called by its own name."""
+    """Where requests for one name go. `alias` is empty for a Model called by its own name.
+
+    A route without targets leads nowhere for now: `lacking` says what none of the alias' Models offers.
+    """
 
     name: str
     alias: str
@@ -110,6 +128,7 @@ class Route:
     sticky_header: bytes
     namespace: str = ""
     failover: Failover | None = None
+    lacking: tuple[str, ...] = ()
 
     def allowed(self, key: Key, asked: str) -> bool:
         """Whether `key` may use this route, which a client called `asked`."""
@@ -216,6 +235,8 @@ def own_route(model: Model, hold: Hold) -> Route:
 
 def alias_route(alias: Alias, models: Mapping[str, Model]) -> Route:
     """The route of an alias. Raises InvalidSpec where it leads to a Model that is not there, or to none."""
+    if alias.lacking:
+        return Route(alias.name, alias.name, (), (), (), alias.hold, b"", alias.namespace, lacking=alias.lacking)
     weighted = [(name, weight) for name, weight in alias.targets if weight > 0]
     if not weighted:
         raise InvalidSpec("InvalidSpec", f"alias {alias.name!r} has no target with a weight above 0")

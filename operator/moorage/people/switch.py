@@ -15,7 +15,8 @@ from moorage.people.load import wake
 from moorage.people.rollback import point
 from moorage.people.session import Duration, Options, Result, Session, cluster_options, run, say
 from moorage.people.waiting import until_serving
-from moorage.planning.model_engine import context_of
+from moorage.planning.alias import offer_of
+from moorage.planning.requirements import shortfall
 
 Where = tuple[str, str]  # namespace, name
 
@@ -95,14 +96,8 @@ def _check(alias: ModelAlias, model: Model, old: list[Where], labels: dict[str, 
             f"Model {meta.namespace}/{meta.name} does not permit aliases of namespace {own}: see its "
             "spec.allowedNamespaces"
         )
-    requires, source = alias.spec.requires, model.status.source
-    trained = source.context_length if source else None
-    if requires and (model.spec.context_length or trained):
-        offered = context_of(model.spec.context_length, trained)
-        if offered < requires.context_length:
-            raise Senseless(
-                f"Model {meta.name} takes {offered} tokens, and ModelAlias {name} requires {requires.context_length}"
-            )
+    if short := shortfall(alias.spec.requires, offer_of(model), meta.name):
+        raise Senseless(f"ModelAlias {name} requires more than {meta.name} offers: {short}")
 
 
 async def _loaded(session: Session, alias: ModelAlias, model: Model, timeout: float) -> None:

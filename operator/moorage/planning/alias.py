@@ -11,7 +11,7 @@ from moorage.errors import InvalidSpec
 from moorage.planning import alias_history, invalid, served_names
 from moorage.planning import usage as use
 from moorage.planning.draft import FALSE, TRUE, Draft
-from moorage.planning.model_engine import context_of
+from moorage.planning.requirements import Offer, offer, shortfall
 from moorage.planning.text import line
 from moorage.planning.types import Manifest, ObservedAlias, Plan, PlannedEvent
 
@@ -27,7 +27,7 @@ _EVENTS = {
 
 @dataclass(frozen=True)
 class _Leg:
-    """One Model that the alias names. `reason` and `problem`: why requests go past it, or what it lacks."""
+    """One Model that the alias names. `reason` and `problem`: why requests go past it."""
 
     ref: ModelRef
     shown: str
@@ -103,20 +103,21 @@ def _leg(seen: ObservedAlias, alias: ModelAlias, ref: ModelRef) -> _Leg:
         text = f"Model {shown} does not permit aliases of namespace {own} (its spec.allowedNamespaces)"
         return _Leg(ref, shown, Reason.TARGET_NOT_PERMITTED, text)
     why_not = _why_not_ready(model, shown)
-    lack = _lack(alias, model, shown)
-    return _Leg(ref, shown, Reason.TARGET_FALLS_SHORT if lack else None, lack, not why_not, why_not)
+    if lack := shortfall(alias.spec.requires, offer_of(model), shown):
+        return _Leg(ref, shown, Reason.TARGET_FALLS_SHORT, lack, why_not=why_not)
+    return _Leg(ref, shown, ready=not why_not, why_not=why_not)
 
 
-def _lack(alias: ModelAlias, model: Model, shown: str) -> str:
-    """What the Model lacks of `spec.requires`, as far as it is known yet."""
-    requires, asked, source = alias.spec.requires, model.spec.context_length, model.status.source
-    trained = source.context_length if source else None
-    if requires is None or not (asked or trained):
-        return ""
-    offered = context_of(asked, trained)
-    if offered >= requires.context_length:
-        return ""
-    return f"{shown} takes {offered} tokens, spec.requires.contextLength is {requires.context_length}"
+def offer_of(model: Model) -> Offer:
+    """What a Model offers to aliases, as far as it is known yet."""
+    spec, source = model.spec, model.status.source
+    return offer(
+        spec.context_length,
+        source.context_length if source else None,
+        spec.capabilities,
+        {found.name: found.evidence for found in model.status.capabilities},
+        files_known=bool(source and source.main_file),
+    )
 
 
 def _why_not_ready(model: Model, shown: str) -> str:
@@ -149,7 +150,7 @@ def _ready(draft: Draft, targets: list[_Leg], legs: list[_Leg], problem: str) ->
     ready = [leg.shown for leg in legs if leg.ready]
     waiting = "; ".join(leg.why_not for leg in legs if leg.why_not)
     if not ready:
-        lost = all(leg.reason in (Reason.TARGET_NOT_FOUND, Reason.TARGET_NOT_PERMITTED) for leg in legs)
+        lost = all(leg.reason for leg in legs)
         text = "; ".join(filter(None, [problem, waiting]))
         draft.set(C.READY, FALSE, (lost and legs[0].reason) or Reason.TARGET_NOT_READY, text)
         return text

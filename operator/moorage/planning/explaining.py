@@ -91,6 +91,7 @@ def _status(model: Model) -> Told:
         "phase": status.phase.value if status.phase else "New",
         "waitsFor": {"step": unmet.type, "reason": unmet.reason, "message": unmet.message} if unmet else None,
         "operator": _plain(placed.reason, placed.message) if placed else None,
+        "capabilities": [found.dump() for found in status.capabilities],
         "runsOn": list(status.placement.nodes) if status.placement else [],
     }
 

@@ -14,6 +14,7 @@ from moorage.planning import (
     invalid,
     model_awake,
     model_benchmark,
+    model_capabilities,
     model_engine,
     model_memory,
     model_room,
@@ -93,6 +94,7 @@ def _walk(step: ModelPass) -> str:
     for kind in STEPS:
         if step.draft.get(kind) is None:
             step.draft.set(kind, UNKNOWN, Reason.PENDING, "an earlier step has to finish first")
+    model_capabilities.tell(step)
     model_benchmark.benchmark(step)
     serving = step.draft.get(C.SERVING)
     return blocked or live or (serving.message if serving else "")

@@ -8,6 +8,7 @@ from moorage.api.conditions import ModelCondition as C
 from moorage.api.conditions import Reason
 from moorage.api.model_status import BenchmarkRow, BenchmarkStatus, Percentiles, RequestCounts
 from moorage.manifests import benchmark as manifests
+from moorage.planning import model_capabilities
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
 from moorage.planning.model_pass import ModelPass
 from moorage.planning.pods import first_trouble, last_words
@@ -40,6 +41,11 @@ def benchmark(step: ModelPass) -> None:
     spec = step.model.spec.benchmark
     if not spec.enabled:
         step.draft.set(C.BENCHMARKED, TRUE, Reason.DISABLED, "spec.benchmark.enabled is false")
+        _sweep(step, keep=None)
+        return
+    if pooled := model_capabilities.pooling(step):
+        text = f"there is nothing to measure: benchmarks time generated text, and this Model serves {pooled}"
+        step.draft.set(C.BENCHMARKED, TRUE, Reason.DISABLED, text)
         _sweep(step, keep=None)
         return
     if not step.draft.true(C.SERVING) or not step.status.template:

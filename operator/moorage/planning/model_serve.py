@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 
 from moorage import names
+from moorage.api.capabilities import Capability
 from moorage.api.conditions import ConditionStatus, Reason
 from moorage.api.conditions import ModelCondition as C
-from moorage.api.model_status import EngineStatus
+from moorage.api.model_status import EngineReport, EngineStatus
 from moorage.manifests import model as manifests
 from moorage.placement.affinity import merged
-from moorage.planning import devices, model_gate, moving, node_pools, text, volumes
+from moorage.planning import devices, model_capabilities, model_gate, moving, node_pools, text, volumes
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
 from moorage.planning.model_engine import asked_of, engine_of
 from moorage.planning.model_learn import partly_on_cpu, unseen
@@ -73,10 +74,10 @@ def _deployment(step: ModelPass, live: Manifest | None, image: str) -> None:
         step.apply.append(manifests.deployment(step.seen.model, pod, replicas=step.replicas, notes=notes, surge=surge))
     elif live["wanted"] != step.replicas:
         _scale(step, live, step.replicas)
-    version = step.status.engine.version if step.status.engine and step.status.engine.image == image else None
-    engine = engine_of(step)
+    before, engine = step.status.engine or EngineStatus(), engine_of(step)
+    version = before.version if before.image == image else None
     why = f"{engine.files} are served by {engine.title}"
-    step.status.engine = EngineStatus(name=engine.name, image=image, version=version, reason=why)
+    step.status.engine = EngineStatus(name=engine.name, image=image, version=version, reason=why, report=before.report)
 
 
 def _hold(step: ModelPass, live: Manifest | None, found: model_gate.Held, *, changed: bool) -> None:
@@ -127,8 +128,8 @@ def _vendor(step: ModelPass) -> str | None:
 
 def inputs_of(step: ModelPass, image: str) -> str:
     """Hash of everything that shapes the pod: an upgrade of Moorage that renders it otherwise does not change it."""
-    shapeless = {"replicas", "benchmark", "description", "purpose", "request", "rollout", "update_policy"}
-    shapeless |= {"storage", "source", "scaling", "preemption", "served_names", "allowed_namespaces"}
+    shapeless = {"replicas", "benchmark", "description", "tags", "purpose", "request", "rollout", "update_policy"}
+    shapeless |= {"storage", "source", "scaling", "preemption", "served_names", "allowed_namespaces", "capabilities"}
     spec = step.model.spec.model_dump(mode="json", exclude=shapeless, exclude_none=True, exclude_defaults=True)
     source, placed = step.source, step.status.placement
     where = [source.claim_name, source.path, source.main_file, source.resolved_revision]
@@ -136,7 +137,8 @@ def inputs_of(step: ModelPass, image: str) -> str:
     if placed and engine_of(step).fills_gpu:
         gpus.append(placed.gpu_memory_mib)
     # Only what there is: who never needed room, or never moved, keeps the hash that he has.
-    further = [mark for mark in (_room(step), moving.moved(step), source.projector_file) if mark]
+    pooling = model_capabilities.pooling(step)
+    further = [mark for mark in (_room(step), moving.moved(step), source.projector_file, pooling) if mark]
     return names.digest([spec, where, gpus, image, _restart(step), *further])
 
 
@@ -312,19 +314,27 @@ def _warm(step: ModelPass, live: Manifest, problem: Trouble | None) -> str | Non
     answer = step.seen.warmed
     if answer is None or answer.inputs != identity or answer.value is None:
         service = step.seen.service
-        step.ask.append(WarmUp(identity, step.model.metadata.name, service["clusterIP"], service["port"]))
+        step.ask.append(_question(step, identity, service))
         if answer is not None and answer.inputs == identity and answer.failures > WARM_UP_PATIENCE:
             return step.stop(C.SERVING, Reason.WARM_UP_FAILED, answer.message)
         if not step.draft.was_true(C.SERVING):
-            step.draft.set(C.SERVING, UNKNOWN, Reason.LOADING, "the server is ready; asking it for one token")
-        return "the server is ready; asking it for one token"
+            step.draft.set(C.SERVING, UNKNOWN, Reason.LOADING, "the server is ready; asking it for a first answer")
+        return "the server is ready; asking it for a first answer"
     step.status.template = live["inputsHash"]
     if step.status.engine:
         told = str(answer.value.get("version") or "")
         step.status.engine.version = told.removeprefix(f"{engine_of(step).title.lower()}-") or None
+        step.status.engine.report = EngineReport(**found) if (found := answer.value.get("report")) else None
     _startup(step, answer.value)
     _serves(step, live, problem)
     return None
+
+
+def _question(step: ModelPass, identity: str, service: Manifest) -> WarmUp:
+    """What the server is asked first: a token, or what it is for where it generates none."""
+    wanted = model_capabilities.pooling(step) or Capability.CHAT
+    reports = engine_of(step).reports_itself
+    return WarmUp(identity, step.model.metadata.name, service["clusterIP"], service["port"], wanted.value, reports)
 
 
 def _serves(step: ModelPass, live: Manifest, problem: Trouble | None) -> None:

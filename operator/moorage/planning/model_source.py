@@ -123,6 +123,8 @@ def _take(step: ModelPass, inputs: str, value: Manifest) -> None:
         license=value.get("license"),
     )
     step.status.source = source
+    if step.status.engine:
+        step.status.engine.report = None  # of a server of other files
     take_header(source, value.get("facts") or {})
     source.download_name = _download_name(step)
 
@@ -136,6 +138,7 @@ def take_header(source: SourceStatus, facts: Manifest) -> None:
     source.quantization = facts.get("quantization") or source.quantization
     source.context_length = facts.get("contextLength") or source.context_length
     source.tool_call_parser = facts.get("toolCallParser") or source.tool_call_parser
+    source.shows = facts.get("shows") or source.shows
     source.header = facts.get("header") or source.header
     source.projector_file = facts.get("projectorFile") or source.projector_file
     source.projector = facts.get("projector") or source.projector

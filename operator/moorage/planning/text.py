@@ -1,5 +1,7 @@
 """Numbers as people read them in a column."""
 
+from collections.abc import Mapping, Sequence
+
 _UNITS = ("B", "Ki", "Mi", "Gi", "Ti")
 
 
@@ -49,3 +51,11 @@ def line(message: str, limit: int = 120) -> str:
     cut = flat[: limit - 1]
     head, _, _ = cut.rpartition(" ")
     return (head if len(head) > limit * 2 // 3 else cut) + "…"
+
+
+def capabilities(found: Sequence[Mapping[str, str]]) -> str:
+    """`status.capabilities` in a line, by what they rest on: `chat, tools (Metadata); vision (Probe)`."""
+    by_evidence: dict[str, list[str]] = {}
+    for one in found:
+        by_evidence.setdefault(one["evidence"], []).append(one["name"])
+    return "; ".join(f"{', '.join(names)} ({evidence})" for evidence, names in by_evidence.items())

@@ -89,12 +89,18 @@ class Resolve:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Ask: one generated token through the Model's Service. `template` identifies the pods that are to answer."""
+    """Ask: a first answer through the Model's Service. `template` identifies the pods that are to answer.
+
+    `capability` is what is asked for: chat (one token), embeddings or rerank. `reports`: the server can also be asked
+    what it can do.
+    """
 
     template: str
     model: str
     cluster_ip: str
     port: int
+    capability: str = "chat"
+    reports: bool = False
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ STEPS = 8
 
 
 def rendered(model: Manifest, facts: dict[str, Any] | None, inventory: Inventory, defaults: Defaults) -> dict[str, Any]:
-    """`{memory, placement, conditions, manifests}` of `model` as soon as its files are downloaded.
+    """`{memory, placement, capabilities, conditions, manifests}` of `model` as soon as its files are downloaded.
 
     `facts` are what the resolver would answer (files, header facts); None where no header was given, then the Model is
     planned as far as that goes. Raises InvalidSpec with the operator's own words.
@@ -40,6 +40,7 @@ def rendered(model: Manifest, facts: dict[str, Any] | None, inventory: Inventory
     return {
         "memory": status.get("memory", {}),
         "placement": status.get("placement", {}),
+        "capabilities": status.get("capabilities", []),
         "conditions": status.get("conditions", []),
         "manifests": list(manifests.values()),
     }

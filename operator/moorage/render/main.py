@@ -18,6 +18,7 @@ from moorage.control.settings import load
 from moorage.engines.facts import read_facts
 from moorage.errors import InvalidSpec, MoorageError
 from moorage.placement.inventory import Inventory, build
+from moorage.planning.text import capabilities
 from moorage.render.imagine import rendered
 from moorage.sizing.errors import HeaderError
 from moorage.sizing.reading import Want, drive
@@ -80,6 +81,8 @@ def _tell(one: dict[str, Any]) -> None:
         if condition["type"] in ("Accepted", "Placed", "Downloaded"):
             text = f"{condition['type']}={condition['status']} {condition['reason']}: {condition['message']}"
             click.echo(text, err=True)
+    if one["capabilities"]:
+        click.echo(f"Capabilities: {capabilities(one['capabilities'])}", err=True)
     click.echo(yaml.safe_dump_all(one["manifests"], sort_keys=False, width=120), nl=False)
 
 

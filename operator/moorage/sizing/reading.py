@@ -67,8 +67,11 @@ def _read_part(part: File) -> Generator[Want, bytes, GgufHeader]:
     return reader.header
 
 
-def read_transformer(config: File, weights: Sequence[File]) -> Generator[Want, bytes, TransformerModel]:
-    """The shape of a safetensors model: its config.json and the header of every weight file. Raises HeaderError."""
+def read_transformer(config: File, weights: Sequence[File]) -> Generator[Want, bytes, tuple[TransformerModel, bytes]]:
+    """The shape of a safetensors model by its config.json and the header of every weight file; and that config.json.
+
+    Raises HeaderError.
+    """
     _check_count(len(weights))
     if not 0 < config.size <= MAX_CONFIG_BYTES:
         raise HeaderError(f"{config.path} has {config.size} bytes; a configuration has a few thousand")
@@ -79,7 +82,7 @@ def read_transformer(config: File, weights: Sequence[File]) -> Generator[Want, b
             headers.append((yield from _read_safetensors(file)))
         except HeaderError as error:
             raise HeaderError(f"{file.path}: {error}") from error
-    return transformer_of(text, join_files(headers))
+    return transformer_of(text, join_files(headers)), text
 
 
 def first_reads(files: Sequence[File]) -> list[Want]:

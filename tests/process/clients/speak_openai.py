@@ -110,7 +110,8 @@ def embeddings(client: OpenAI) -> Any:
 
 def models(client: OpenAI) -> Any:
     one, served = client.models.retrieve("chat"), client.models.retrieve("acme/tiny")
-    return {"listed": [one.id for one in client.models.list()], "one": one.id, "served": served.id}
+    able = (one.model_extra or {}).get("capabilities")  # fields beyond OpenAI's own
+    return {"listed": [one.id for one in client.models.list()], "one": one.id, "served": served.id, "able": able}
 
 
 def errors(client: OpenAI) -> Any:

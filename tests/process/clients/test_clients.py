@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from moorage.gateway.routes import Alias, Hold, Model, Obstacle, Parameters
+from moorage.gateway.routes import Alias, Card, Hold, Model, Obstacle, Parameters
 from tests.process.gateway.support import Bed, key, serving
 
 pytestmark = pytest.mark.timeout(600)
@@ -131,6 +131,7 @@ ALIASES = [
 ]
 ALLOWED = [*(alias.name for alias in ALIASES), "tiny", "embed", "caller", "too-large", "acme/tiny"]
 KEYS = [key("team", SECRET, ALLOWED), key("all", UNLIMITED)]
+CARD = Card(2048, ("chat", "completion", "structured_outputs"), "Small and quick.", ("test",))
 NO_ROOM = Obstacle("insufficient_gpu_memory", "needs 40.0Gi, the largest GPU has 24.0Gi")
 
 
@@ -138,7 +139,7 @@ NO_ROOM = Obstacle("insufficient_gpu_memory", "needs 40.0Gi, the largest GPU has
 async def stand(clients_python: Path, chat_engine: str, embedding_engine: str) -> AsyncIterator[Stand]:
     with calling_engine() as calling:
         models = [
-            Model("tiny", served_name="tiny", endpoints=(chat_engine,), max_in_flight=4),
+            Model("tiny", served_name="tiny", endpoints=(chat_engine,), max_in_flight=4, card=CARD),
             Model("acme/tiny", endpoints=(chat_engine,)),
             Model("embed", endpoints=(embedding_engine,)),
             Model("caller", endpoints=(calling,)),
@@ -191,6 +192,7 @@ async def test_models(stand: Stand):
     found = await stand.openai("models")
     assert set(found["listed"]) == set(ALLOWED)
     assert (found["one"], found["served"]) == ("chat", "acme/tiny")
+    assert found["able"] == ["chat", "completion", "structured_outputs"]
 
 
 async def test_errors_are_the_clients_own_exceptions(stand: Stand):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from moorage.gateway.routes import Alias, Parameters
+from moorage.gateway.routes import Alias, Card, Parameters
 from tests.process.gateway.support import (
     CHAT,
     OK,
@@ -101,6 +101,52 @@ async def test_models_lists_exactly_models_and_aliases():
         reply = await bed.raw(get("/v1/models"))
     assert [entry["id"] for entry in reply.json["data"]] == ["chat", "m", "n"]
     assert {entry["object"] for entry in reply.json["data"]} == {"model"}
+
+
+CARD = Card(8192, ("chat", "completion", "tools", "vision"), "Sees and acts.", ("agents", "team a"))
+
+
+async def test_models_are_listed_with_what_can_be_counted_on():
+    plain = model("n", card=Card(4096, ("chat", "completion")))
+    aliases = [Alias("chat", (("m", 1),)), Alias("both", (("m", 1),), fallbacks=("n",)), Alias("new", (("o", 1),))]
+    async with serving([model("m", card=CARD), plain, model("o")], aliases) as bed:
+        listed = {entry["id"]: entry for entry in (await bed.raw(get("/v1/models"))).json["data"]}
+        one = (await bed.raw(get("/v1/models/m"))).json
+    known = {"object": "model", "created": 0, "owned_by": "moorage"}
+    taken = {"input_modalities": ["text", "image"], "output_modalities": ["text"]}
+    offered = {"capabilities": list(CARD.capabilities or ()), "architecture": taken}
+    sizes = {"context_length": 8192, "max_model_len": 8192}
+    assert one == listed["m"]
+    assert one == {
+        "id": "m", **known, **sizes, **offered, "description": "Sees and acts.", "tags": ["agents", "team a"],
+    }  # fmt: skip
+    assert listed["chat"] == {"id": "chat", **known, **sizes, **offered}
+    assert listed["both"]["context_length"] == 4096, "of an alias what all of its Models offer"
+    assert listed["both"]["capabilities"] == ["chat", "completion"]
+    assert listed["both"]["architecture"]["input_modalities"] == ["text"]
+    assert listed["o"] == {"id": "o", **known}, "what is not known is not claimed"
+    assert listed["new"] == {"id": "new", **known}
+
+
+async def test_a_server_of_embeddings_is_listed_as_one():
+    async with serving([model("m", card=Card(512, ("embeddings",)))]) as bed:
+        listed = (await bed.raw(get("/v1/models/m"))).json
+    assert listed["architecture"] == {"input_modalities": ["text"], "output_modalities": ["embeddings"]}
+
+
+async def test_an_alias_whose_models_fall_short_is_503():
+    short = Alias("chat", (), lacking=("tools", "vision"))
+    async with RawEngine(always(OK)) as engine, serving([model("m", engine)], [short]) as bed:
+        reply = await bed.ask(chat("chat"))
+        assert (reply.status, reply.error["code"], reply.error["type"]) == (
+            503,
+            "requirements_not_met",
+            "server_error",
+        )
+        assert "it requires tools, vision, and no Model offers that" in reply.error["message"]
+        assert int(reply.headers["retry-after"]) > 0
+        assert [entry["id"] for entry in (await bed.raw(get("/v1/models"))).json["data"]] == ["chat", "m"]
+        assert (await bed.ask(chat("m"))).status == 200
 
 
 @pytest.mark.parametrize("path", ["team/chat", "team%2Fchat"])

@@ -219,6 +219,14 @@ async def test_a_waiter_goes_to_whichever_of_target_and_fallbacks_wakes_first():
         assert {request.body["model"] for request in engine.requests} == {"o"}
 
 
+async def test_a_waiter_whose_alias_no_model_suffices_for_any_more_is_told():
+    async with serving([model("m")], [Alias("chat", (("m", 1),))]) as bed:
+        (task,) = await hold(bed, 1, "chat")
+        bed.apply([model("m")], [Alias("chat", (), lacking=("tools",))])
+        reply = await task
+        assert (reply.status, reply.error["code"]) == (503, "requirements_not_met")
+
+
 async def test_a_waiter_follows_its_alias_when_it_is_retargeted():
     aliases = [[Alias("chat", ((name, 1),))] for name in ("m", "n")]
     async with mock() as engine:
