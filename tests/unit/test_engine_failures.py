@@ -44,6 +44,10 @@ CACHE_OF_ANOTHER_VERSION = (
     "To serve at least one request with the model's max seq len (262144), (72.00 GiB KV cache) is needed, which is "
     "larger than the available KV cache memory (18.30 GiB)."
 )
+SAMPLER = (
+    "RuntimeError: CUDA out of memory occurred when warming up sampler with 1024 dummy requests. Please try lowering "
+    "`max_num_seqs` or `gpu_memory_utilization` when initializing the engine."
+)
 BUSY = (
     "ValueError: Free memory on device cuda:0 (3.25/23.43 GiB) on startup is less than desired GPU memory utilization "
     "(0.96, 22.49 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
@@ -65,6 +69,7 @@ BUSY = (
         (BLOCKS, Ran.CACHE_MEMORY, 0),
         (CACHE, Ran.CACHE_MEMORY, 0),
         (CACHE_OF_ANOTHER_VERSION, Ran.CACHE_MEMORY, 0),
+        (SAMPLER, Ran.GPU_MEMORY, 0),
         (BUSY, Ran.GPU_IN_USE, 0),
         (BUSY.replace(" on startup is", " on startup\nis"), Ran.GPU_IN_USE, 0),
     ],

@@ -3,8 +3,8 @@
 A container's termination message holds the last 2 KiB of its log (`FallbackToLogsOnError`), or what the engine wrote
 there itself (vLLM), so there is no need to read logs, for which the operator has no right. Sources of the texts:
 `ggml-cuda.cu`, `ggml-alloc.c`, `ggml-vulkan.cpp` and `llama-model.cpp` of llama.cpp (its issue 20431 and ollama's 8597
-show them), `v1/core/kv_cache_utils.py` and `v1/worker/gpu_worker.py` of vLLM, `CUDACachingAllocator.cpp` of PyTorch.
-ROCm's builds say hip or ROCm instead.
+show them); `v1/core/kv_cache_utils.py`, `v1/worker/utils.py` and `v1/worker/gpu_model_runner.py` of vLLM 0.32;
+`CUDACachingAllocator.cpp` of PyTorch. ROCm's builds say hip or ROCm instead.
 """
 
 import re
@@ -42,6 +42,7 @@ _PATTERNS: tuple[tuple[Ran, re.Pattern[str]], ...] = (
     (Ran.CACHE_MEMORY, re.compile(r"KV cache\)? is needed, which is larger than the available KV cache memory")),
     (Ran.GPU_MEMORY, re.compile(r"allocating (?P<mib>[\d.]+) MiB on device \d+: \w+Malloc failed: out of memory")),
     (Ran.GPU_MEMORY, re.compile(r"(?:CUDA|HIP) out of memory\. Tried to allocate (?P<number>[\d.]+) (?P<unit>[MG])iB")),
+    (Ran.GPU_MEMORY, re.compile(r"(?:CUDA|HIP) out of memory occurred when warming up")),
     (Ran.GPU_MEMORY, re.compile(r"torch\.(?:cuda\.)?OutOfMemoryError")),
     (Ran.GPU_MEMORY, re.compile(r"(?:CUDA|ROCm|HIP) error: out of memory")),
     (Ran.GPU_MEMORY, re.compile(rf"failed to allocate {_DEVICE} buffer of size (?P<bytes>\d+)")),
