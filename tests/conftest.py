@@ -50,7 +50,7 @@ def _running(name: str, *, kwok: bool) -> Iterator[TestCluster]:
     try:
         made = TestCluster(cluster.kubeconfig, cluster.binary("kubectl"))
         made.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
-        made.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+        made.kubectl("wait", "--for=condition=Established", "--timeout=120s", "crd", "--all")
         yield made
     finally:
         cluster.down()

@@ -96,7 +96,7 @@ async def test_a_model_that_an_alias_points_at_stays(bed: Bed, delete: Delete):
     async def gone() -> bool:
         return delete("model", "target")[0] == 0
 
-    await bed.eventually(gone, 20)
+    await bed.eventually(gone)
 
 
 async def test_the_annotation_overrides(bed: Bed, delete: Delete):

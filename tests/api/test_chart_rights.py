@@ -43,7 +43,7 @@ from tests.process.download.support import make_repo
 from tests.support import helm
 from tests.support.apiproxy import ApiProxy, Seen
 from tests.support.bed import Bed
-from tests.support.eventually import eventually
+from tests.support.eventually import PATIENCE, eventually
 
 pytestmark = pytest.mark.api
 
@@ -143,7 +143,7 @@ async def operator_process(kubeconfig: Path, config: str, folder: Path) -> Async
     finally:
         if process.returncode is None:
             process.terminate()
-        await asyncio.wait_for(process.wait(), 20)
+        await asyncio.wait_for(process.wait(), PATIENCE)
 
 
 def source(hub: HubServer) -> dict[str, Any]:
@@ -200,8 +200,8 @@ async def test_the_gateways_rights_are_enough_and_not_one_too_many(
             routes = ClusterRoutes(client, "default", Hold(), tables.append, release.name)
             following = asyncio.create_task(routes.follow())
             try:
-                await eventually(lambda: tables, 20, "a routing table")
-                await eventually(lambda: sum(s.is_watch for s in proxy.requests) >= 4, 20, "four watches")
+                await eventually(lambda: tables, PATIENCE, "a routing table")
+                await eventually(lambda: sum(s.is_watch for s in proxy.requests) >= 4, PATIENCE, "four watches")
             finally:
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)
@@ -301,5 +301,5 @@ async def test_people_get_their_rights_from_kubernetes_own_roles(
         return api_cluster.kubectl("auth", "can-i", *asked, check=False).stdout.strip() == "yes"
 
     for what in may:  # the controller manager adds the chart's roles to Kubernetes' own in a moment
-        await eventually(lambda what=what: can(what), 10, f"{role_} may {what}", every=0.2)
+        await eventually(lambda what=what: can(what), PATIENCE, f"{role_} may {what}", every=0.2)
     assert [what for what in may_not if can(what)] == []

@@ -25,7 +25,7 @@ GPU = {"vendor": "Auto", "memoryPerGPUOverride": "40Gi"}
 def fleet(kwok_cluster: TestCluster) -> Iterator[TestCluster]:
     for name, (mib, gpus) in FLEET.items():
         kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps(gpu_node(name, mib, gpus)))
-    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=30s", *(f"node/{n}" for n in FLEET))
+    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=120s", *(f"node/{n}" for n in FLEET))
     yield kwok_cluster
     kwok_cluster.kubectl("delete", "node", *FLEET)
 

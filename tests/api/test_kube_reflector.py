@@ -4,7 +4,6 @@ import asyncio
 import os
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -91,7 +90,7 @@ async def mirror(proxy: ApiProxy, namespace: str, **options: Any) -> AsyncIterat
         running = Mirror(client, namespace, **options)
         task = asyncio.create_task(running.reflector.run())
         try:
-            await running.reflector.wait_synced(10)
+            await running.reflector.wait_synced(60)
             await eventually(lambda: proxy.open_watches(namespace) == 1)
             yield running
         finally:
@@ -123,7 +122,7 @@ async def test_410_lists_again_and_drops_what_vanished(proxy: ApiProxy, direct: 
         await direct.create(config_map(namespace, name, "1"))
     async with mirror(proxy, namespace) as seen:
         # The mirror learns nothing of what happens now, and may not resume either.
-        proxy.mute_watches(namespace)
+        assert proxy.mute_watches(namespace) == 1
         await direct.delete(CONFIG_MAPS, namespace, "vanishes")
         await direct.apply(config_map(namespace, "changes", "2"), force=True)
         await direct.create(config_map(namespace, "appears", "1"))
@@ -146,12 +145,11 @@ async def test_410_in_the_middle_of_a_watch(proxy: ApiProxy, direct: KubeClient,
 async def test_a_silent_watch_is_given_up_and_nothing_is_lost(proxy: ApiProxy, direct: KubeClient, namespace: str):
     await direct.create(config_map(namespace, "a"))
     async with mirror(proxy, namespace, silence_seconds=1.0) as seen:
-        proxy.mute_watches(namespace)
+        assert proxy.mute_watches(namespace) == 1
         await direct.create(config_map(namespace, "b"))
         await direct.delete(CONFIG_MAPS, namespace, "a")
-        muted_at = time.monotonic()
         await eventually(lambda: seen.names == {"b"})
-        assert time.monotonic() - muted_at > 0.5, "it was not silent at all"
+        assert proxy.count(path="watch=") > 1, "the first one passed nothing on"
         assert seen.reflector.lists == 1, "it resumed, it did not list again"
 
 

@@ -22,7 +22,7 @@ NODES = ("sim-go-1", "sim-go-2")
 async def bed(kwok_cluster: TestCluster) -> AsyncIterator[Bed]:
     for name in NODES:
         kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps(gpu_node(name, 24564, 1)))
-    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=30s", *(f"node/{n}" for n in NODES))
+    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=120s", *(f"node/{n}" for n in NODES))
     async with Bed.made(kwok_cluster.kubeconfig) as made:
         await made.ready_download()
         yield made
@@ -61,7 +61,7 @@ async def test_the_replacement_is_ready_before_the_old_server_stops(
     kwok_cluster.kubectl("cordon", "sim-cpu")
     try:
         said = "is about to go, and there is no other place"
-        await bed.until(MODELS, "m", lambda m: said in condition(m, "Serving").get("message", ""), timeout=30)
+        await bed.until(MODELS, "m", lambda m: said in condition(m, "Serving").get("message", ""))
         assert on(await bed.get(MODELS, "m")) == [other]
     finally:
         kwok_cluster.kubectl("uncordon", "sim-cpu")

@@ -47,7 +47,7 @@ async def test_every_write_may_fail_twice(bed: Bed, proxy: ApiProxy, operator: O
     for path in ("/services/", "/deployments/", "/status", "/events"):
         proxy.fail(status, method="PATCH|POST", path=path, times=2)
     await bed.model()
-    await bed.until_condition("m", "Ready", "True", timeout=45)
+    await bed.until_condition("m", "Ready", "True")
     for resource in (DEPLOYMENTS, SERVICES):
         assert len([o for o in (await bed.kube.list(resource, bed.namespace))[0] if o["metadata"]["name"] == "m"]) == 1
 
@@ -56,7 +56,7 @@ async def test_an_answer_that_is_lost_makes_nothing_twice(bed: Bed, proxy: ApiPr
     for path in ("/services/", "/deployments/", "/status"):
         proxy.cut(method="PATCH", path=path, after=True)
     await bed.model()
-    model = await bed.until_condition("m", "Ready", "True", timeout=45)
+    model = await bed.until_condition("m", "Ready", "True")
     assert model["status"]["phase"] == "Ready"
 
 

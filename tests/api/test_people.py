@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from moorage import names
 from moorage.control.operator import Operator
 from moorage.kube.resources import MODEL_ALIASES, MODELS
 from tests.conftest import TestCluster
@@ -90,7 +91,7 @@ async def test_switching_loads_the_new_one_moves_the_alias_and_puts_the_old_one_
     assert alias["status"]["history"][0]["reason"].startswith("moorage switch chat new (2")
     writers = {f["manager"] for f in alias["metadata"]["managedFields"] if "f:spec" in f["fieldsV1"]}
     assert writers == {"moorage-cli"}, "never the operator"
-    slept = await bed.until(MODELS, "old", lambda m: m["status"]["desiredReplicas"] == 0, timeout=40)
+    slept = await bed.until(MODELS, "old", lambda m: m["status"]["desiredReplicas"] == 0)
     assert slept["spec"]["replicas"] == 1, "asleep, not unloaded"
     assert "a person asked" in slept["status"]["summary"]["message"]
     again = await person.types("switch", "chat", "new")
@@ -114,6 +115,25 @@ async def test_a_switch_to_a_model_that_fails_leaves_everything_as_it_was(bed: B
     assert last.endswith("bad is unloaded again. chat still points at old")
     assert await points_at(bed) == ["old"]
     assert (await bed.get(MODELS, "bad"))["spec"]["replicas"] == 0
+
+
+async def test_a_sleeper_that_was_woken_for_a_switch_and_fails_sleeps_again(
+    bed: Bed, operator: Operator, person: Person
+):
+    def sleeps(model: dict[str, Any]) -> bool:
+        return bool(model["status"].get("phase") == "ScaledToZero" and model["status"]["scaling"].get("asleepSince"))
+
+    await bed.model("old")
+    await bed.model("napper", annotations={names.SLEEP_AT: "2026-01-01T00:00:00Z"})
+    await bed.until(MODELS, "napper", sleeps, timeout=60)
+    await bed.kube.merge_patch(MODELS, bed.namespace, "napper", {"spec": {"nodeSelector": {"no-such": "label"}}})
+    await chat(bed, "old")
+    done = await person.types("switch", "chat", "napper")
+    assert done.code == 4
+    assert done.err.strip().endswith("napper will sleep again. chat still points at old")
+    assert await points_at(bed) == ["old"]
+    slept = await bed.until(MODELS, "napper", sleeps, timeout=60)
+    assert (slept["spec"]["replicas"], slept["status"]["desiredReplicas"]) == (1, 0), "as it was found"
 
 
 async def test_a_switch_has_a_time_limit(bed: Bed, operator: Operator, person: Person):

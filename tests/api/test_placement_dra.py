@@ -21,7 +21,7 @@ def fleet(kwok_cluster: TestCluster) -> Iterator[TestCluster]:
     slices = [resource_slice(name, *shape) for name, shape in FLEET.items()]
     items = [*(kwok_node(name) for name in FLEET), *slices, DEVICE_CLASS]
     kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
-    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=30s", *(f"node/{n}" for n in FLEET))
+    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=120s", *(f"node/{n}" for n in FLEET))
     yield kwok_cluster
     kwok_cluster.kubectl("delete", "deviceclass/gpu.nvidia.com", *(f"node/{n}" for n in FLEET))
     kwok_cluster.kubectl("delete", "--ignore-not-found", *(f"resourceslice/{n}" for n in FLEET))

@@ -124,7 +124,7 @@ class Bench:
         else:
             container["resources"] = {"limits": {decision.resource: str(decision.candidate.gpus)}}
         self.pod(name, {**spec, "containers": [container]})
-        await eventually(lambda: self._bound(name), timeout=30, what=f"{decision.message}: the pod is bound", every=0.2)
+        await eventually(lambda: self._bound(name), timeout=90, what=f"{decision.message}: the pod is bound", every=0.2)
         return decision, self._bound(name)
 
     def pod(self, name: str, spec: Manifest) -> None:
@@ -145,7 +145,7 @@ def bench(kwok_cluster: TestCluster) -> Iterator[Bench]:
     made = Bench(kwok_cluster)
     made.apply(*NODES, *SLICES, DEVICE_CLASS)
     kubectl("wait", "--for=condition=Ready", "--timeout=60s", *names)
-    kubectl("wait", "--for=create", "--timeout=30s", "-n", NAMESPACE, "serviceaccount/default")
+    kubectl("wait", "--for=create", "--timeout=120s", "-n", NAMESPACE, "serviceaccount/default")
     yield made
     kubectl("delete", "pods", "--all", "-n", NAMESPACE, "--force", "--grace-period=0")
     kubectl("delete", "resourceclaimtemplates", "--all", "-n", NAMESPACE)

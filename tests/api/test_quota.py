@@ -21,7 +21,7 @@ GPU = {"vendor": "Auto", "memoryPerGPUOverride": "10Gi"}
 async def bed(kwok_cluster: TestCluster) -> AsyncIterator[Bed]:
     node = kwok_node(NODE, gpus=4, labels={"nvidia.com/gpu.memory": "24564"})
     kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps(node))
-    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=30s", f"node/{NODE}")
+    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=120s", f"node/{NODE}")
     async with Bed.made(kwok_cluster.kubeconfig) as made:
         await made.ready_download()
         yield made

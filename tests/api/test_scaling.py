@@ -1,74 +1,29 @@
 """Sleep, wake and making room on a real API server, with gateways that report over HTTP and operators that restart."""
 
 import json
-import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientError, ClientSession
 
 from moorage import names
-from moorage.control.endpoints import ReportsPort
-from moorage.control.operator import Operator
 from moorage.kube.resources import DEPLOYMENTS, EVENTS, MODEL_ALIASES, MODELS, NAMESPACES, PODS
-from moorage.usage import PATH, Report
 from tests.api.test_placement import gpu_node, needs
 from tests.conftest import TestCluster
-from tests.support.bed import Bed, condition, running_operator
+from tests.support.bed import Bed, condition
+from tests.support.reports import Reports
 
 pytestmark = pytest.mark.api
 
-TOKEN = "a-token-for-the-tests"
 FLEET = {"room-1": (24564, 1), "room-2": (24564, 1)}
-
-
-class Reports:
-    """The port on which operators take reports, one after the other, and a gateway that sends some."""
-
-    def __init__(self, cluster: TestCluster, folder: Path, namespace: str) -> None:
-        self._cluster, self._namespace = cluster, namespace
-        (folder / "token").write_text(TOKEN)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
-        self.port = ReportsPort(self.address, folder / "token")
-        self._models: dict[str, dict[str, int]] = {}
-        self._aliases: dict[str, dict[str, int]] = {}
-
-    @contextmanager
-    def operator(self) -> Iterator[Operator]:
-        with running_operator(self._cluster.kubeconfig, reports=self.port) as made:
-            yield made
-
-    async def say(self, model: str = "", alias: str = "", **use: int) -> None:
-        """A gateway tells of one Model or alias, and of all others what it told before; `wanted` is now."""
-        if "wanted" in use:
-            use["wantedAt"] = int(datetime.now().timestamp())
-        if model:
-            self._models[f"{self._namespace}/{model}"] = use
-        if alias:
-            self._aliases[f"{self._namespace}/{alias}"] = use
-        body = {"gateway": "g", "instance": "instance-1", "models": self._models, "aliases": self._aliases}
-        report = Report.model_validate(body).dump()
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        async with ClientSession() as session:
-            for _ in range(2):  # what follows the first answer holds all names
-                try:
-                    async with session.post(f"http://{self.address}{PATH}", data=report, headers=headers) as answer:
-                        assert answer.status == 200, await answer.text()
-                except ClientError as error:
-                    raise AssertionError("the operator takes no reports") from error
 
 
 @pytest.fixture(scope="module")
 def fleet(kwok_cluster: TestCluster) -> Iterator[TestCluster]:
     for name, (mib, gpus) in FLEET.items():
         kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps(gpu_node(name, mib, gpus)))
-    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=30s", *(f"node/{n}" for n in FLEET))
+    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=120s", *(f"node/{n}" for n in FLEET))
     yield kwok_cluster
     kwok_cluster.kubectl("delete", "node", *FLEET)
 
@@ -82,7 +37,7 @@ async def bed(fleet: TestCluster) -> AsyncIterator[Bed]:
 
 @pytest.fixture
 def reports(fleet: TestCluster, tmp_path: Path, bed: Bed) -> Reports:
-    return Reports(fleet, tmp_path, bed.namespace)
+    return Reports(fleet.kubeconfig, tmp_path, bed.namespace)
 
 
 def phase(word: str) -> Any:

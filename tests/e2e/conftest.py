@@ -41,7 +41,7 @@ class Machine:
         return found
 
     def until(
-        self, kind: str, name: str, good: Callable[[dict[str, Any]], object], timeout: float = 60
+        self, kind: str, name: str, good: Callable[[dict[str, Any]], object], timeout: float = 180
     ) -> dict[str, Any]:
         """The object as soon as `good` is true of it; fails with its status and pods after `timeout` seconds."""
         deadline = time.monotonic() + timeout
@@ -53,7 +53,7 @@ class Machine:
         return obj
 
     def until_condition(
-        self, name: str, kind: str, status: str, reason: str = "", *, of: str = "model", timeout: float = 60
+        self, name: str, kind: str, status: str, reason: str = "", *, of: str = "model", timeout: float = 180
     ) -> dict[str, Any]:
         def good(obj: dict[str, Any]) -> bool:
             found = condition(obj, kind)
@@ -75,7 +75,7 @@ class Machine:
         service = json.loads(self.kubectl("-n", "hub", "get", "service", "hub", "-o", "json"))
         data = json.dumps(body).encode() if body is not None else None
         url = f"http://{service['spec']['clusterIP']}:8090/{path}"
-        with urllib.request.urlopen(urllib.request.Request(url, data, method=method), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, data, method=method), timeout=60) as answer:
             text = answer.read()
         return json.loads(text) if text.strip().startswith((b"{", b"[")) else text
 

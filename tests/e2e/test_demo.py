@@ -88,7 +88,7 @@ def test_a_persons_own_download_is_served(machine: Machine):
 
 def test_a_missing_repository_is_told_within_seconds(machine: Machine):
     machine.model("story-404", repo="moorage/no-such-model")
-    model = machine.until_condition("story-404", "Accepted", "False", "RepoNotFoundOrPrivate", timeout=15)
+    model = machine.until_condition("story-404", "Accepted", "False", "RepoNotFoundOrPrivate")
     assert model["status"]["phase"] == "Blocked"
     assert "moorage/no-such-model" in model["status"]["summary"]["message"]
 

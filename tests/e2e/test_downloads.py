@@ -104,7 +104,7 @@ def test_progress_is_seen_and_a_pause_keeps_what_was_fetched(slow_hub: Machine):
     assert summary["done"].endswith("/64.0Mi")
     patch(machine, "story-pause", {"state": "Paused"})
     machine.until("modeldownload", "story-pause", lambda d: d["status"]["phase"] == "Paused")
-    machine.kubectl("wait", "--for=delete", "job/story-pause", "--timeout=30s")
+    machine.kubectl("wait", "--for=delete", "job/story-pause", "--timeout=120s")
     before = percent(machine.get("modeldownload", "story-pause"))
     patch(machine, "story-pause", {"state": "Active"})
     machine.until("modeldownload", "story-pause", lambda d: percent(d) >= before)
@@ -184,7 +184,7 @@ def test_a_gated_repository_needs_a_token_and_takes_it_when_it_comes(machine: Ma
 
 def test_a_gated_repository_without_a_token_says_what_to_do(machine: Machine):
     machine.model("story-nogate", repo="moorage/gated-llama-GGUF")
-    model = machine.until_condition("story-nogate", "Accepted", "False", "GatedAccessDenied", timeout=20)
+    model = machine.until_condition("story-nogate", "Accepted", "False", "GatedAccessDenied")
     assert model["status"]["phase"] == "Blocked"
 
 

@@ -23,6 +23,7 @@ from moorage.errors import Forbidden
 from moorage.kube.client import KubeClient
 from moorage.kube.resources import MODEL_DOWNLOADS, MODELS, NAMESPACES, Resource
 from moorage.planning.download import inputs_of
+from tests.support.eventually import PATIENCE
 
 SETTINGS = Settings(
     images=Images(moorage="moorage:test", llama_cpp="llamacpp:test"),
@@ -52,18 +53,18 @@ class OperatorThread:
 
     def start(self) -> None:
         self._thread.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not (self._operator and self._operator.ready):
             assert self._thread.is_alive(), f"the operator ended: {self._error!r}"
-            assert time.monotonic() < deadline, "the operator did not get ready within 30 s"
+            assert time.monotonic() < deadline, f"the operator did not get ready within {PATIENCE:g} s"
             time.sleep(0.01)
 
     def stop(self) -> None:
         assert self._loop is not None
         assert self._stop is not None
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(30)
-        assert not self._thread.is_alive(), "the operator did not stop within 30 s"
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive(), f"the operator did not stop within {PATIENCE:g} s"
         if self._error:
             raise RuntimeError("the operator failed") from self._error
 
@@ -77,7 +78,9 @@ class OperatorThread:
 
     async def _run(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        usage = UsageBook(listen=0.5, shown=1.0) if self._reports else None  # a test's gateways report at once
+        window = self._settings.scaling.scale_down_after_seconds
+        # A test's gateways report at once.
+        usage = UsageBook(listen=0.5, shown=1.0, window=window) if self._reports else None
         parts = {"prober": FakeProber(), "usage": usage}
         self._operator = await Operator.connect(self._kubeconfig, self._settings, **parts)
         await run(self._operator, self._kubeconfig, None, self._stop, reports=self._reports)
@@ -164,7 +167,7 @@ class Bed:
     async def get(self, resource: Resource, name: str) -> dict[str, Any]:
         return await self.kube.get(resource, self.namespace, name)
 
-    async def until(self, resource: Resource, name: str, good: Any, timeout: float = 20.0) -> dict[str, Any]:
+    async def until(self, resource: Resource, name: str, good: Any, timeout: float = PATIENCE) -> dict[str, Any]:
         """The object as soon as `good(object)` is true; fails with what it last looked like."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -179,7 +182,7 @@ class Bed:
             assert loop.time() < deadline, f"{resource.plural}/{name} not as expected within {timeout:g} s: {last}"
             await asyncio.sleep(0.05)
 
-    async def eventually(self, check: Callable[[], Awaitable[Any]], timeout: float = 20.0) -> Any:
+    async def eventually(self, check: Callable[[], Awaitable[Any]], timeout: float = PATIENCE) -> Any:
         """What `check()` returns as soon as that is true."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -197,7 +200,7 @@ class Bed:
 
         return await self.until(kw.pop("resource", MODELS), name, good, **kw)
 
-    async def gone(self, resource: Resource, name: str, timeout: float = 20.0) -> None:
+    async def gone(self, resource: Resource, name: str, timeout: float = PATIENCE) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while [o for o in (await self.kube.list(resource, self.namespace))[0] if o["metadata"]["name"] == name]:

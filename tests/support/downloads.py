@@ -12,6 +12,7 @@ from moorage import names
 from moorage.kube.resources import MODEL_DOWNLOADS, PODS
 from tests.conftest import TestCluster
 from tests.support.bed import Bed, condition
+from tests.support.eventually import PATIENCE
 
 MIB = 1 << 20
 
@@ -29,7 +30,7 @@ class Scene:
     async def until(self, name: str, good: Callable[[dict[str, Any]], Any], timeout: float = 30) -> dict[str, Any]:
         return await self.bed.until(MODEL_DOWNLOADS, name, lambda d: "status" in d and good(d["status"]), timeout)
 
-    async def told(self, name: str, kind: str, reason: str, timeout: float = 30) -> str:
+    async def told(self, name: str, kind: str, reason: str, timeout: float = PATIENCE) -> str:
         """The message of a condition as soon as it has `reason`."""
         obj = await self.bed.until(MODEL_DOWNLOADS, name, lambda d: condition(d, kind).get("reason") == reason, timeout)
         return str(condition(obj, kind)["message"])

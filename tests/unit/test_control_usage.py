@@ -6,7 +6,7 @@ import pytest
 
 from moorage.control.store import ALIAS, MODEL, Key
 from moorage.control.usage import FORGET_SECONDS, SHOWN_SECONDS, SILENT_SECONDS, UsageBook
-from moorage.planning.usage import Hearing, totals
+from moorage.planning.usage import GonePast, Hearing, totals
 from moorage.usage import Report
 
 QWEN = Key(MODEL, "team", "qwen")
@@ -168,10 +168,11 @@ def test_an_alias_that_goes_past_a_target_is_looked_at_at_once_and_until_no_gate
     assert told("instance-1", 20, qwen="slow") == {key}
     assert told("instance-1", 20, qwen="slow") == set()
     assert told("instance-2", 10, qwen="broken") == {key}
-    assert [(p.model, p.since, p.why) for p in desk.book.of(key).gone_past] == [("team/qwen", 10, "broken")]
+    assert desk.book.of(key).gone_past == (GonePast("team/qwen", 10, "broken", gateways=2),)
+    assert desk.book.of(key).gateways == 2
     desk.later(SILENT_SECONDS - 1)
     assert told("instance-1", 20, qwen="slow") == set()
     desk.later(1)
-    assert [p.why for p in desk.book.of(key).gone_past] == ["slow"], "what a dead gateway said is over"
+    assert desk.book.of(key).gone_past == (GonePast("team/qwen", 20, "slow"),), "what a dead gateway said is over"
     assert told("instance-1", 0) == {key}
     assert desk.book.of(key).gone_past == ()

@@ -9,7 +9,7 @@ from moorage import names
 from moorage.planning.alias import plan_alias
 from moorage.planning.alias_history import CHANGE_CAUSE
 from moorage.planning.types import ObservedAlias, Plan
-from moorage.planning.usage import GonePast, Usage
+from moorage.planning.usage import GonePast, Hearing, Usage
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -282,6 +282,41 @@ def test_a_target_that_requests_go_past():
     assert desk.says("FailedOver") == ("False", "Settled")
     assert [(e.type, e.reason) for e in plan.events] == [("Normal", "Recovered")]
     assert plan.requeue_after is None
+
+
+def test_one_gateway_of_two_goes_past_a_target():
+    desk = Desk(pointing_at("a", "b", failover={"minSuccessPercent": 90}), a=model(), b=model())
+    past = GonePast("ns/a", 7, "9 of 20 requests failed", gateways=1)
+    desk.plan(usage=Usage(gone_past=(past,), gateways=2))
+    assert desk.message == "requests through 1 of 2 gateways go past a: 9 of 20 requests failed"
+    desk.plan(usage=Usage(gone_past=(past,), gateways=1))
+    assert desk.message == "requests go past a: 9 of 20 requests failed"
+
+
+def test_a_bad_target_without_anybody_ready_beside_it_is_not_said_to_be_gone_past():
+    spec = pointing_at("a", fallbacks=[{"modelRef": {"name": "b"}}], failover={"minSuccessPercent": 90})
+    desk = Desk(spec, a=model(), b=model(ready=False, phase="Downloading"))
+    desk.plan(usage=going_past("9 of 20 requests failed"))
+    text = "a does badly, and nobody else is ready: 9 of 20 requests failed"
+    assert desk.condition("FailedOver") == ("True", "FailedOver", text)
+
+
+def test_an_operator_that_has_just_started_tells_of_no_recovery_before_it_has_heard_the_gateways():
+    desk = Desk(pointing_at("a", "b", failover={"minSuccessPercent": 90}), a=model(), b=model())
+    desk.plan(usage=going_past("9 of 20 requests failed"))
+    plan = desk.plan(usage=Usage(hearing=Hearing.LISTENING))
+    assert desk.says("FailedOver") == ("True", "FailedOver")
+    assert plan.events == ()
+    assert plan.requeue_after == 5
+    plan = desk.plan(usage=Usage(hearing=Hearing.COMPLETE))
+    assert desk.says("FailedOver") == ("False", "Settled")
+    assert [e.reason for e in plan.events] == ["Recovered"]
+
+
+def test_what_a_gateway_tells_of_a_target_that_the_alias_has_left_is_of_yesterday():
+    desk = Desk(pointing_at("b", failover={"minSuccessPercent": 90}), b=model())
+    desk.plan(usage=going_past("9 of 20 requests failed"))
+    assert desk.says("FailedOver") == ("False", "Settled")
 
 
 def test_without_failover_nothing_is_said_of_it():

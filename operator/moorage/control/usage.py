@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from moorage.control.store import ALIAS, MODEL, Key
 from moorage.planning.usage import GonePast, Hearing, InstanceUse, Usage
-from moorage.usage import ALIVE_SECONDS, CHANGED_SECONDS, AliasUse, ModelUse, Report, Use
+from moorage.usage import ALIVE_SECONDS, CHANGED_SECONDS, AliasUse, FailedOver, ModelUse, Report, Use
 
 SILENT_SECONDS = 4 * ALIVE_SECONDS
 """A gateway that is silent for this long is gone: nothing is in flight there, and nobody waits."""
@@ -100,7 +100,8 @@ class UsageBook:
 
     def of(self, key: Key) -> Usage:
         """The use of one Model or alias now."""
-        uses = [use for told in self._alive() if (use := told.uses.get(key))]
+        alive = self._alive()
+        uses = [use for told in alive if (use := told.uses.get(key))]
         models = [use for use in uses if isinstance(use, ModelUse)]
         known = [use for told in self._instances.values() if (use := told.uses.get(key))]
         return Usage(
@@ -113,6 +114,7 @@ class UsageBook:
             counts=self._counts(key),
             complete=self._clock() - self._since > FORGET_SECONDS,
             gone_past=_gone_past(uses),
+            gateways=len(alive),
         )
 
     def activity(self, key: Key) -> tuple[int, int]:
@@ -214,13 +216,13 @@ def _urgent(before: Use | None, use: Use, *, followed: bool) -> bool:
 
 
 def _gone_past(uses: Iterable[Use]) -> tuple[GonePast, ...]:
-    """The targets that gateways go past: of several that do the one that began first."""
-    found: dict[str, GonePast] = {}
+    """The targets that gateways go past: how many do, and in the words of the one that began first."""
+    told: dict[str, list[FailedOver]] = {}
     for use in uses:
         for model, facts in (use.failed_over if isinstance(use, AliasUse) else {}).items():
-            if model not in found or facts.since < found[model].since:
-                found[model] = GonePast(model, facts.since, facts.why)
-    return tuple(found[model] for model in sorted(found))
+            told.setdefault(model, []).append(facts)
+    first = {model: min(told[model], key=lambda facts: facts.since) for model in sorted(told)}
+    return tuple(GonePast(model, facts.since, facts.why, len(told[model])) for model, facts in first.items())
 
 
 def _counts(use: Use) -> tuple[int, int, int, int, int, int]:

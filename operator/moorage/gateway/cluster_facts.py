@@ -47,6 +47,7 @@ class ModelFacts:
     obstacle: Obstacle | None = None
     offer: Offer = field(default_factory=Offer)
     card: Card = field(default_factory=Card)
+    unloaded: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def model_facts(obj: Manifest) -> ModelFacts:
         allowed=AllowedNamespaces.model_validate(spec.get("allowedNamespaces") or {}),
         made=obj["metadata"].get("creationTimestamp") or "",
         obstacle=_obstacle(status),
+        unloaded=spec.get("replicas") == 0,
         offer=offered,
         card=_card(spec, offered),
     )

@@ -141,6 +141,7 @@ class Table:
                 defaults=facts.defaults,
                 namespace=key[0],
                 obstacle=facts.obstacle,
+                unloaded=facts.unloaded,
                 card=facts.card,
             )
             built = self._built[key] = _Built(facts, model, own_route(model, self._own_hold))

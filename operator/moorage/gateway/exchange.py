@@ -290,8 +290,13 @@ class Exchange:
     def _no_room(self) -> Refusal:
         name, retry_after = self._route.name, self._plant.settings.retry_after
         if self._cold and not self._route.hold.max_pending:
-            return refusals.model_loading(name, retry_after)
+            return (refusals.model_unloaded if self._unloaded else refusals.model_loading)(name, retry_after)
         return refusals.hold_queue_full(name, retry_after)
+
+    @property
+    def _unloaded(self) -> bool:
+        """Whether nothing that could serve it is woken by a request."""
+        return self._cold and all(choice.model.unloaded for choice in self._choices)
 
     @property
     def _comments(self) -> bool:
@@ -308,7 +313,7 @@ class Exchange:
     def _on_timer(self) -> None:
         # The event loop's clock is a little coarser than ours.
         if time.monotonic() >= self._wait_until - 0.002:
-            self._fail(refusals.hold_timeout(self._route.name))
+            self._fail(refusals.hold_timeout(self._route.name, unloaded=self._unloaded))
             return
         if self._comments:
             if not self._client.committed:

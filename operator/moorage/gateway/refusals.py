@@ -51,6 +51,9 @@ class Refusal:
         return b"data: " + self.body() + b"\n\n"
 
 
+_UNLOADED = "unloaded (its replicas are 0), and waits for a person to load it again"
+
+
 def bad_request(message: str, code: str = "invalid_request", param: str | None = None) -> Refusal:
     """400: the client must change the request."""
     return Refusal(400, code, message, param=param)
@@ -77,6 +80,11 @@ def model_loading(name: str, retry_after: int) -> Refusal:
     return Refusal(503, "model_loading", f"The model `{name}` is being loaded; try again later.", retry_after)
 
 
+def model_unloaded(name: str, retry_after: int) -> Refusal:
+    """503: the same of a Model that a person unloaded, and that no request wakes."""
+    return Refusal(503, "model_loading", f"The model `{name}` is {_UNLOADED}.", retry_after)
+
+
 def blocked(name: str, code: str, why: str, retry_after: int) -> Refusal:
     """503: the Model has no server and will have none until a person does something; `why` is its status' sentence."""
     return Refusal(503, code, f"The model `{name}` cannot be served now: {why}", retry_after)
@@ -88,9 +96,10 @@ def requirements_not_met(name: str, lacking: tuple[str, ...], retry_after: int) 
     return Refusal(503, "requirements_not_met", message, retry_after)
 
 
-def hold_timeout(name: str) -> Refusal:
+def hold_timeout(name: str, *, unloaded: bool) -> Refusal:
     """504: the Model did not get ready, or free, in time."""
-    return Refusal(504, "hold_timeout", f"The model `{name}` did not become available in time.")
+    why = f": it is {_UNLOADED}" if unloaded else ""
+    return Refusal(504, "hold_timeout", f"The model `{name}` did not become available in time{why}.")
 
 
 def rate_limited(limit: str, retry_after: int) -> Refusal:

@@ -83,6 +83,7 @@ class Model:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     namespace: str = ""  # of the cluster; a file has none
     obstacle: Obstacle | None = None
+    unloaded: bool = False  # by a person: no request loads it
     card: Card = Card()
 
 

@@ -110,6 +110,9 @@ async def _loaded(session: Session, alias: ModelAlias, model: Model, timeout: fl
         if done == "scaled":
             await session.scale(model, 0)
             text += f"; {model.metadata.name} is unloaded again"
+        elif done == "woken":
+            await _ask_to_sleep(session, model)
+            text += f"; {model.metadata.name} will sleep again"
         stays = ", ".join(_shown(alias.metadata.namespace, where) for where in _pointed(alias))
         raise type(error)(f"{text}. {alias.metadata.name} still points at {stays}") from None
 
@@ -142,11 +145,16 @@ async def _to_sleep(session: Session, alias: ModelAlias, old: list[Where]) -> li
             if others or where in keeps:
                 say(f"{where[1]} stays: {', '.join(others) or 'it is a fallback of ' + me}")
             elif model.spec.replicas:
-                await session.annotate(model, names.SLEEP_AT, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+                await _ask_to_sleep(session, model)
                 asked.append(_shown(own, where))
         except (ApiError, Senseless) as error:
             say(f"{where[1]} stays as it is: {error}")
     return asked
+
+
+async def _ask_to_sleep(session: Session, model: Model) -> None:
+    """Once it has no request left."""
+    await session.annotate(model, names.SLEEP_AT, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
 
 
 def _pointed(alias: ModelAlias) -> list[Where]:

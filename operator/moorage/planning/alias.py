@@ -52,7 +52,7 @@ def plan_alias(seen: ObservedAlias) -> Plan:
     targets = [legs[t.model_ref] for t in alias.spec.targets]
     problem = _resolved(draft, alias, list(legs.values()))
     message = _ready(draft, targets, list(legs.values()), problem)
-    events, again = _failed_over(draft, alias, seen)
+    events, again = _failed_over(draft, alias, seen, list(legs.values()))
     served_names.tell(draft, seen.taken)
     _shadowing(draft, alias, seen.shadows)
     if not problem:
@@ -162,26 +162,46 @@ def _ready(draft: Draft, targets: list[_Leg], legs: list[_Leg], problem: str) ->
     return "; ".join(filter(None, [problem, text]))
 
 
-def _failed_over(draft: Draft, alias: ModelAlias, seen: ObservedAlias) -> tuple[tuple[PlannedEvent, ...], float | None]:
+def _failed_over(
+    draft: Draft, alias: ModelAlias, seen: ObservedAlias, legs: list[_Leg]
+) -> tuple[tuple[PlannedEvent, ...], float | None]:
     """The condition FailedOver, with `spec.failover`; Events of it, and when to look whether a gateway has gone."""
     if alias.spec.failover is None:
         draft.drop(C.FAILED_OVER)
         return (), None
-    own = f"{alias.metadata.namespace}/"
-    gone = seen.usage.gone_past
-    text = "; ".join(f"requests go past {past.model.removeprefix(own)}: {past.why}" for past in gone)
     before, was = draft.get(C.FAILED_OVER), draft.was_true(C.FAILED_OVER)
-    if gone:
+    if text := _gone_past(alias, seen.usage, legs):
         draft.set(C.FAILED_OVER, TRUE, Reason.FAILED_OVER, text)
         told = before is None or not was or before.message != text
         return ((PlannedEvent("Warning", "FailedOver", text),) if told else ()), GATEWAY_GONE_SECONDS
+    if before is not None and was and seen.usage.hearing is use.Hearing.LISTENING:
+        # Silence proves no recovery: those that went past it have not spoken to this operator yet.
+        draft.set(C.FAILED_OVER, TRUE, Reason.FAILED_OVER, before.message)
+        return (), LISTENING_AGAIN_SECONDS
     text = "every target takes its share of the requests"
     draft.set(C.FAILED_OVER, FALSE, Reason.SETTLED, text)
     return ((PlannedEvent("Normal", "Recovered", text),) if was else ()), None
 
 
+def _gone_past(alias: ModelAlias, usage: use.Usage, legs: list[_Leg]) -> str:
+    """Which of the alias' Models requests go past, and why; empty where they go past none."""
+    own = alias.metadata.namespace
+    by_name = {f"{leg.ref.namespace or own}/{leg.ref.name}": leg for leg in legs}
+    # A gateway may still tell of a target that the alias has had until just now.
+    gone = [(by_name[past.model], past) for past in usage.gone_past if past.model in by_name]
+    left = {leg.ref for leg, _ in gone}
+    covered = any(leg.ready and leg.ref not in left for leg in legs)
+    found = []
+    for leg, past in gone:
+        some = f" through {past.gateways} of {usage.gateways} gateways" if past.gateways < usage.gateways else ""
+        how = f"requests{some} go past {leg.shown}" if covered else f"{leg.shown} does badly, and nobody else is ready"
+        found.append(f"{how}: {past.why}")
+    return "; ".join(found)
+
+
 GATEWAY_GONE_SECONDS = 60.0
 """A gateway pod that ends does not say that it goes past nobody any more: it falls silent."""
+LISTENING_AGAIN_SECONDS = 5.0
 
 
 def _shadowing(draft: Draft, alias: ModelAlias, shadows: bool) -> None:

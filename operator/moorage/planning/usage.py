@@ -37,11 +37,15 @@ class InstanceUse:
 
 @dataclass(frozen=True)
 class GonePast:
-    """A target (`namespace/name`) that an alias' requests go past, since when (Unix seconds) and why."""
+    """A target (`namespace/name`) that an alias' requests go past, since when (Unix seconds), and why.
+
+    `gateways` is how many of them do.
+    """
 
     model: str
     since: int
     why: str
+    gateways: int = 1
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Usage:
     `in_flight` and `pending` requests of all gateways that are alive; `peak` the most of both together within the last
     minutes, None where that is not known for long enough. `wanted_at` is when a request last found no server.
     `counts` of each process, taken at most once a minute; `complete` where no other process can be alive. `gone_past`
-    are an alias' targets that some gateway sends no requests to.
+    are an alias' targets that some gateway sends no requests to; `gateways` are alive.
     """
 
     hearing: Hearing = Hearing.SILENT
@@ -63,6 +67,7 @@ class Usage:
     counts: tuple[InstanceUse, ...] = field(default=())
     complete: bool = False
     gone_past: tuple[GonePast, ...] = ()
+    gateways: int = 0
 
     @property
     def load(self) -> int:

@@ -380,3 +380,15 @@ async def test_a_stand_in_that_may_come_is_waited_for():
         (task,) = await hold(bed, 1, "chat")
         bed.apply([model("m", obstacle=NO_GPU), model("spare", engine)], [alias])
         assert (await task).status == 200
+
+
+async def test_who_asks_for_what_a_person_unloaded_is_told_so():
+    aliases = [Alias("hasty", (("m", 1),), hold=Hold(0)), Alias("covered", (("m", 1),), ("n",), hold=Hold(0))]
+    async with serving([model("m", unloaded=True), model("n")], aliases, own=Hold(timeout=0.2)) as bed:
+        told = "unloaded (its replicas are 0), and waits for a person to load it again."
+        for name, status, code in (("m", 504, "hold_timeout"), ("hasty", 503, "model_loading")):
+            reply = await bed.ask(chat(name))
+            assert (reply.status, reply.error["code"]) == (status, code)
+            assert reply.error["message"].endswith(told)
+        reply = await bed.ask(chat("covered"))
+        assert reply.error["message"] == "The model `covered` is being loaded; try again later.", "its stand-in wakes"

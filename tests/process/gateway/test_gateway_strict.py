@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from moorage.gateway.routes import Alias, Parameters
 from tests.process.gateway.support import (
     CHAT,
     OK,
@@ -147,10 +148,18 @@ async def test_the_end_of_a_refused_request_is_not_taken_for_a_request():
         (b'{"model": ""}', "missing_model"),
         (b'{"model": "m", "stream": "yes"}', "invalid_type"),
         (b'{"model": "m", "stream": true, "stream_options": 7}', "invalid_type"),
+        (b'{"model": "prompted", "messages": "text"}', "invalid_type"),
+        (b'{"model": "prompted", "messages": {"role": "user"}}', "invalid_type"),
+        (b'{"model": "prompted"}', "invalid_type"),
     ],
 )
 async def test_a_body_that_cannot_be_used_is_400(body, code):
-    async with RawEngine(always(OK)) as engine, serving([model("m", engine)]) as bed, bed.client() as client:
+    prompted = Alias("prompted", (("m", 1),), parameters=Parameters(system_prompt="Be brief."))
+    async with (
+        RawEngine(always(OK)) as engine,
+        serving([model("m", engine)], [prompted]) as bed,
+        bed.client() as client,
+    ):
         reply = await client.ask(body)
         assert (reply.status, reply.error["code"]) == (400, code)
         assert engine.requests == []
