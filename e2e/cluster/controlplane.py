@@ -91,6 +91,7 @@ def _controller_manager(folder: Path, ports: dict[str, int]) -> list[str]:
         *(f"--service-account-private-key-file={folder}/pki/sa.key", f"--root-ca-file={folder}/pki/ca.crt"),
         *("--use-service-account-credentials", "--leader-elect=false"),
         *("--kube-api-qps=200", "--kube-api-burst=400"),  # 20 a second, the default, distorts every burst
+        "--horizontal-pod-autoscaler-sync-period=5s",  # instead of 15 s, which only makes people and tests wait
     ]
 
 

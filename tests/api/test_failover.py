@@ -66,6 +66,8 @@ async def chat_on(bed: Bed, *gates: Gate, spare: bool = True, **failover: Any) -
         await bed.model(name)
     legs = [{"modelRef": {"name": name}} for name in names]
     await bed.create("ModelAlias", "chat", {"targets": legs[:1], "fallbacks": legs[1:], "failover": POLICY | failover})
+    for name in names:
+        await bed.until_condition(name, "Ready", "True")
     for gate in gates:
         await eventually(lambda gate=gate: _knows(gate, names), 60, "the alias and its servers in the gateway's table")
     await says(bed, "False", WELL)
