@@ -5,7 +5,7 @@ fewest free GPUs that suffice (so that large nodes stay whole), then the smaller
 """
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from moorage.api.conditions import Reason
@@ -104,21 +104,19 @@ def _order(pool: Pool) -> int:
 
 def _assign(request: Request, candidate: Candidate, offers: Sequence[Offer]) -> tuple[Offer, ...]:
     """An offer for each replica, best first; fewer than asked for where no more fit."""
-    classes = sorted({_order(o.pool) for o in offers})
-    place = {size: index for index, size in enumerate(classes)}
     if request.one_node:
-        return _on_one_node(request, candidate, offers, place)
+        return _on_one_node(request, candidate, offers)
     here: dict[str, int] = {}
     for node in request.placed:
         here[node] = here.get(node, 0) + 1
-    heap = [(_rank(request, o, o.free, here.get(o.pool.node, 0), place), i, o.free) for i, o in enumerate(offers)]
+    heap = [(_rank(request, o, o.free, here.get(o.pool.node, 0)), i, o.free) for i, o in enumerate(offers)]
     heapq.heapify(heap)
     chosen: list[Offer] = []
     while heap and len(chosen) < request.replicas:
         rank, index, free = heapq.heappop(heap)
         offer = offers[index]
         node = offer.pool.node
-        now = _rank(request, offer, free, here.get(node, 0), place)
+        now = _rank(request, offer, free, here.get(node, 0))
         if now != rank:  # another kind of GPU of the same node got a replica since
             heapq.heappush(heap, (now, index, free))
             continue
@@ -126,32 +124,27 @@ def _assign(request: Request, candidate: Candidate, offers: Sequence[Offer]) -> 
         here[node] = here.get(node, 0) + 1
         if free - candidate.gpus >= candidate.gpus:
             left = free - candidate.gpus
-            heapq.heappush(heap, (_rank(request, offer, left, here[node], place), index, left))
+            heapq.heappush(heap, (_rank(request, offer, left, here[node]), index, left))
     return tuple(chosen)
 
 
-def _on_one_node(
-    request: Request, candidate: Candidate, offers: Sequence[Offer], place: Mapping[int, int]
-) -> tuple[Offer, ...]:
+def _on_one_node(request: Request, candidate: Candidate, offers: Sequence[Offer]) -> tuple[Offer, ...]:
     def rank(offer: Offer) -> tuple[int, _Rank]:
         fits = min(offer.free // candidate.gpus, request.replicas)
-        return -fits, _rank(request, offer, offer.free, 0, place)
+        return -fits, _rank(request, offer, offer.free, 0)
 
     offer = min(offers, key=rank)
     return (offer,) * min(offer.free // candidate.gpus, request.replicas)
 
 
-_Rank = tuple[int, int, bool, int, int, int, int, str, str]
+_Rank = tuple[int, int, bool, int, int, int, str, str]
 
 
-def _rank(request: Request, offer: Offer, free: int, here: int, place: Mapping[int, int]) -> _Rank:
+def _rank(request: Request, offer: Offer, free: int, here: int) -> _Rank:
     """The order among offers that suffice, best first; the name makes it total."""
     pool = offer.pool
-    index = place[_order(pool)]
     local = pool.node in request.weights_on
-    # Fetching for more than a minute costs more than the next larger class; a gap of two classes is too dear.
-    nearest = max(index - 1, 0) if local and request.slow_download else index
-    return nearest, here, not local, index, free, pool.count, pool.total_mib, pool.node, pool.resource
+    return _order(pool), here, not local, free, pool.count, pool.total_mib, pool.node, pool.resource
 
 
 # -- answering --------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class Request:
     node_selector, tolerations, node_affinity   of the spec, as in core/v1
     replicas       how many to place now; `placed` nodes of those that run and stay: others go elsewhere if they can
     replacing      the Model's own pods stop before new ones start, so what they hold counts as free
-    weights_on     nodes that hold the files; with `slow_download` (over a minute) that is worth a GPU of the next class
+    weights_on     nodes that have the files mounted: the first choice among GPUs of one class
     volume_nodes   nodes that can mount the volume; None: all. `one_node`: only one node will, so all replicas go to one
     volume_pools   node pools whose new nodes may mount it; None: all
     late_pools     node pools that were waited for and brought no node in time: others are tried first
@@ -51,7 +51,6 @@ class Request:
     placed: tuple[str, ...] = ()
     replacing: bool = False
     weights_on: frozenset[str] = frozenset()
-    slow_download: bool = False
     volume_nodes: frozenset[str] | None = None
     volume_pools: frozenset[str] | None = None
     one_node: bool = False
