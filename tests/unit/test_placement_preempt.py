@@ -157,3 +157,39 @@ def test_victims_are_allowed_make_room_and_are_as_few_as_can_be(state, gpus, pri
         assert set(found.victims) in helping
         assert len(found.victims) == min(map(len, helping))
         assert preempt(request, inventory, residents=residents[::-1], priority=priority) == found
+
+
+def first_of_all(request, inventory, able):
+    """Every set of Models of every node, compared by the rules one by one."""
+    best = None
+    for found in inventory.nodes:
+        (pool,) = found.pools
+        order = sorted(
+            (able[h] for h in inventory.holders(pool) if h in able),
+            key=lambda r: (r.priority, -r.idle_seconds, r.owner),
+        )
+        for candidate in request.plans:
+            if pool.usable_mib < candidate.mib or pool.count < candidate.gpus:
+                continue
+            free = pool.count - inventory.used(pool)
+            for count in range(1, len(order) + 1):
+                sets = combinations(order, count)
+                held = {r.owner: inventory.holders(pool)[r.owner] for r in order}
+                enough = (s for s in sets if free + sum(held[r.owner] for r in s) >= candidate.gpus)
+                if (victims := next(enough, None)) is not None:
+                    idles = min(r.idle_seconds for r in victims)
+                    gpus = sum(held[r.owner] for r in victims)
+                    rank = (count, max(r.priority for r in victims), -idles, gpus, pool.size_class, pool.node)
+                    best = min(best or (rank, victims), (rank, victims), key=lambda found: found[0])
+                    break
+    return tuple(r.owner for r in best[1]) if best else ()
+
+
+@settings(max_examples=300)
+@given(loaded(), st.lists(st.tuples(st.integers(1, 4), st.sampled_from([5000, 12_000])), min_size=1, max_size=3))
+def test_the_short_way_finds_the_same_as_all_sets_compared(state, candidates):
+    inventory, residents = state
+    request = Request("a/new", tuple(Candidate(gpus, mib) for gpus, mib in candidates))
+    able = {r.owner: r for r in residents if r.idle_seconds is not None}
+    expected = first_of_all(request, inventory, able)
+    assert preempt(request, inventory, residents=residents, priority=9).victims == expected

@@ -4,8 +4,11 @@ A Model sleeps as a whole (0 replicas), so its GPUs on other nodes become free t
 node. The fewest Models that make the room are chosen, of those the ones of lowest priority, least recently used.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import NamedTuple
 
 from moorage.placement.decide import decide
 from moorage.placement.inventory import Inventory, Reservation
@@ -16,8 +19,7 @@ from moorage.placement.text import listed
 WHEN_IDLE = "WhenIdle"
 
 
-@dataclass(frozen=True)
-class Resident:
+class Resident(NamedTuple):
     """A loaded Model, named as the holder of its GPUs; times in seconds.
 
     `policy` and `priority` are those of its spec.preemption. `idle_seconds` since its last request ended, None while it
@@ -163,13 +165,23 @@ def _cheapest(
     request: Request, inventory: Inventory, promises: Sequence[Reservation], able: Mapping[str, Resident]
 ) -> _Option | None:
     """The cheapest way over all nodes, or None."""
-    options = [
-        option
-        for offer in survey(request, inventory, promises).offers
-        for candidate in request.plans
-        if (option := _option(request, offer, candidate, able)) is not None
-    ]
-    return min(options, key=lambda o: o.cost, default=None)
+    best: _Option | None = None
+    for offer in survey(request, inventory, promises).offers:
+        held = [(gpus, able[holder]) for holder, gpus in offer.holders.items() if holder in able]
+        if not held:
+            continue
+        sums = list(accumulate(sorted((gpus for gpus, _ in held), reverse=True)))
+        for candidate in request.plans:
+            missing = candidate.gpus - offer.balance
+            fewest = bisect_left(sums, missing) + 1  # Models that hold the most GPUs, taken first
+            # Most ways need more Models than the best so far: told by counting alone, before anybody is compared.
+            most = min(len(sums), best.cost[0]) if best else len(sums)
+            if fewest > most or not sufficient(request, offer.pool, candidate):
+                continue
+            option = _option(offer, held, fewest, missing)
+            if best is None or option.cost < best.cost:
+                best = option
+    return best
 
 
 def _first(resident: Resident) -> tuple[int, int, str]:
@@ -177,38 +189,35 @@ def _first(resident: Resident) -> tuple[int, int, str]:
     return resident.priority, -(resident.idle_seconds or 0), resident.owner
 
 
-def _option(request: Request, offer: Offer, candidate: Candidate, able: Mapping[str, Resident]) -> _Option | None:
-    """The fewest idle Models on the offer's node whose sleep leaves enough GPUs free there."""
-    pool = offer.pool
-    held = {holder: gpus for holder, gpus in offer.holders.items() if holder in able}
-    if not held or not sufficient(request, pool, candidate):
-        return None
-    order = sorted((able[o] for o in held), key=_first)
-    victims = _fewest(order, held, candidate.gpus - offer.balance)
-    if not victims:
-        return None
+_Held = Sequence[tuple[int, Resident]]
+"""Models that may sleep, with the GPUs that each holds on one node."""
+
+
+def _option(offer: Offer, held: _Held, fewest: int, missing: int) -> _Option:
+    """The `fewest` Models on the offer's node whose sleep leaves `missing` more GPUs free there."""
+    chosen = _chosen(held, fewest, missing)
+    victims = tuple(resident for _, resident in chosen)
     cost = (
         len(victims),
         max(r.priority for r in victims),
         -min(r.idle_seconds or 0 for r in victims),
-        sum(held[r.owner] for r in victims),
-        pool.size_class,
-        pool.node,
+        sum(gpus for gpus, _ in chosen),
+        offer.pool.size_class,
+        offer.pool.node,
     )
     return _Option(victims, cost)
 
 
-def _fewest(order: Sequence[Resident], held: Mapping[str, int], missing: int) -> tuple[Resident, ...]:
-    """The fewest of `order` that hold `missing` GPUs together; of several such sets the first in that order."""
-
-    def most(of: Iterable[Resident], count: int) -> int:
-        return sum(sorted((held[r.owner] for r in of), reverse=True)[:count])
-
-    count = next((n for n in range(1, len(order) + 1) if most(order, n) >= missing), 0)
-    chosen: list[Resident] = []
-    for index, resident in enumerate(order):
+def _chosen(held: _Held, count: int, missing: int) -> _Held:
+    """The `count` of `held` that hold `missing` GPUs together; of several such sets the first in the order of sleep."""
+    if count == 1:
+        return [min((h for h in held if h[0] >= missing), key=lambda h: _first(h[1]))]
+    order = sorted(held, key=lambda h: _first(h[1]))
+    chosen: list[tuple[int, Resident]] = []
+    for index, (gpus, resident) in enumerate(order):
         left = count - len(chosen) - 1
-        if left >= 0 and held[resident.owner] + most(order[index + 1 :], left) >= missing:
-            chosen.append(resident)
-            missing -= held[resident.owner]
-    return tuple(chosen)
+        rest = sorted((more for more, _ in order[index + 1 :]), reverse=True)
+        if left >= 0 and gpus + sum(rest[:left]) >= missing:
+            chosen.append((gpus, resident))
+            missing -= gpus
+    return chosen
