@@ -217,6 +217,21 @@ Sentence = Annotated[str, Cut(1024)]
 Line = Annotated[str, Cut(120)]
 Count = Annotated[int, Field(ge=0)]
 
+
+def _below(limit: int) -> AfterValidator:
+    """Refuse what no Moorage ever wrote, so that nobody counts that far; not part of the schema."""
+
+    def check(value: int) -> int:
+        if value > limit:
+            raise ValueError(f"{value} is more than {limit}")
+        return value
+
+    return AfterValidator(check)
+
+
+# Devices or servers of one Model.
+Few = Annotated[Count, _below(4096)]
+
 # What the memory need follows from (moorage.sizing), as compact JSON. Dropped whole where it would be too long to keep.
 HeaderJson = Annotated[str, Field(max_length=6144)]
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from moorage.api.capabilities import CapabilityStatus
-from moorage.api.common import Count, Cut, HeaderJson, Line, Sentence, StatusPart, StatusPath, StatusWord, Time
+from moorage.api.common import Count, Cut, Few, HeaderJson, Line, Sentence, StatusPart, StatusPath, StatusWord, Time
 from moorage.api.conditions import Conditions, ModelPhase
 from moorage.api.scaling import ScalingStatus, UsageStatus
 
@@ -101,7 +101,7 @@ class LearnedStatus(StatusPart):
     """What earlier starts with the same files, engine and settings taught; for Moorage itself."""
 
     inputs_hash: StatusWord | None = Field(default=None, description="Hash of what it was learned about.")
-    gpus: Count | None = Field(default=None, description="GPUs per replica at that time.")
+    gpus: Few | None = Field(default=None, description="GPUs per replica at that time.")
     observed_gpu_mib: Count | None = Field(default=None, description="The most that one GPU held.")
     least_gpu_mib: Count | None = Field(default=None, description="What one GPU has to have, at least.")
     estimated_gpu_mib: Count | None = Field(default=None, description="What the file header alone said of that GPU.")
@@ -145,7 +145,7 @@ class RejectedNodes(StatusPart):
 class PlacementStatus(StatusPart):
     """Where the servers run, and why there."""
 
-    count: Count | None = Field(default=None, description="Accelerators per replica.")
+    count: Few | None = Field(default=None, description="Accelerators per replica.")
     vendor: StatusWord | None = Field(default=None, description="Whose accelerators; None: CPUs.")
     gpu_class: StatusWord | None = Field(default=None, description="Size of the chosen GPUs, such as 24Gi.")
     gpu_memory_mib: Count | None = Field(default=None, description="Memory of one chosen GPU.")
@@ -242,9 +242,9 @@ class ModelStatus(StatusPart):
         description="Accepted, Downloaded, Placed, Serving, Benchmarked, UpToDate, Active, Reconciling, "
         "Stalled, Ready, and NameConflict while another object has one of the served names.",
     )
-    replicas: Count | None = Field(default=None, description="Servers that exist.")
-    ready_replicas: Count | None = Field(default=None, description="Servers that are ready.")
-    desired_replicas: Count | None = Field(default=None, description="Servers that Moorage wants now.")
+    replicas: Few | None = Field(default=None, description="Servers that exist.")
+    ready_replicas: Few | None = Field(default=None, description="Servers that are ready.")
+    desired_replicas: Few | None = Field(default=None, description="Servers that Moorage wants now.")
     selector: Annotated[str, Cut(512)] | None = Field(default=None, description="Label selector of the pods.")
     endpoint: Annotated[str, Cut(512)] | None = Field(
         default=None, description="URL of the Service inside the cluster."

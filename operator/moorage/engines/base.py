@@ -144,6 +144,10 @@ class Engine(ABC):
     fills_gpu: ClassVar[bool]
 
     @abstractmethod
+    def understands(self, header: str, projector: str = "") -> bool:
+        """Whether these, stored by some version of Moorage, are what this one computes a need from; empty ones are."""
+
+    @abstractmethod
     def refusal(self, asked: Asked) -> str:
         """Why the engine would refuse these settings, in a sentence that says what to change; empty: it takes them."""
 

@@ -20,6 +20,11 @@ def choose(wanted: str, found: str | None) -> Engine:
     return BY_NAME.get(wanted) or BY_FORMAT.get(found or "") or ENGINES[0]
 
 
+def understood(found: str | None, header: str | None, projector: str | None) -> bool:
+    """Whether this version can compute with what was stored of the headers of files of the format `found`."""
+    return choose(AUTO, found).understands(header or "", projector or "")
+
+
 def mismatch(wanted: str, found: str | None) -> str:
     """Why the engine that `spec.engine` names cannot serve files of the format `found`; empty: it can."""
     engine = BY_FORMAT.get(found or "")

@@ -4,7 +4,7 @@ Every argument that shapes memory or speed is explicit: the server's own default
 between builds, and `--fit` (on by default there) would quietly shrink the context or spill layers to the CPU.
 """
 
-import json
+from functools import lru_cache
 
 from moorage import names
 from moorage.api.capabilities import Capability, Evidence
@@ -24,10 +24,12 @@ from moorage.engines.base import (
     startup_seconds,
 )
 from moorage.engines.drain import drain_command
+from moorage.sizing.errors import HeaderError
 from moorage.sizing.llamacpp import LlamaSettings, llama_need
 from moorage.sizing.model import LlamaModel
 from moorage.sizing.need import MemoryNeed
 from moorage.sizing.projector import Projector
+from moorage.sizing.stored import parse
 
 PROMPT_CACHE_MIB = 256  # llama-server's own default is 8192 MiB of host memory, more than most pods have
 SERVER_MIB = 512  # program, libraries, HTTP threads and what it parses
@@ -62,6 +64,17 @@ class LlamaCppEngine(Engine):
     reports_itself = True
     fills_gpu = False
 
+    def understands(self, header: str, projector: str = "") -> bool:
+        """See Engine."""
+        try:
+            if header:
+                _model(header)
+            if projector:
+                _projector(projector)
+        except HeaderError:
+            return False
+        return True
+
     def refusal(self, asked: Asked) -> str:
         """See Engine. llama-server would cut a context that is too long without a word."""
         spec = asked.spec
@@ -87,7 +100,7 @@ class LlamaCppEngine(Engine):
             return None
         options = asked.spec.llama_cpp
         return llama_need(
-            LlamaModel.from_json(json.loads(asked.header)),
+            _model(asked.header),
             LlamaSettings(
                 ctx_size=serving.context_length * serving.max_sequences,
                 parallel=serving.max_sequences,
@@ -98,7 +111,7 @@ class LlamaCppEngine(Engine):
                 flash_attention=options.flash_attention if options else True,
                 gpu_layers=options.gpu_layers if options and gpus else None if gpus else 0,
                 gpus=max(gpus, 1),
-                projector=Projector.from_json(json.loads(asked.projector)) if asked.projector else None,
+                projector=_projector(asked.projector) if asked.projector else None,
             ),
         )
 
@@ -150,6 +163,17 @@ def _pooled_by(spec: ModelSpec) -> Capability | None:
     given = (capability for capability, names_ in POOLED.items() if option(spec.args, *names_) is not None)
     meant = (_POOLED_ENV[v["name"]] for v in spec.env if v["name"] in _POOLED_ENV and v.get("value") in ("1", "true"))
     return next(given, None) or next(meant, None)
+
+
+@lru_cache(maxsize=256)
+def _model(header: str) -> LlamaModel:
+    """The model that a stored header tells of, read once for the many needs that one pass asks for."""
+    return LlamaModel.from_json(parse(header))
+
+
+@lru_cache(maxsize=256)
+def _projector(header: str) -> Projector:
+    return Projector.from_json(parse(header))
 
 
 def arguments(asked: Asked, start: Start) -> tuple[str, ...]:

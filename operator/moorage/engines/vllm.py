@@ -30,7 +30,9 @@ from moorage.engines.base import (
 from moorage.engines.drain import drain_command
 from moorage.engines.tool_calls import tool_parser
 from moorage.placement import memory
+from moorage.sizing.errors import HeaderError
 from moorage.sizing.need import MemoryNeed
+from moorage.sizing.stored import parse
 from moorage.sizing.transformer import TransformerModel
 from moorage.sizing.vllm import VllmPlan, VllmSettings, tensor_parallel_problem, vllm_cpu_plan, vllm_plan
 
@@ -91,6 +93,15 @@ class VllmEngine(Engine):
     process_mib = 0  # counted in the need's host memory
     reports_itself = False
     fills_gpu = True
+
+    def understands(self, header: str, projector: str = "") -> bool:
+        """See Engine."""
+        try:
+            if header:
+                TransformerModel.from_json(parse(header))
+        except HeaderError:
+            return False
+        return True
 
     def refusal(self, asked: Asked) -> str:
         """See Engine."""
@@ -256,7 +267,7 @@ def _plan(asked: Asked, serving: Serving, gpus: int) -> VllmPlan:
 
 def _model(asked: Asked) -> TransformerModel:
     """The model as it will be held: float32 is asked for by few and doubles 16-bit weights and caches."""
-    model = TransformerModel.from_json(json.loads(asked.header))
+    model = TransformerModel.from_json(parse(asked.header))
     if asked.spec.vllm and asked.spec.vllm.dtype == DType.FLOAT32:
         doubled = 2 * model.weight_bytes if model.quantization in ("BF16", "F16") else model.weight_bytes
         return replace(model, weight_bytes=doubled, cache_bytes_per_value=4)

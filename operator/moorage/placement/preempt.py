@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from moorage.placement.decide import decide
 from moorage.placement.inventory import Inventory, Reservation
-from moorage.placement.request import Candidate, Decision, Request
+from moorage.placement.request import Decision, Request
 from moorage.placement.survey import Offer, sufficient, survey
 from moorage.placement.text import listed
 

@@ -50,8 +50,8 @@ def _plan(step: DownloadPass) -> Plan:
     message = next((text for take in steps if (text := take(step))), "") or ready(step)
     _roll_up(step, message)
     texts.summarise(step.status, message, verified=step.draft.true(C.VERIFIED))
-    order = list(C)
-    step.status.conditions = sorted(step.draft.conditions, key=lambda c: order.index(C(c.type)))
+    order = {kind.value: place for place, kind in enumerate(C)}  # what a later version added stays, at the end
+    step.status.conditions = sorted(step.draft.conditions, key=lambda c: order.get(c.type, len(order)))
     step.status.observed_generation = step.download.metadata.generation
     return Plan(
         apply=tuple(step.apply),

@@ -40,7 +40,7 @@ ACCESS = {
 
 def fetch(step: DownloadPass) -> str | None:
     """Run the Job and keep its result."""
-    if step.draft.true(C.DOWNLOADED) and step.status.manifest_digest and not _verify_asked(step):
+    if step.draft.true(C.DOWNLOADED) and step.status.manifest_digest and not _look_again(step):
         return None
     changed = step.download.status.observed_generation != step.download.metadata.generation
     if step.status.phase == Phase.FAILED and step.seen.job is None and not changed and not _verify_asked(step):
@@ -121,6 +121,12 @@ def _not_yet(step: DownloadPass, reason: Reason, text: str) -> str:
 def _verify_asked(step: DownloadPass) -> bool:
     asked = step.download.metadata.annotations.get(names.VERIFY_AT)
     return asked is not None and asked != step.status.verify_request
+
+
+def _look_again(step: DownloadPass) -> bool:
+    """Whether files that are there are to be read once more: a person asked, or another version kept their header."""
+    in_claim = step.download.spec.source.persistent_volume_claim is not None
+    return _verify_asked(step) or (in_claim and not texts.understood(step.status))
 
 
 def _outside_window(step: DownloadPass) -> str | None:

@@ -45,6 +45,7 @@ def resolve(step: DownloadPass) -> str | None:
     """Find out what the source is, once per inputs."""
     inputs = inputs_of(step.download)
     if step.status.inputs_hash == inputs:
+        _facts_again(step, inputs)
         return None
     if step.download.spec.source.persistent_volume_claim:
         _take_facts(step, inputs, {"commit": "prefilled"})
@@ -58,6 +59,22 @@ def resolve(step: DownloadPass) -> str | None:
     step.ask.append(Resolve(inputs, source, tuple(step.download.spec.files)))
     step.status.phase = Phase.RESOLVING
     return _unresolved(step, answer if answer and answer.inputs == inputs else None)
+
+
+def _facts_again(step: DownloadPass, inputs: str) -> None:
+    """Have the source asked for a header again that another version of Moorage kept; nothing waits for that.
+
+    Files in a claim are not at a source: there the Job reads them again.
+    """
+    source, answer = step.download.spec.source, step.seen.resolved
+    if texts.understood(step.status) or source.persistent_volume_claim:
+        return
+    if answer is not None and answer.inputs == inputs and answer.value is not None:
+        step.status.facts = texts.facts_of(answer.value.get("facts"))
+        return
+    step.ask.append(Resolve(inputs, source.dump(), tuple(step.download.spec.files)))
+    if answer is not None:
+        step.ask_credentials()
 
 
 def _unresolved(step: DownloadPass, answer: Answer | None) -> str:

@@ -16,6 +16,7 @@ from moorage.api.download import (
     ModelDownload,
     Progress,
 )
+from moorage.engines import choice
 from moorage.planning import download_job as jobs
 from moorage.planning import text
 
@@ -57,7 +58,20 @@ def take_facts(status: DownloadStatus, facts: dict[str, Any]) -> None:
     status.bytes = Progress(total=total, done=done) if files else None
     status.percent = done * 100 // max(total, 1) if files else None
     status.bytes_per_second = status.remaining_seconds = None
-    status.facts = Facts.read(facts.get("facts") or {})
+    status.facts = facts_of(facts.get("facts"))
+
+
+def facts_of(told: dict[str, Any] | None) -> Facts:
+    """Header facts as they were told; a header that this version cannot compute with is left out."""
+    facts = Facts.read(told or {})
+    if not choice.understood(facts.format, facts.header, facts.projector):
+        facts.header = facts.projector = None
+    return facts
+
+
+def understood(status: DownloadStatus) -> bool:
+    """Whether the header that is kept is one that this version of Moorage can compute with."""
+    return status.facts is None or choice.understood(status.facts.format, status.facts.header, status.facts.projector)
 
 
 def take_progress(status: DownloadStatus, progress: dict[str, Any] | None) -> None:
@@ -93,8 +107,9 @@ def take_report(status: DownloadStatus, report: dict[str, Any], download: ModelD
     status.resolved_revision = commit
     status.manifest_digest = report.get("manifestDigest") or "none"
     status.path = "/".join(part for part in (jobs.content_path(download, commit), report.get("folder")) if part)
-    if report.get("facts"):
-        status.facts = Facts.read(report["facts"])
+    known = status.facts.dump() if status.facts else None
+    if report.get("facts") or known:
+        status.facts = facts_of(report.get("facts") or known)
     if status.bytes is None:
         status.bytes = Progress(total=max(report.get("bytes", 0), 0), done=0)
     status.bytes = Progress(total=status.bytes.total, done=status.bytes.total)

@@ -1,11 +1,13 @@
 """The first steps of a Model: its source becomes a commit and files (Accepted), those a ModelDownload (Downloaded)."""
 
+from pydantic import ValidationError
+
 from moorage import names
 from moorage.api.conditions import DownloadCondition, DownloadPhase, Reason, get_condition
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.download import DownloadSpec, ModelDownload
 from moorage.api.model_status import SizeClass, SourceStatus
-from moorage.engines.choice import AUTO, ENGINES, mismatch
+from moorage.engines.choice import AUTO, ENGINES, mismatch, understood
 from moorage.errors import InvalidSpec
 from moorage.manifests.common import stamped
 from moorage.planning import node_pools, text
@@ -72,13 +74,16 @@ def _wanted(step: ModelPass) -> Manifest:
 def accept(step: ModelPass) -> str | None:
     """Resolve the source once; what was found stays in status with the hash of what it was found for."""
     spec, inputs = step.model.spec.source, inputs_of(step)
-    if step.source.inputs_hash == inputs:
+    beside = spec.persistent_volume_claim or spec.download_ref  # its download reads the files, not the Model
+    if step.source.inputs_hash == inputs and (_understood(step.source) or (beside and _header_again(step))):
         if step.draft.true(C.ACCEPTED):
             step.draft.confirm(C.ACCEPTED)
         else:
             step.done(C.ACCEPTED, Reason.ACCEPTED, accepted_text(step.source))
         return None
-    if spec.persistent_volume_claim or spec.download_ref:
+    if step.source.inputs_hash == inputs and beside:
+        return step.wait(C.ACCEPTED, f"ModelDownload {step.source.download_name} reads the header of its files again")
+    if beside:
         _take(step, inputs, {})
         step.done(C.ACCEPTED, Reason.ACCEPTED, accepted_text(step.source))
         return None
@@ -91,6 +96,23 @@ def accept(step: ModelPass) -> str | None:
     if spec.secrets or spec.config_maps:
         step.ask.append(Credentials(spec.secrets, spec.config_maps))
     return step.stop(C.ACCEPTED, answer.reason, answer.message)
+
+
+def _understood(source: SourceStatus) -> bool:
+    """Whether the header that is kept is one that this version of Moorage can compute with."""
+    return understood(source.format, source.header, source.projector)
+
+
+def _header_again(step: ModelPass) -> bool:
+    """Take the download's header for one that another version kept; False while the download has to read it again.
+
+    What runs is not planned without a header meanwhile: it would be placed anew for no reason.
+    """
+    facts = ((step.seen.download or {}).get("status") or {}).get("facts") or {}
+    if not understood(facts.get("format"), facts.get("header"), facts.get("projector")):
+        return False
+    step.source.header, step.source.projector = facts.get("header"), facts.get("projector")
+    return True
 
 
 def _accept_facts(step: ModelPass, inputs: str, value: Manifest) -> str | None:
@@ -139,9 +161,10 @@ def take_header(source: SourceStatus, facts: Manifest) -> None:
     source.context_length = facts.get("contextLength") or source.context_length
     source.tool_call_parser = facts.get("toolCallParser") or source.tool_call_parser
     source.shows = facts.get("shows") or source.shows
-    source.header = facts.get("header") or source.header
     source.projector_file = facts.get("projectorFile") or source.projector_file
-    source.projector = facts.get("projector") or source.projector
+    if understood(source.format, facts.get("header"), facts.get("projector")):
+        source.header = facts.get("header") or source.header
+        source.projector = facts.get("projector") or source.projector
     source.size_class = size_class(source.parameters)
 
 
@@ -178,6 +201,11 @@ def _download_name(step: ModelPass) -> str:
 def download(step: ModelPass) -> str | None:
     """See to the ModelDownload of the accepted content, and wait until it is Ready."""
     ref = step.model.spec.source.download_ref
+    wanted = None if ref else _spec(step)
+    if not ref and wanted is None:
+        step.source.inputs_hash = None
+        step.wake_in(1.0)
+        return step.wait(C.ACCEPTED, "what was kept of the source makes no sense; it is read again")
     raw = step.seen.download
     if raw is not None and raw["metadata"]["name"] != step.source.download_name:
         raw = None  # the snapshot was taken when another content was wanted
@@ -191,10 +219,18 @@ def download(step: ModelPass) -> str | None:
         found = ModelDownload.read(raw)
     except InvalidSpec as error:
         return step.stop(C.DOWNLOADED, Reason.DOWNLOAD_FAILED, error.message)
-    if ref is None and _content(found.spec) != _content(DownloadSpec.model_validate(_manifest(step)["spec"])):
+    if wanted and _content(found.spec) != _content(wanted):
         text_ = f"ModelDownload {found.metadata.name} holds something else than this Model wants; delete or rename it"
         return step.stop(C.DOWNLOADED, Reason.NAME_TAKEN, text_)
     return _follow(step, found)
+
+
+def _spec(step: ModelPass) -> DownloadSpec | None:
+    """The spec of the ModelDownload; None where what status keeps of the source is none that anybody resolved."""
+    try:
+        return DownloadSpec.model_validate(_manifest(step)["spec"])
+    except ValidationError:
+        return None
 
 
 def _content(spec: DownloadSpec) -> list[object]:

@@ -4,10 +4,9 @@ from typing import Final
 
 from moorage.sizing.errors import HeaderError
 from moorage.sizing.gguf import GgufHeader, Skipped
+from moorage.sizing.model import MAX_LAYERS
 from moorage.sizing.text import clean
 
-MAX_LAYERS: Final = 512
-"""LLAMA_MAX_LAYERS: llama.cpp refuses more."""
 MAX_NUMBER: Final = 1 << 31
 
 

@@ -6,9 +6,13 @@ takes a few thousand), so that the need can be computed again without the hub.
 
 from dataclasses import asdict, astuple, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from moorage.sizing.errors import HeaderError
+from moorage.sizing.stored import checked
+
+MAX_LAYERS: Final = 512
+"""LLAMA_MAX_LAYERS: llama.cpp refuses more."""
 
 
 class Confidence(StrEnum):
@@ -92,13 +96,16 @@ class LlamaModel:
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> "LlamaModel":
-        """The inverse of `to_json`; raises HeaderError where it is not such a thing (an older Moorage wrote it)."""
+        """The inverse of `to_json`; raises HeaderError where it is not such a thing (another Moorage wrote it)."""
         try:
             fields = dict(plain)
-            kinds = [Layer(*map(int, kind)) for kind in fields.pop("kinds")]
+            kinds = [checked(Layer(*kind)) for kind in fields.pop("kinds")]
             fields["layers"] = tuple(kinds[place] for place in fields["layers"])
             fields["confidence"] = Confidence(fields["confidence"])
             fields["reasons"] = tuple(fields["reasons"])
-            return cls(**fields)
+            model = checked(cls(**fields))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise HeaderError(f"the stored model facts cannot be read: {error}") from error
+        if not 0 < len(model.layers) + model.idle_layers <= MAX_LAYERS or not model.layers:
+            raise HeaderError(f"the stored model facts tell of {len(model.layers)} layers")
+        return model

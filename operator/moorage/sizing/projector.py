@@ -12,6 +12,7 @@ from typing import Any, Final
 from moorage.sizing.errors import HeaderError
 from moorage.sizing.gguf import GgufHeader
 from moorage.sizing.need import MIB
+from moorage.sizing.stored import checked
 from moorage.sizing.text import clean
 
 ARCHITECTURE: Final = "clip"
@@ -70,7 +71,7 @@ class Projector:
     def from_json(cls, plain: dict[str, Any]) -> "Projector":
         """The inverse of `to_json`; raises HeaderError where it is not such a thing."""
         try:
-            return cls(**plain)
+            return checked(cls(**plain))
         except TypeError as error:
             raise HeaderError(f"the stored projector facts cannot be read: {error}") from error
 

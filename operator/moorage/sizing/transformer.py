@@ -6,6 +6,7 @@ from typing import Any, Final
 from moorage.sizing.errors import HeaderError
 from moorage.sizing.model import Confidence
 from moorage.sizing.safetensors import SafetensorsHeader, parse_object
+from moorage.sizing.stored import checked
 from moorage.sizing.text import clean
 
 MAX_NUMBER: Final = 1 << 31
@@ -59,7 +60,7 @@ class TransformerModel:
         """The inverse of `to_json`; raises HeaderError where it is not such a thing."""
         try:
             confidence, reasons = Confidence(plain["confidence"]), tuple(plain["reasons"])
-            return replace(cls(**plain), confidence=confidence, reasons=reasons)
+            return checked(replace(cls(**plain), confidence=confidence, reasons=reasons))
         except (KeyError, TypeError, ValueError) as error:
             raise HeaderError(f"the stored model facts cannot be read: {error}") from error
 
