@@ -7,6 +7,7 @@ import pytest
 from moorage.explain.text import told
 from moorage.placement.inventory import NodePool
 from moorage.planning.explaining import explain, where_it_stands
+from moorage.planning.neighbours import Around
 from moorage.planning.types import Answer
 from tests.support.world import GGUF, World, gpu_node, model
 from tests.unit.placement_clusters import pod
@@ -24,6 +25,7 @@ def asked(**spec) -> World:
         {**gpu_node("plain", 0, 0), "labels": {"kubernetes.io/hostname": "plain"}, "gpus": {}},
     ]
     world.strangers = [{**pod("notebook", "busy", namespace="ml"), "labels": {}}]
+    world.around = Around()
     world.settle()
     facts = {**GGUF["facts"], "header": big_header()}
     world.resolved = Answer(world.asked[0].inputs, {**GGUF, "facts": facts})
@@ -34,7 +36,8 @@ def test_it_is_the_operators_own_decision_with_every_node():
     world = asked()
     found = explain(world.observe())
     _, reason, message = world.condition("Placed")
-    assert (found["decision"]["reason"], found["decision"]["message"]) == (reason, message)
+    assert found["decision"]["reason"] == reason
+    assert f"{found['decision']['message']}; no idle Model can make room" == message
     assert found["waitsFor"] == {"step": "Placed", "reason": reason, "message": message}
     verdicts = {n["node"]: (n["verdict"], n["why"]) for n in found["nodes"]}
     need = found["candidates"][0]["perGpuMiB"]

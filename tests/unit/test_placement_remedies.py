@@ -3,7 +3,18 @@
 import pytest
 
 from moorage.placement.decide import decide
-from moorage.placement.remedies import CACHE, CONTEXT, COUNT, QUANTIZATION, SEQUENCES, Remedy, Settings, Space, remedies
+from moorage.placement.remedies import (
+    CACHE,
+    CONTEXT,
+    COUNT,
+    QUANTIZATION,
+    SEQUENCES,
+    Remedy,
+    Settings,
+    Space,
+    remedies,
+    sleep,
+)
 from moorage.placement.request import Candidate, Request
 from tests.unit.placement_clusters import cluster, node, pod
 
@@ -44,6 +55,9 @@ def test_the_smallest_change_of_each_kind():
         "source.huggingFace.quantization: Q6_K",
     ]
     assert found[2].effect == "needs 23.2Gi, fits on one 24Gi GPU (1 free on g1)"
+    assert found[3].effect == (
+        "needs 20.7Gi, fits on one 24Gi GPU (1 free on g1); the need is Bounded, by the size of the file"
+    )
 
 
 def test_each_is_the_smallest():
@@ -73,8 +87,21 @@ def test_a_fixed_count_that_could_be_another():
 def test_another_models_sleep():
     pods = [pod("x", "g2", namespace="b", labels={"moorage.dev/model": "x"}), pod("stranger", "g3")]
     inventory = cluster(node("g1", 8), node("g2", 48), node("g3", 48), pods=pods)
-    found = remedies(wanted(), inventory, [], need=need, space=Space(8192, sleepers=("b/x", "b/elsewhere")))
-    assert found == (Remedy("replicas: 0 of b/x", "needs 24.7Gi, fits on one 48Gi GPU (1 free on g2)"),)
+    found = sleep(wanted(), inventory, [], [{"b/x": "b/X", "b/elsewhere": "b/elsewhere"}])
+    assert found == Remedy("replicas: 0 of b/X", "needs 24.7Gi, fits on one 48Gi GPU (1 free on g2)")
+    assert sleep(wanted(), inventory, [], [{"b/elsewhere": "b/elsewhere"}]) is None
+    assert sleep(wanted(), cluster(node("g1", 8)), [], [{"b/x": "b/X"}]) is None
+
+
+def test_a_later_group_sleeps_only_where_no_earlier_one_helps():
+    both = [{"moorage.dev/model": name} for name in ("x", "y")]
+    pods = [pod("x", "g1", 2, namespace="a", labels=both[0]), pod("y", "g1", 2, namespace="b", labels=both[1])]
+    inventory = cluster(node("g1", 48, 4), pods=pods)
+    groups = [{"a/x": "a/x"}, {"b/y": "b/y"}]
+    for own, change in [(groups, "a/x"), (groups[::-1], "b/y"), ([{}, groups[1]], "b/y")]:
+        found = sleep(wanted(), inventory, [], own)
+        assert found is not None
+        assert found.change == f"replicas: 0 of {change}"
 
 
 def test_nothing_is_said_of_what_has_a_place_and_nothing_where_nothing_helps():
@@ -99,3 +126,18 @@ def test_the_search_is_short(length):
     fits = 23_806 - 20_000
     assert found == () if length <= fits else changes(found) == [f"contextLength: {fits // 512 * 512}"]
     assert len(ASKED) < 20
+
+
+def test_of_thirty_quantizations_the_largest_that_fits_is_found_in_a_few_tries():
+    ASKED.clear()
+    kinds = tuple(f"Q{size}" for size in range(30_000, 0, -1000))
+
+    def smaller(settings: Settings) -> tuple[Candidate, ...]:
+        ASKED.append(settings)
+        return (Candidate(1, int(str(settings.get(QUANTIZATION, "Q31000"))[1:])),)
+
+    found = remedies(
+        Request("a/new", smaller({})), cluster(node("g1")), [], need=smaller, space=Space(512, quantizations=kinds)
+    )
+    assert changes(found) == [f"{QUANTIZATION}: Q23000"]
+    assert len(ASKED) < 12

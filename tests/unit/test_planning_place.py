@@ -1,7 +1,9 @@
 """Placed: which GPUs a Model gets, as status and manifests say it."""
 
 from dataclasses import replace
+from typing import Any
 
+from moorage.placement.inventory import NodePool
 from moorage.planning.types import Answer
 from moorage.sizing.facts import header_facts
 from moorage.sizing.gguf import read_gguf_header
@@ -135,3 +137,67 @@ def test_what_would_help_is_said_and_proven():
     world.change(contextLength=smaller).settle()
     assert world.condition("Placed")[0] == "True", "the remedy is proven"
     assert "remedies" not in world.model["status"]
+
+
+def refused_on(mib: int, quantizations: list[dict[str, Any]], **spec: Any) -> World:
+    """Llama 3.1 8B at Q4_K_M on a node whose GPU has `mib`; its repository also has `quantizations`."""
+    facts = {**GGUF["facts"], "header": big_header()}
+    known = [{"name": "Q4_K_M", "sizeBytes": 4_920_734_272}, *quantizations]
+    world = World(model(accelerator={"vendor": "Nvidia"}, contextLength=512, maxSequences=1, **spec))
+    world.nodes = [gpu_node("only", mib)]
+    world.settle()
+    world.resolved = Answer(world.asked[0].inputs, {**GGUF, "facts": facts, "quantizations": known})
+    return world.settle()
+
+
+SMALLER = [
+    {"name": "Q3_K_M", "sizeBytes": 4_018_917_824},
+    {"name": "Q2_K", "sizeBytes": 3_179_131_328},
+    {"name": "IQ1_S", "sizeBytes": 2_019_629_056},
+]
+
+
+def test_a_smaller_quantization_of_the_repository_is_offered_the_largest_that_fits():
+    world = refused_on(5120, SMALLER)
+    assert world.condition("Placed")[:2] == ("False", "NoGPUFits")
+    kept = world.model["status"]["source"]["quantizations"]
+    assert [q["name"] for q in kept] == ["Q4_K_M", "Q3_K_M", "Q2_K", "IQ1_S"]
+    found = {r["change"]: r["effect"] for r in world.model["status"]["remedies"]}
+    assert list(found) == ["source.huggingFace.quantization: Q2_K"]
+    effect = found["source.huggingFace.quantization: Q2_K"]
+    assert effect.startswith("needs 4.")
+    assert effect.endswith("fits on one 5Gi GPU (1 free on only); the need is Bounded, by the size of the file")
+
+
+def test_no_quantization_is_offered_where_none_fits_or_none_is_known():
+    assert "remedies" not in refused_on(2048, SMALLER).model["status"]
+    assert "remedies" not in refused_on(5120, []).model["status"]
+
+
+def test_only_a_source_that_names_a_quantization_can_have_another():
+    world = refused_on(5120, SMALLER)
+    source = {"http": {"url": "https://example.com/a.gguf", "sha256": "a" * 64}}
+    world.change(source=source).settle()
+    world.resolved = Answer(world.asked[0].inputs, {**GGUF, "facts": {**GGUF["facts"], "header": big_header()}})
+    world.settle()
+    assert "quantizations" not in world.model["status"]["source"]
+    assert "remedies" not in world.model["status"]
+
+
+def test_when_no_node_of_a_pool_came_what_else_would_help_is_said():
+    pool = NodePool("big", {"pool": "big"}, 24564, 1, 1)
+    facts = {**GGUF["facts"], "header": big_header()}
+    world = World(model(accelerator={"vendor": "Nvidia"}, contextLength=32768))
+    world.nodes, world.node_pools = [gpu_node("only", 12282)], (pool,)
+    world.settle()
+    world.resolved = Answer(world.asked[0].inputs, {**GGUF, "facts": facts})
+    world.settle()
+    assert "remedies" not in world.model["status"], "a node may still come"
+    world.model["status"]["placement"]["latePools"] = ["big"]
+    world.settle()
+    assert world.condition("Placed")[1] == "NoNodeCame"
+    assert [r["change"].partition(":")[0] for r in world.model["status"]["remedies"]] == [
+        "maxSequences",
+        "kvCacheType",
+        "contextLength",
+    ]

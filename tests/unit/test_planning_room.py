@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from moorage import names
+from moorage.planning.neighbours import Around, Neighbour, neighbour_of
 from tests.support.town import Town
-from tests.support.world import gpu_node
+from tests.support.world import GGUF, World, gpu_node, model
+from tests.unit.placement_clusters import pod
 
 G1 = gpu_node("g1", 24564)
 G2 = gpu_node("g2", 24564)
@@ -276,3 +278,74 @@ def test_nobody_is_driven_out_in_turn_and_all_come_to_rest(seed: int):
 
 def _time(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
+
+
+# -- whom a person could put to sleep --------------------------------------------------------------------------------
+
+
+def remedies_of(world: Any) -> list[dict[str, str]]:
+    return list(world.model["status"].get("remedies", []))
+
+
+@pytest.mark.parametrize(
+    ("spec", "use", "offered"),
+    [
+        ({}, {"in_flight": 1}, True),
+        ({"preemption": {"minResidency": "1h"}}, {}, True),
+        ({"preemption": {"policy": "Never"}}, {}, False),
+        ({"preemption": {"priority": 1}}, {}, False),
+    ],
+)
+def test_a_models_sleep_is_offered_where_moorage_itself_might_ask_for_it(spec, use, offered):
+    town = Town(G1)
+    town.add("a", **spec)
+    town.run().later(600).use("a", **use)
+    new = town.add("new")
+    town.run()
+    assert new.condition("Placed")[:2] == ("False", "NoGPUFree")
+    said = " (as spec.accelerator.memoryPerGPUOverride says)"
+    wanted = [{"change": "replicas: 0 of ns/a", "effect": f"needs 10.0Gi{said}, fits on one 24Gi GPU (1 free on g1)"}]
+    assert remedies_of(new) == (wanted if offered else [])
+    if offered:
+        town.worlds["a"].change(replicas=0)
+        assert town.run().phases()["new"] == "Ready", "the remedy is proven"
+        assert remedies_of(new) == []
+
+
+def test_when_somebody_is_asked_no_sleep_is_offered_any_more():
+    town = full(G1).use("a", in_flight=1)
+    new = town.add("new")
+    town.run()
+    assert len(remedies_of(new)) == 1
+    town.later(60).use("a", last_used=60)
+    town.stopping.add("a")
+    town.run()
+    assert new.condition("Placed")[1] == "WaitingForRoom"
+    assert remedies_of(new) == []
+
+
+def test_a_models_name_is_told_and_not_its_label():
+    obj = model("big.model-v1.5")
+    known = neighbour_of(obj, f"ns/{names.dns_label('big.model-v1.5')}")
+    assert known.owner != "ns/big.model-v1.5"
+    assert known.title == "ns/big.model-v1.5"
+
+
+def neighbour(owner: str, **more: Any) -> Neighbour:
+    return Neighbour(owner, desired=1, serving_since=1, policy="WhenIdle", name=owner.partition("/")[2], **more)
+
+
+def test_models_of_other_namespaces_are_offered_only_where_ones_own_do_not_help():
+    world = World(model("new", accelerator={"vendor": "Nvidia", "memoryPerGPUOverride": "10Gi"}))
+    world.nodes = [gpu_node("g1", 24564), gpu_node("g2", 24564), gpu_node("small", 8188)]
+    held = {"g1": ("ns", "mine"), "g2": ("team", "theirs"), "small": ("ns", "little")}
+    world.strangers = [
+        pod(name, node, namespace=namespace, labels={names.MODEL_LABEL: name})
+        for node, (namespace, name) in held.items()
+    ]
+    busy = {"ns/mine": (1, 0), "team/theirs": (1, 0), "ns/little": (1, 0)}
+    everybody = tuple(neighbour(owner) for owner in busy)
+    for around, change in [(everybody, "ns/mine"), (everybody[1:], "team/theirs"), (everybody[2:], None)]:
+        world.around = Around(around, busy)
+        world.answer_resolve(GGUF)
+        assert [r["change"] for r in remedies_of(world)] == ([f"replicas: 0 of {change}"] if change else [])

@@ -15,7 +15,7 @@ from moorage.sizing.llamacpp import CACHE_TYPES, LlamaSettings, cache_cells, lay
 from moorage.sizing.model import Confidence, LlamaModel
 from moorage.sizing.need import MIB
 from tests.unit.gguf_bytes import header
-from tests.unit.model_shapes import MODELS
+from tests.unit.model_shapes import MODELS, Model
 
 READ = {name: model_of(read_gguf_header(model.header)) for name, model in MODELS.items()}
 QWEN = READ["qwen3-8b Q4_K_M"]
@@ -322,3 +322,24 @@ def test_any_numbers_end_in_a_need_or_a_typed_answer(architecture, keys):
     else:
         assert need.total_mib > 0
         assert LlamaModel.from_json(model.to_json()) == model
+
+
+def quantized(shape: Model, quantization: str) -> tuple[LlamaModel, int]:
+    """The model as that quantization's own header tells it, and the bytes of its file."""
+    found = model_of(read_gguf_header(replace(shape, quantization=quantization).header))
+    return found, found.file_bytes - (found.output_bytes if shape.tied else 0)
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8])
+@pytest.mark.parametrize(("now", "then"), [("F16", "Q8_0"), ("F16", "Q4_K_M"), ("Q8_0", "Q4_K_M")])
+@pytest.mark.parametrize("name", [name for name in MODELS if name.endswith(("Q4_K_M", "Q8_0"))])
+def test_another_quantization_by_the_size_of_its_file_is_never_under_its_own_header(name, now, then, gpus):
+    shape = MODELS[name]
+    (present, bytes_now), (exact, bytes_then) = quantized(shape, now), quantized(shape, then)
+    guessed = present.requantized(bytes_now, bytes_then, gpus)
+    settings = LlamaSettings(ctx_size=8192, parallel=1, gpus=gpus)
+    wanted, found = llama_need(exact, settings), llama_need(guessed, settings)
+    assert max(found.per_gpu_mib) >= max(wanted.per_gpu_mib)
+    assert found.kv_mib == wanted.kv_mib
+    assert found.confidence is not Confidence.EXACT
+    assert max(found.per_gpu_mib) <= max(wanted.per_gpu_mib) * 1.25 + 200

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorage.errors import SourceError
-from moorage.sources import RepoFile, Selection, formats, select
+from moorage.sources import RepoFile, Selection, formats, quantizations, select
 
 
 def repo(*paths):
@@ -134,3 +134,65 @@ def test_formats():
         "GGUF": ["a.GGUF", "b.gguf"],
         "Safetensors": ["x/m.safetensors"],
     }
+
+
+GEMMA = [
+    RepoFile(path, size)
+    for path, size in {
+        "README.md": 1,
+        "gemma-3-12b-it-BF16.gguf": 2400,
+        "Q8_0/gemma-3-12b-it-Q8_0-00001-of-00002.gguf": 800,
+        "Q8_0/gemma-3-12b-it-Q8_0-00002-of-00002.gguf": 450,
+        "gemma-3-12b-it-Q4_K_M.gguf": 730,
+        "gemma-3-12b-it-UD-Q4_K_XL.gguf": 740,
+        "gemma-3-12b-it-Q2_K.gguf": 480,
+        "gemma-3-12b-it-UD-IQ1_S.gguf": 320,
+        "gemma-3-12b-it-UD-IQ2_XXS.gguf": 730,
+        "gemma-3-1b-it-Q4_0.gguf": 70,  # another model
+        "imatrix.gguf": 3,
+        "mmproj-F16.gguf": 85,
+    }.items()
+]
+
+
+def known(available, /, **wanted):
+    asked = Selection(**wanted)
+    return [(q.name, q.size) for q in quantizations(available, asked, select(available, asked))]
+
+
+def test_the_quantizations_of_a_model_that_are_smaller_than_the_chosen_one():
+    assert known(GEMMA, quantization="Q8_0") == [
+        ("Q8_0", 1250),
+        ("UD-Q4_K_XL", 740),
+        ("Q4_K_M", 730),
+        ("UD-IQ2_XXS", 730),
+        ("Q2_K", 480),
+        ("UD-IQ1_S", 320),
+    ]
+    assert known(GEMMA, quantization="q2_k") == [("Q2_K", 480), ("UD-IQ1_S", 320)]
+    assert known(GEMMA, quantization="IQ1_S") == [("UD-IQ1_S", 320)]
+
+
+def test_each_of_them_is_what_that_quantization_selects():
+    for name, size in known(GEMMA, quantization="BF16"):
+        chosen = select(GEMMA, Selection(quantization=name))
+        assert sum(f.size for f in chosen if "mmproj" not in f.path) == size
+
+
+def test_what_the_patterns_leave_out_or_no_name_tells_is_not_among_them():
+    assert known(GEMMA, include=("*Q4_K_M*",)) == [("Q4_K_M", 730)]
+    assert known(GEMMA, quantization="Q8_0", exclude=("*UD-*",)) == [("Q8_0", 1250), ("Q4_K_M", 730), ("Q2_K", 480)]
+    assert known([RepoFile("model.gguf", 5), RepoFile("model-Q2_K.gguf", 2)], include=("model.gguf",)) == []
+    assert known([RepoFile("config.json", 1), RepoFile("model.safetensors", 9)]) == []
+
+
+def test_a_split_model_that_lacks_a_part_is_none():
+    broken = [f for f in GEMMA if "00002" not in f.path]
+    assert ("Q8_0", 800) not in known(broken, quantization="BF16")
+
+
+def test_very_many_files_are_not_compared():
+    many = [RepoFile(f"m{i}-Q4_K_M.gguf", i) for i in range(2000)]
+    assert quantizations(many, Selection(), many[:1]) == []
+    some = [RepoFile(f"m-Q4_{i}.gguf", i + 1) for i in range(200)]
+    assert len(quantizations(some, Selection(), some[-1:])) <= 32

@@ -154,7 +154,7 @@ def spoiled(draw: st.DrawFn, of: str) -> World:
         holder = obj["status"]
         for key in way:
             holder = holder[key]
-        holder[last] = draw(JUNK)
+        holder[last] = copy.deepcopy(draw(JUNK))
     return world
 
 

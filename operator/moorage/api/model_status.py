@@ -61,6 +61,13 @@ class EngineStatus(StatusPart):
     report: EngineReport | None = Field(default=None, description="What the server that runs says of itself.")
 
 
+class QuantizationStatus(StatusPart):
+    """One quantization of the model in its repository."""
+
+    name: StatusWord = Field(description="What source.huggingFace.quantization would be.")
+    size_bytes: Count = Field(description="Size of its weight files.")
+
+
 class SourceStatus(StatusPart):
     """What the source resolved to; kept so that nothing is asked twice."""
 
@@ -82,6 +89,9 @@ class SourceStatus(StatusPart):
     parameters: Count | None = Field(default=None, description="Number of parameters.")
     size_class: SizeClass | None = Field(default=None, description="Tiny, Small, Medium or Large, by parameters.")
     quantization: StatusWord | None = Field(default=None, description="Quantization of the weights, such as Q4_K_M.")
+    quantizations: Annotated[list[QuantizationStatus], Cut(32)] = Field(
+        default=[], description="The quantization in use, and the smaller ones of the same model in the repository."
+    )
     context_length: Count | None = Field(default=None, description="Tokens the model was trained for.")
     tool_call_parser: StatusWord | None = Field(
         default=None, description="vLLM's name for how the chat template writes tool calls."

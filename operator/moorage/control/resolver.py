@@ -17,7 +17,7 @@ from moorage.kube.resources import CONFIG_MAPS, SECRETS
 from moorage.planning.types import Defaults
 from moorage.sizing.errors import HeaderError
 from moorage.sizing.reading import Want, drive_async
-from moorage.sources import Access, RepoFile, Repository, Selection, formats, select
+from moorage.sources import Access, Quantization, RepoFile, Repository, Selection, formats, quantizations, select
 from moorage.sources.access import parse_headers
 from moorage.sources.choice import MAX_FILES, needed
 from moorage.sources.urls import without_query
@@ -51,6 +51,7 @@ class Resolver:
         commit = await self._hub.resolve(repository, access)
         available = await self._hub.tree(repository, commit, access)
         chosen, selected = _choose(available, spec, files)
+        others = [] if files else _quantizations(available, spec, chosen)
         facts = await self._header(
             chosen, access, lambda path: repository.file_url(commit, path), f"{repository.repo} on {endpoint}"
         )
@@ -61,6 +62,7 @@ class Resolver:
             "files": [_item(f) for f in chosen],
             "selected": selected,
             "facts": facts,
+            "quantizations": [{"name": q.name, "sizeBytes": q.size} for q in others],
         }
         self._remember(_pin(namespace, spec, commit, tuple(f.path for f in chosen) if selected else files), found)
         return found
@@ -148,6 +150,12 @@ def _choose(available: list[RepoFile], spec: dict[str, Any], files: tuple[str, .
         return chosen, bool(quantization) or gguf
     found, selected = needed(chosen)
     return found, selected and (gguf or len(found) <= MAX_FILES)
+
+
+def _quantizations(available: list[RepoFile], spec: dict[str, Any], chosen: list[RepoFile]) -> list[Quantization]:
+    """What else of the same model the patterns of `spec` leave to choose from."""
+    wanted = Selection(tuple(spec.get("include") or ()), tuple(spec.get("exclude") or ()))
+    return quantizations(available, wanted, chosen)
 
 
 def _pin(namespace: str, spec: dict[str, Any], revision: str, files: tuple[str, ...]) -> str:

@@ -166,6 +166,10 @@ class Engine(ABC):
         """MiB that must be free on each GPU or the start fails, where that is more than the need; 0: it is the need."""
         return 0
 
+    def requantized(self, asked: Asked, bytes_now: int, bytes_then: int, gpus: int) -> Asked | None:
+        """The same model in weight files of `bytes_then` bytes, not `bytes_now`; None where that tells nothing."""
+        return None
+
     @abstractmethod
     def container(self, asked: Asked, start: Start) -> EngineContainer:
         """The container that serves the model."""

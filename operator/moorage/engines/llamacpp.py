@@ -4,6 +4,8 @@ Every argument that shapes memory or speed is explicit: the server's own default
 between builds, and `--fit` (on by default there) would quietly shrink the context or spill layers to the CPU.
 """
 
+import json
+from dataclasses import replace
 from functools import lru_cache
 
 from moorage import names
@@ -114,6 +116,13 @@ class LlamaCppEngine(Engine):
                 projector=_projector(asked.projector) if asked.projector else None,
             ),
         )
+
+    def requantized(self, asked: Asked, bytes_now: int, bytes_then: int, gpus: int) -> Asked | None:
+        """See Engine. Cache and compute buffers do not depend on the quantization."""
+        if not asked.header or not 0 < bytes_then <= bytes_now:
+            return None
+        other = _model(asked.header).requantized(bytes_now, bytes_then, gpus)
+        return replace(asked, header=json.dumps(other.to_json()), size_bytes=bytes_then)
 
     def container(self, asked: Asked, start: Start) -> EngineContainer:
         """See Engine.

@@ -74,7 +74,7 @@ class View:
         """The operator's snapshot of a Model; None where there is no such one."""
         key = Key(MODEL, namespace, name)
         obj = self._store.get(key)
-        return None if obj is None else self._observer.model(key, obj)
+        return None if obj is None else self._observer.around(key, self._observer.model(key, obj))
 
     async def _mirror(self, resource: Resource) -> None:
         try:

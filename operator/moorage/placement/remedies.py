@@ -4,6 +4,7 @@ What a change costs in memory is for the caller to say (sizing is another room):
 returns the candidates, or None where the engine cannot run with them.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,9 @@ Need = Callable[[Settings], Sequence[Candidate] | None]
 CONTEXT, SEQUENCES, CACHE = "contextLength", "maxSequences", "kvCacheType"
 QUANTIZATION, COUNT = "source.huggingFace.quantization", "accelerator.count"
 CONTEXT_STEP = 512
+SLEEP = "replicas: 0 of "
+"""How a change begins that is one of other Models, not of this one."""
+BY_FILE_SIZE = "; the need is Bounded, by the size of the file"
 MOST = 8
 
 
@@ -26,9 +30,9 @@ MOST = 8
 class Space:
     """What may change: the present value and what it may become.
 
-    cache_types and quantizations   from the least to the greatest loss, none larger than the present one
-    counts                          numbers of GPUs that a fixed accelerator.count could become instead
-    sleepers                        other Models (namespace/name) that a person could put to sleep
+    cache_types     from the least to the greatest loss, none larger than the present one
+    quantizations   each smaller than the one before, all smaller than the present one
+    counts          numbers of GPUs that a fixed accelerator.count could become instead
     """
 
     context_length: int
@@ -37,7 +41,6 @@ class Space:
     cache_types: tuple[str, ...] = ()
     quantizations: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
-    sleepers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,23 @@ def remedies(
     found = [
         made for search in (_counts, _sequences, _caches, _contexts, _quantizations) for made in search(trial, space)
     ]
-    found = found or list(_pairs(trial, space))
-    return (*found, *_sleep(trial, space))[:MOST]
+    return tuple(found or _pairs(trial, space))[:MOST]
+
+
+def sleep(
+    request: Request, inventory: Inventory, reservations: Iterable[Reservation], groups: Iterable[Mapping[str, str]]
+) -> Remedy | None:
+    """The fewest other Models whose sleep would give the Model a place, proven with them asleep.
+
+    `groups` are tried in order and hold what people call each Model by its name as a holder of GPUs.
+    """
+    asked, promises = replace(request, replicas=1), tuple(reservations)
+    for group in groups:
+        owners = smallest_sleep(asked, inventory, promises, group)
+        decision = decide(asked, inventory.without(owners), promises) if owners else None
+        if decision is not None and decision.placed:
+            return Remedy(f"{SLEEP}{', '.join(group[owner] for owner in owners)}", decision.message)
+    return None
 
 
 @dataclass(frozen=True)
@@ -94,7 +112,8 @@ class _Trial:
         """The change as a remedy if it helps."""
         decision = self.decide(settings)
         if decision is not None:
-            yield Remedy(", ".join(f"{path}: {value}" for path, value in settings.items()), decision.message)
+            how = BY_FILE_SIZE if QUANTIZATION in settings else ""
+            yield Remedy(", ".join(f"{path}: {value}" for path, value in settings.items()), decision.message + how)
 
 
 def _first(made: Iterable[Remedy]) -> Iterator[Remedy]:
@@ -122,28 +141,28 @@ def _contexts(trial: _Trial, space: Space) -> Iterator[Remedy]:
 
 
 def _quantizations(trial: _Trial, space: Space) -> Iterator[Remedy]:
-    return _first(remedy for kind in space.quantizations for remedy in trial.remedy({QUANTIZATION: kind}))
+    kind = _largest_quantization(trial, space, {})
+    return trial.remedy({QUANTIZATION: kind}) if kind else iter(())
+
+
+def _largest_quantization(trial: _Trial, space: Space, others: Settings) -> str:
+    """The largest one that helps together with `others`, empty for none: a repository may have thirty of them."""
+    kinds = space.quantizations
+
+    def helps(kind: str) -> bool:
+        return trial.decide({QUANTIZATION: kind, **others}) is not None
+
+    found = bisect_left(range(len(kinds)), True, key=lambda at: helps(kinds[at]))
+    return kinds[found] if found < len(kinds) else ""
 
 
 def _pairs(trial: _Trial, space: Space) -> Iterator[Remedy]:
     """A shorter context together with the next best other change."""
     others: list[Settings] = [{CACHE: kind} for kind in space.cache_types]
     others += [{SEQUENCES: 1}] if space.max_sequences > 1 else []
-    others += [{QUANTIZATION: kind} for kind in space.quantizations]
+    kind = _largest_quantization(trial, space, {CONTEXT: max(space.least_context_length, CONTEXT_STEP)})
+    others += [{QUANTIZATION: kind}] if kind else []
     return _first(remedy for other in others for remedy in _with_context(trial, other, space))
-
-
-def _sleep(trial: _Trial, space: Space) -> Iterator[Remedy]:
-    """The fewest other Models whose sleep would do, proven with them asleep."""
-    candidates = trial.need({})
-    if not candidates or not space.sleepers:
-        return
-    asked = replace(trial.request, candidates=tuple(candidates), replicas=1)
-    owners = smallest_sleep(asked, trial.inventory, trial.reservations, space.sleepers)
-    if owners:
-        decision = decide(asked, trial.inventory.without(owners), trial.reservations)
-        if decision.placed:
-            yield Remedy(f"replicas: 0 of {', '.join(owners)}", decision.message)
 
 
 def _with_context(trial: _Trial, others: Settings, space: Space) -> Iterator[Remedy]:

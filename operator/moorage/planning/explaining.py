@@ -15,7 +15,7 @@ from moorage.placement.inventory import Inventory, Pool
 from moorage.placement.request import Candidate, Decision, Rejection, Request
 from moorage.placement.survey import Offer, closest, survey
 from moorage.placement.text import gib, gib_down, listed, plural
-from moorage.planning import model_awake, model_memory, model_place, model_source
+from moorage.planning import model_awake, model_memory, model_place, model_remedies, model_source
 from moorage.planning.draft import Draft
 from moorage.planning.model_pass import ModelPass
 from moorage.planning.types import ObservedModel
@@ -57,7 +57,7 @@ def explain(seen: ObservedModel) -> Told:
         "candidates": [_tried(asked, c, inventory, seen) for c in asked.candidates],
         "nodes": _nodes(asked, inventory, seen, found),
         "nodePools": _pools(inventory),
-        "remedies": [] if found.candidate else [r.dump() for r in model_place.remedies_of(step)],
+        "remedies": [] if found.placed or quota else _remedies(step),
     }
 
 
@@ -123,6 +123,12 @@ def _tried(asked: Request, candidate: Candidate, inventory: Inventory, seen: Obs
     found = decide(left, inventory, seen.reservations)
     need = left.plans[0].mib if left.plans else candidate.mib
     return {"gpus": candidate.gpus, "perGpuMiB": need, **_plain(found.reason.value, found.message)}
+
+
+def _remedies(step: ModelPass) -> list[Told]:
+    around = step.seen.around
+    found = model_remedies.of_settings(step) + (model_remedies.of_sleep(step, around) if around else [])
+    return [remedy.dump() for remedy in found]
 
 
 # -- nodes ------------------------------------------------------------------------------------------------------------

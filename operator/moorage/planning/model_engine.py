@@ -10,11 +10,15 @@ from moorage.planning.model_pass import ModelPass
 
 @dataclass(frozen=True)
 class Changes:
-    """Other settings than the spec's, for finding out what would fit; 0 and empty: as the spec says."""
+    """Other settings than the spec's, for finding out what would fit; 0 and empty: as the spec says.
+
+    `quantization` is one of those that the status says the repository has.
+    """
 
     context_length: int = 0
     max_sequences: int = 0
     kv_cache_type: str = ""
+    quantization: str = ""
 
 
 AS_WRITTEN = Changes()
@@ -37,6 +41,23 @@ def asked_of(step: ModelPass) -> Asked:
         tool_parser=source.tool_call_parser or "",
         remote_code_allowed=step.seen.defaults.remote_code_allowed,
     )
+
+
+def smaller_quantizations(step: ModelPass) -> tuple[str, ...]:
+    """Smaller quantizations of the model that its repository has, largest first; () where the spec names no such."""
+    known = step.source.quantizations
+    if not step.model.spec.source.hugging_face or not known:
+        return ()
+    least = engine_of(step).requantized(asked_of(step), known[0].size_bytes, known[-1].size_bytes, 1)
+    return tuple(q.name for q in known[1:]) if least else ()
+
+
+def requantized(step: ModelPass, quantization: str, gpus: int) -> Asked:
+    """What the engine is asked of the same model in another of the repository's quantizations; empty: as it is."""
+    asked, known = asked_of(step), step.source.quantizations
+    other = next((q for q in known if quantization and q.name == quantization), None)
+    made = engine_of(step).requantized(asked, known[0].size_bytes, other.size_bytes, gpus) if other else None
+    return made or asked
 
 
 def check(step: ModelPass) -> None:

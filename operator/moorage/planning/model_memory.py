@@ -2,7 +2,7 @@
 
 from moorage.api.model_status import Confidence, MemoryStatus
 from moorage.planning import text
-from moorage.planning.model_engine import AS_WRITTEN, Changes, asked_of, check, engine_of, serving_of
+from moorage.planning.model_engine import AS_WRITTEN, Changes, check, engine_of, requantized, serving_of
 from moorage.planning.model_learn import planned
 from moorage.planning.model_pass import ModelPass
 from moorage.sizing.need import MemoryNeed
@@ -16,7 +16,7 @@ def need(step: ModelPass, gpus: int, changes: Changes = AS_WRITTEN) -> MemoryNee
     Raises InvalidSpec where the engine would refuse the settings.
     """
     check(step)
-    return engine_of(step).need(asked_of(step), serving_of(step, changes), gpus)
+    return engine_of(step).need(requantized(step, changes.quantization, gpus), serving_of(step, changes), gpus)
 
 
 def memory(step: ModelPass, gpus: int) -> MemoryStatus:

@@ -65,6 +65,7 @@ class ModelPass:
     reserve: tuple[Reservation, ...] = ()
     evict: tuple[str, ...] = ()  # owners of GPUs that are to sleep for this Model
     look_around: bool = False
+    resolved: bool = False  # its source was, in this very pass
     admitted: bool = False  # among the loaded Models of its namespace
 
     @property

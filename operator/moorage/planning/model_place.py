@@ -4,15 +4,14 @@ from moorage import names
 from moorage.api.common import quantity_bytes
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.conditions import Reason
-from moorage.api.model_status import PlacementStatus, RejectedNodes, RemedyStatus
+from moorage.api.model_status import PlacementStatus, RejectedNodes
 from moorage.errors import InvalidSpec
 from moorage.manifests.model import resources
 from moorage.placement.decide import decide
 from moorage.placement.inventory import Inventory
-from moorage.placement.remedies import CACHE, CONTEXT, SEQUENCES, Settings, Space, remedies
 from moorage.placement.request import Candidate, Decision, Request
-from moorage.planning import moving, node_pools, quota
-from moorage.planning.model_engine import AS_WRITTEN, Changes, asked_of, context_length, engine_of, sequences
+from moorage.planning import model_remedies, moving, node_pools, quota
+from moorage.planning.model_engine import AS_WRITTEN, Changes, asked_of, engine_of
 from moorage.planning.model_learn import exhausted, history, learn, planned
 from moorage.planning.model_memory import memory, need
 from moorage.planning.model_pass import ModelPass
@@ -59,7 +58,7 @@ def _exhausted(step: ModelPass, why: str) -> str:
     before = step.draft.get(C.PLACED)
     remember_memory(step, (step.status.placement.count if step.status.placement else None) or 1)
     if before is None or before.message != why:
-        step.status.remedies = remedies_of(step)
+        step.status.remedies = model_remedies.of_settings(step)
     return _give_up(step, Reason.INSUFFICIENT_MEMORY, why)
 
 
@@ -176,15 +175,18 @@ def _take(step: ModelPass, found: Decision, inputs: str) -> str | None:
         if asleep:
             _asleep(step, found)
             return None
-        if before is None or (before.reason, before.inputs_hash) != (found.message, inputs):
-            step.status.remedies = remedies_of(step)
+        _seek_remedies(step, found, before, inputs)
         if past := history(step):  # its pods would only fail again on the GPUs that they have
             lasting = found.reason in (Reason.NO_GPU_FITS, Reason.UNKNOWN_GPU_MEMORY)
             return _give_up(step, Reason.INSUFFICIENT_MEMORY if lasting else found.reason, past + found.message)
         remedy = "" if step.seen.inventory and step.seen.inventory.has_gpus else NO_GPU_REMEDY
         return step.stop(C.PLACED, found.reason, found.message + remedy)
     node_pools.remember(step, status, found)
-    step.status.placement, step.status.remedies = status, []
+    step.status.placement = status
+    if found.reason is not Reason.NO_NODE_CAME or asleep:
+        step.status.remedies = []
+    else:
+        _seek_remedies(step, found, before, inputs)
     if refused := remember_memory(step, found.candidate.gpus) or admission(step, found):
         return refused
     if found.placed:
@@ -196,6 +198,22 @@ def _take(step: ModelPass, found: Decision, inputs: str) -> str | None:
     if step.replicas:
         step.reserve = found.reservations(owner(step))
     return None
+
+
+def presses(step: ModelPass, found: Decision) -> bool:
+    """Whether others may have to sleep for the Model.
+
+    A new version that finds no second GPU beside the old one waits: nobody else has to sleep for it.
+    """
+    return step.replicas > 0 and not step.draft.was_true(C.SERVING) and found.reason is Reason.NO_GPU_FREE
+
+
+def _seek_remedies(step: ModelPass, found: Decision, before: PlacementStatus | None, inputs: str) -> None:
+    """Once for each decision, and not in a pass that is about to be made again with the neighbours in sight."""
+    again = step.seen.around is None and presses(step, found)
+    new = step.resolved or before is None or (before.reason, before.inputs_hash) != (found.message, inputs)
+    if new and not again:
+        step.status.remedies = model_remedies.of_settings(step)
 
 
 def _status(step: ModelPass, found: Decision, inputs: str) -> PlacementStatus:
@@ -230,31 +248,6 @@ def admission(step: ModelPass, found: Decision | None = None) -> str | None:
     asked = resources(spec.resources or {}, host_mib, resource, gpus if resource else 0)
     why = quota.refusal(asked, devices, spec.priority_class_name, step.seen.quotas, step.seen.limit_ranges)
     return step.stop(C.PLACED, Reason.QUOTA_EXCEEDED, why) if why else None
-
-
-def remedies_of(step: ModelPass) -> list[RemedyStatus]:
-    """The smallest changes with which this Model would have a place now; nothing where its need is not computed."""
-    if not step.source.header or step.model.spec.accelerator.memory_per_gpu_override:
-        return []
-    present, types = step.model.spec.kv_cache_type.value, engine_of(step).cache_types
-    fixed = step.model.spec.accelerator.count
-    space = Space(
-        context_length=context_length(step),
-        max_sequences=sequences(step),
-        cache_types=types[types.index(present) + 1 :],
-        counts=tuple(c for c in counts(step) if fixed and c != fixed),
-    )
-
-    def changed(settings: Settings) -> tuple[Candidate, ...] | None:
-        context, slots, cache = (settings.get(k) for k in (CONTEXT, SEQUENCES, CACHE))
-        try:
-            return candidates(step, Changes(int(context or 0), int(slots or 0), str(cache or "")))
-        except InvalidSpec:
-            return None
-
-    asked = request(step, candidates(step), replacing=False)
-    found = remedies(asked, _inventory(step), step.seen.reservations, need=changed, space=space)
-    return [RemedyStatus(change=r.change, effect=r.effect) for r in found]
 
 
 def remember_memory(step: ModelPass, gpus: int) -> str | None:

@@ -13,7 +13,7 @@ from moorage.placement.decide import decide
 from moorage.placement.inventory import Inventory
 from moorage.placement.preempt import preempt, yield_place
 from moorage.placement.text import listed
-from moorage.planning import model_awake, model_place, model_source
+from moorage.planning import model_awake, model_place, model_remedies, model_source
 from moorage.planning.draft import FALSE
 from moorage.planning.model_pass import ModelPass
 from moorage.planning.model_scale import Sleep
@@ -32,9 +32,7 @@ def find_room(step: ModelPass) -> str | None:
         model_awake.decide(step, room=True)
         return model_place.place(step)
     found = step.decision
-    # A new version that finds no second GPU beside the old one waits: nobody else has to sleep for it.
-    starts = step.replicas and not step.draft.was_true(C.SERVING)
-    if told and starts and found is not None and found.reason is Reason.NO_GPU_FREE:
+    if told and found is not None and model_place.presses(step, found):
         return _press(step, told)
     return told
 
@@ -76,6 +74,8 @@ def _press(step: ModelPass, told: str) -> str:
     )
     if found.decision is None or not found.victims:
         step.wake_in(max(AGAIN_SECONDS, len(around.neighbours) / AGAIN_NEIGHBOURS))  # somebody may be idle by then
+        own = model_remedies.without_sleep(step.status.remedies)
+        step.status.remedies = [*own, *model_remedies.of_sleep(step, around)]
         return step.stop(C.PLACED, Reason.NO_GPU_FREE, f"{told}; {found.message}")
     step.reserve = found.decision.reservations(owner)
     if fetching := model_source.download(step):
@@ -87,6 +87,7 @@ def _press(step: ModelPass, told: str) -> str:
 
 
 def _wait(step: ModelPass, message: str) -> str:
+    step.status.remedies = model_remedies.without_sleep(step.status.remedies)  # who is to sleep has been chosen
     step.draft.set(C.PLACED, FALSE, Reason.WAITING_FOR_ROOM, message)
     step.wake_in(AGAIN_SECONDS)
     return message

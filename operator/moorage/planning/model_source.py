@@ -6,7 +6,7 @@ from moorage import names
 from moorage.api.conditions import DownloadCondition, DownloadPhase, Reason, get_condition
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.download import DownloadSpec, ModelDownload
-from moorage.api.model_status import SizeClass, SourceStatus
+from moorage.api.model_status import QuantizationStatus, SizeClass, SourceStatus
 from moorage.engines.choice import AUTO, ENGINES, mismatch, understood
 from moorage.errors import InvalidSpec
 from moorage.manifests.common import stamped
@@ -143,8 +143,9 @@ def _take(step: ModelPass, inputs: str, value: Manifest) -> None:
         file_count=len(files) or None,
         size_bytes=sum(f["sizeBytes"] for f in files) or None,
         license=value.get("license"),
+        quantizations=[QuantizationStatus.model_validate(q) for q in value.get("quantizations") or ()],
     )
-    step.status.source = source
+    step.status.source, step.resolved = source, True
     if step.status.engine:
         step.status.engine.report = None  # of a server of other files
     take_header(source, value.get("facts") or {})

@@ -36,6 +36,12 @@ class Neighbour:
     measured: bool = False
     preempted_for: str = ""
     preempted_at: int = 0
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """NAMESPACE/NAME as people call it; `owner` has a label for its name."""
+        return f"{self.owner.partition('/')[0]}/{self.name}" if self.name else self.owner
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ def neighbour_of(model: Manifest, owner: str) -> Neighbour:
         measured=(conditions.get(C.BENCHMARKED) or {}).get("reason") == Reason.RUNNING,
         preempted_for=scaling.get("preemptedFor", ""),
         preempted_at=_unix(scaling.get("preemptedAt")),
+        name=model["metadata"]["name"],
     )
 
 

@@ -8,7 +8,7 @@ from moorage.sources.errors import Headers, classify, rate_limit, retry_after, s
 from moorage.sources.files import RepoFile, check_name, check_names, formats
 from moorage.sources.hosts import HostPolicy
 from moorage.sources.reasons import CATALOG, Reason, ReasonFacts
-from moorage.sources.selection import Selection, select
+from moorage.sources.selection import Quantization, Selection, quantizations, select
 from moorage.sources.tree import parse_commit, parse_tree_page
 from moorage.sources.urls import DEFAULT_ENDPOINT, Repository, next_page, origin, same_origin
 
@@ -18,6 +18,7 @@ __all__ = [
     "Access",
     "Headers",
     "HostPolicy",
+    "Quantization",
     "Reason",
     "ReasonFacts",
     "RepoFile",
@@ -31,6 +32,7 @@ __all__ = [
     "origin",
     "parse_commit",
     "parse_tree_page",
+    "quantizations",
     "rate_limit",
     "retry_after",
     "same_origin",

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from moorage.errors import SourceError
 from moorage.sources.errors import source_error
 from moorage.sources.files import RepoFile, check_names
 from moorage.sources.projectors import best_projector, is_projector
@@ -16,6 +17,13 @@ from moorage.sources.reasons import Reason
 
 _PART = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<total>\d{5})\.gguf$", re.IGNORECASE)
 _SHOWN = 20
+_MOST_QUANTIZATIONS = 32
+_MOST_GGUF_FILES = 512
+_LABEL = re.compile(
+    r"(?<![a-z0-9])(?:ud[-_])?(?:i?q[1-8](?:_[a-z0-9]+)*|tq[12]_0|(?:mx|nv)fp4(?:_moe)?|bf16|fp?16|f32)(?![a-z0-9])",
+    re.IGNORECASE,
+)
+"""How files are named for their quantization: llama-quantize's types, and Unsloth's dynamic variants of them."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,72 @@ class Selection:
     exclude: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     quantization: str | None = None
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """One quantization of a model: what `Selection.quantization` would be, and the bytes of its weight files."""
+
+    name: str
+    size: int
+
+
+def quantizations(available: Sequence[RepoFile], wanted: Selection, chosen: Sequence[RepoFile]) -> list[Quantization]:
+    """The quantization that `chosen` is, and the smaller ones of the same model, largest first; at most 32.
+
+    Only those that `wanted` with another quantization would select; none where file names do not tell, and none of a
+    repository with very many files.
+    """
+    ggufs = [
+        f for f in available if f.path.lower().endswith(".gguf") and _passes(f.path, wanted.include, wanted.exclude)
+    ]
+    if len(ggufs) > _MOST_GGUF_FILES:
+        return []
+    models = _models([f for f in ggufs if not is_projector(f.path)])
+    own = next((parts for parts in models if any(f in chosen for f in parts)), None)
+    if own is None or not _label(own[0].path):
+        return []
+    same = [
+        own,
+        *(parts for parts in models if _bare(parts[0].path) == _bare(own[0].path) and _size(parts) < _size(own)),
+    ]
+    named = [(_label(parts[0].path), parts) for parts in sorted(same, key=_size, reverse=True)[:_MOST_QUANTIZATIONS]]
+    found = [Quantization(name, _size(parts)) for name, parts in named if _selects(ggufs, name, parts)]
+    return found if found and found[0].size == _size(own) else []
+
+
+def _size(parts: Iterable[RepoFile]) -> int:
+    return sum(f.size for f in parts)
+
+
+def _label(path: str) -> str:
+    """The quantization that a file is named for: in its own name, else in a folder's; empty for none."""
+    folder, _, name = path.rpartition("/")
+    return next(iter([*_LABEL.findall(name)[::-1], *_LABEL.findall(folder)[::-1]]), "")
+
+
+def _bare(path: str) -> str:
+    """The name of a model's file without its quantization and part: equal for all quantizations of one model."""
+    name = _PART.sub(r"\g<stem>", path.rpartition("/")[2]).lower()
+    return _LABEL.sub("", name.removesuffix(".gguf"))
+
+
+def _models(files: Iterable[RepoFile]) -> list[list[RepoFile]]:
+    """GGUF files by model, all parts of one together."""
+    models: dict[tuple[str, str], list[RepoFile]] = {}
+    for file in sorted(files, key=lambda f: f.path):
+        part = _PART.match(file.path)
+        models.setdefault((part["stem"], part["total"]) if part else (file.path, ""), []).append(file)
+    return list(models.values())
+
+
+def _selects(ggufs: Sequence[RepoFile], name: str, parts: Sequence[RepoFile]) -> bool:
+    """Whether the quantization `name` would select exactly `parts`."""
+    try:
+        found = _quantized(ggufs, name) if name else []
+    except SourceError:
+        return False
+    return {f.path for f in found if not is_projector(f.path)} == {f.path for f in parts}
 
 
 def select(available: Sequence[RepoFile], wanted: Selection) -> list[RepoFile]:
@@ -69,18 +143,14 @@ def _whole(pattern: str) -> str:
 def _quantized(files: Sequence[RepoFile], quantization: str) -> list[RepoFile]:
     ggufs = [f for f in files if f.path.lower().endswith(".gguf")]
     weights = [f for f in ggufs if not is_projector(f.path)]
-    matching = _labelled(weights, quantization)
-    models: dict[tuple[str, str], list[RepoFile]] = {}
-    for file in matching:
-        part = _PART.match(file.path)
-        models.setdefault((part["stem"], part["total"]) if part else (file.path, ""), []).append(file)
+    models = _models(_labelled(weights, quantization))
     if not models:
         return []
     if len(models) > 1:
-        listed = _names(parts[0].path for parts in models.values())
+        listed = _names(parts[0].path for parts in models)
         raise source_error(Reason.AMBIGUOUS, f"{len(models)} models match quantization {quantization}: {listed}")
-    ((_, total), parts) = next(iter(models.items()))
-    _check_parts(parts, total)
+    parts = models[0]
+    _check_parts(parts)
     beside = best_projector(ggufs, parts[0].path)
     return [*parts, beside] if beside else list(parts)
 
@@ -100,9 +170,11 @@ def _labelled(files: Sequence[RepoFile], quantization: str) -> list[RepoFile]:
     return []
 
 
-def _check_parts(parts: Sequence[RepoFile], total: str) -> None:
-    if not total:
+def _check_parts(parts: Sequence[RepoFile]) -> None:
+    first = _PART.match(parts[0].path)
+    if first is None:
         return
+    total = first["total"]
     there = {int(found["part"]) for f in parts if (found := _PART.match(f.path))}
     missing = sorted(set(range(1, int(total) + 1)) - there)
     if missing:
