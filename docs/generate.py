@@ -4,6 +4,7 @@
 - `reasons.md`: every reason of a condition, from `REASON_HELP`.
 - `capabilities.md`: what Models can do for applications, and how Moorage knows.
 - `downloads.md`: how `moorage download` ends, from the table of exit codes.
+- `arguments.md`: what arguments of the engines do to the memory estimate, from the engines' tables.
 - `commands.md`: the commands for people, from their `--help`.
 
 A test holds the committed pages equal to what this makes.
@@ -30,6 +31,7 @@ from moorage.api.conditions import (
 from moorage.api.crd import KINDS, Kind, crd
 from moorage.cli import FOR_PEOPLE
 from moorage.cli import main as moorage
+from moorage.engines.memory_args import LLAMA_CPP, VLLM, MemoryArg
 from moorage.names import API_VERSION
 from moorage.planning.model_pass import PERSON
 from moorage.sources.reasons import CATALOG
@@ -223,6 +225,29 @@ def commands_page() -> str:
     )
 
 
+def arguments_page() -> str:
+    """What the engines' own arguments do to the estimate."""
+    return (
+        HEADER
+        + "# Arguments and memory\n\nWhat a person's own arguments (`spec.args`, and the same by `spec.env`) do to "
+        "[the memory estimate](../concepts/memory.md). `*` stands for any letters. `followed`: the estimate takes the "
+        "value. `Bounded` and `Guess`: it cannot, `status.memory.confidence` is no better than that, and "
+        "`status.memory.reasons` says why; with a Guess the margin is 10 %. `none`: it changes nothing that is "
+        "counted. `spec.accelerator.memoryPerGPUOverride` has the last word. What fields set is refused in arguments: "
+        "[Model](models.md#what-the-api-server-refuses).\n\n"
+        f"## llama.cpp\n\n{_arguments(LLAMA_CPP)}\n## vLLM\n\n{_arguments(VLLM)}"
+    )
+
+
+def _arguments(table: tuple[MemoryArg, ...]) -> str:
+    rows = [
+        (" ".join(f"`{name}`" for name in arg.names), f"`{arg.env}`" if arg.env else "", arg.effect, _cell(arg.note))
+        for arg in table
+    ]
+    head = "| Argument | Variable | Estimate | Why |\n|---|---|---|---|\n"
+    return head + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
 def _help(name: str) -> str:
     command: click.Command = moorage
     context = click.Context(moorage, info_name="moorage", terminal_width=110, max_content_width=110)
@@ -239,7 +264,7 @@ def _help(name: str) -> str:
 def pages() -> dict[str, str]:
     """File name in docs/reference -> text of every generated page."""
     made = {f"{kind.plural}.md": kind_page(kind) for kind in KINDS}
-    made |= {"reasons.md": reasons_page(), "capabilities.md": capabilities_page()}
+    made |= {"reasons.md": reasons_page(), "capabilities.md": capabilities_page(), "arguments.md": arguments_page()}
     return made | {"downloads.md": downloads_page(), "commands.md": commands_page()}
 
 

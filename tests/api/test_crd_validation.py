@@ -88,7 +88,7 @@ def test_every_managed_name_is_refused(kubectl: Kubectl, field: str, owners: dic
         result = kubectl(
             "create", "--dry-run=server", "-f", "-", input=manifest("Model", {"source": SOURCE, field: items})
         )
-        refused = re.findall(r'Invalid value: "([-\w]+)": (.*)', result.stderr)
+        refused = re.findall(r'Invalid value: "([-.\w]+)": (.*)', result.stderr)
         assert [name for name, _ in refused] == some
         assert {message for _, message in refused} <= {rule.message for rule in rules}
 

@@ -18,6 +18,11 @@ LLAMA_CPP_ARGS_BY_OWNER: dict[str, tuple[str, ...]] = {
         *("--docker-repo", "-dr", "--models-dir", "--models-preset"),
         *("--mmproj", "-mm", "--mmproj-url", "-mmu", "--mmproj-auto", "--no-mmproj", "--no-mmproj-auto"),
     ),
+    "spec.source.huggingFace": (
+        *("--embd-gemma-default", "--fim-qwen-1.5b-default", "--fim-qwen-3b-default", "--fim-qwen-7b-default"),
+        *("--fim-qwen-7b-spec", "--fim-qwen-14b-spec", "--fim-qwen-30b-default", "--gpt-oss-20b-default"),
+        *("--gpt-oss-120b-default", "--vision-gemma-4b-default", "--vision-gemma-12b-default"),
+    ),
     "metadata.name": ("--alias", "-a"),
     "spec.contextLength": ("--ctx-size", "-c"),
     "spec.maxSequences": ("--parallel", "-np"),
@@ -30,7 +35,10 @@ LLAMA_CPP_ARGS_BY_OWNER: dict[str, tuple[str, ...]] = {
     "spec.llamaCpp.gpuLayers": ("--gpu-layers", "--n-gpu-layers", "-ngl"),
     "spec.llamaCpp.flashAttention": ("--flash-attn", "-fa"),
     "spec.llamaCpp.unifiedKVCache": ("--kv-unified", "-kvu", "--no-kv-unified", "-no-kvu", "--kv-unified-per-slot"),
-    "spec.accelerator": ("--fit", "-fit", "--fit-target", "-fitt", "--fit-ctx", "-fitc"),
+    "spec.accelerator": (
+        *("--fit", "-fit", "--fit-target", "-fitt", "--fit-ctx", "-fitc", "--device", "-dev", "--rpc"),
+        *("--tensor-split", "-ts", "--split-mode", "-sm", "--main-gpu", "-mg"),
+    ),
     MOORAGE: (
         *("--host", "--port", "--reuse-port", "--api-prefix", "--metrics"),
         *("--api-key", "--api-key-file", "--ssl-key-file", "--ssl-cert-file"),
@@ -75,7 +83,10 @@ LLAMA_CPP_ENV_BY_OWNER: dict[str, tuple[str, ...]] = {
     "spec.llamaCpp.gpuLayers": ("LLAMA_ARG_N_GPU_LAYERS",),
     "spec.llamaCpp.flashAttention": ("LLAMA_ARG_FLASH_ATTN",),
     "spec.llamaCpp.unifiedKVCache": ("LLAMA_ARG_KV_UNIFIED", "LLAMA_ARG_KV_UNIFIED_PER_SLOT"),
-    "spec.accelerator": ("LLAMA_ARG_FIT", "LLAMA_ARG_FIT_TARGET", "LLAMA_ARG_FIT_CTX"),
+    "spec.accelerator": (
+        *("LLAMA_ARG_FIT", "LLAMA_ARG_FIT_TARGET", "LLAMA_ARG_FIT_CTX", "LLAMA_ARG_DEVICE", "LLAMA_ARG_RPC"),
+        *("LLAMA_ARG_TENSOR_SPLIT", "LLAMA_ARG_SPLIT_MODE", "LLAMA_ARG_MAIN_GPU"),
+    ),
     MOORAGE: (
         *("LLAMA_ARG_HOST", "LLAMA_ARG_PORT", "LLAMA_ARG_REUSE_PORT", "LLAMA_ARG_API_PREFIX"),
         *("LLAMA_ARG_ENDPOINT_METRICS", "LLAMA_API_KEY", "LLAMA_ARG_API_KEY_FILE"),

@@ -26,6 +26,7 @@ from moorage.engines.base import (
     startup_seconds,
 )
 from moorage.engines.drain import drain_command
+from moorage.engines.memory_args import LLAMA_CPP, Given, given
 from moorage.sizing.errors import HeaderError
 from moorage.sizing.llamacpp import LlamaSettings, llama_need
 from moorage.sizing.model import LlamaModel
@@ -100,22 +101,14 @@ class LlamaCppEngine(Engine):
         """See Engine."""
         if not asked.header:
             return None
-        options = asked.spec.llama_cpp
-        return llama_need(
-            _model(asked.header),
-            LlamaSettings(
-                ctx_size=serving.context_length * serving.max_sequences,
-                parallel=serving.max_sequences,
-                kv_unified=options.unified_kv_cache if options else False,
-                cache_type_k=serving.kv_cache_type,
-                cache_type_v=serving.kv_cache_type,
-                ubatch_size=options.ubatch_size if options else 512,
-                flash_attention=options.flash_attention if options else True,
-                gpu_layers=options.gpu_layers if options and gpus else None if gpus else 0,
-                gpus=max(gpus, 1),
-                projector=_projector(asked.projector) if asked.projector else None,
-            ),
-        )
+        told = given(asked.spec, LLAMA_CPP, ("LLAMA_ARG_",))
+        model = told.applied(_model(asked.header))
+        need = llama_need(model, _settings(asked, serving, gpus, told))
+        moved = need.weights_mib * told.to_host("weights") + need.kv_mib * told.to_host("cache")
+        prompts = max(int(told.number("--cache-ram", PROMPT_CACHE_MIB)) - PROMPT_CACHE_MIB, 0)
+        need = replace(need, host_mib=need.host_mib + moved + prompts)
+        experts = int(told.number("--moe-cache-mib"))
+        return need.with_compute(experts) if need.per_gpu_mib and experts > 0 else need
 
     def requantized(self, asked: Asked, bytes_now: int, bytes_then: int, gpus: int) -> Asked | None:
         """See Engine. Cache and compute buffers do not depend on the quantization."""
@@ -183,6 +176,25 @@ def _model(header: str) -> LlamaModel:
 @lru_cache(maxsize=256)
 def _projector(header: str) -> Projector:
     return Projector.from_json(parse(header))
+
+
+def _settings(asked: Asked, serving: Serving, gpus: int, told: Given) -> LlamaSettings:
+    options = asked.spec.llama_cpp or LlamaCpp()
+    return LlamaSettings(
+        ctx_size=serving.context_length * serving.max_sequences,
+        parallel=serving.max_sequences,
+        kv_unified=options.unified_kv_cache,
+        cache_type_k=serving.kv_cache_type,
+        cache_type_v=serving.kv_cache_type,
+        ubatch_size=options.ubatch_size,
+        flash_attention=options.flash_attention,
+        swa_full=told.has("--swa-full"),
+        gpu_layers=options.gpu_layers if gpus else 0,
+        gpus=max(gpus, 1),
+        projector=_projector(asked.projector) if asked.projector else None,
+        image_max_tokens=max(int(told.number("--image-max-tokens")), 0),
+        projector_offload=not told.has("--no-mmproj-offload"),
+    )
 
 
 def arguments(asked: Asked, start: Start) -> tuple[str, ...]:

@@ -28,6 +28,8 @@ from moorage.engines.base import (
     startup_seconds,
 )
 from moorage.engines.drain import drain_command
+from moorage.engines.memory_args import VLLM as VLLM_ARGS
+from moorage.engines.memory_args import WHOLE_CONTEXT, given
 from moorage.engines.tool_calls import tool_parser
 from moorage.placement import memory
 from moorage.sizing.errors import HeaderError
@@ -251,18 +253,26 @@ def _visible_mib(start: Start) -> int:
 
 
 def _plan(asked: Asked, serving: Serving, gpus: int) -> VllmPlan:
-    options = asked.spec.vllm or VLLM()
-    model = _model(asked)
+    options, told = asked.spec.vllm or VLLM(), given(asked.spec, VLLM_ARGS, ("VLLM_",))
+    model = told.applied(_model(asked))
+    if any(told.has(name) for name in WHOLE_CONTEXT):
+        model = replace(model, full_layers=model.full_layers + model.window_layers, window_layers=0)
     settings = VllmSettings(
         context_length=serving.context_length,
         full_sequences=min(FULL_SEQUENCES, serving.max_sequences),
         max_sequences=serving.max_sequences,
         max_batched_tokens=options.max_batched_tokens,
-        cache_type=_cache_type(serving),
+        cache_type="auto" if told.has("--kv-cache-dtype-skip-layers") else _cache_type(serving),
         tensor_parallel=max(gpus, 1),
         enforce_eager=options.enforce_eager,
+        cpu_offload_gib=max(told.number("--cpu-offload-gb"), 0),
+        host_gib=max(told.number("--kv-offloading-size"), 0) + max(told.number("--mm-processor-cache-gb"), 0),
     )
-    return vllm_plan(model, settings) if gpus else vllm_cpu_plan(model, settings)
+    if not gpus:
+        return vllm_cpu_plan(model, settings)
+    plan = vllm_plan(model, settings)
+    moved = plan.need.weights_mib * told.to_host("weights")
+    return plan._replace(need=replace(plan.need, host_mib=plan.need.host_mib + moved))
 
 
 def _model(asked: Asked) -> TransformerModel:

@@ -59,6 +59,8 @@ class Layers(click.ParamType[int]):
 @click.option("--microbatch", type=click.IntRange(1, 1 << 20), default=512, show_default=True, help="llama.cpp: -ub.")
 @click.option("--gpu-layers", type=Layers(), default="all", show_default=True, help="llama.cpp: layers on GPUs.")
 @click.option("--flash-attention", type=click.Choice(["on", "off"]), default="on", show_default=True)
+@click.option("--swa-full", is_flag=True, help="llama.cpp: layers with a window cache the whole context.")
+@click.option("--image-max-tokens", type=click.IntRange(1, 1 << 20), help="llama.cpp: of the largest picture.")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, show_default=True, help="GPUs to share the model.")
 @click.option("--engine", type=click.Choice(ENGINES, case_sensitive=False), default="Auto", show_default=True)
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
@@ -149,7 +151,9 @@ def _need(engine: str, facts: Facts, options: dict[str, Any]) -> tuple[LlamaSett
         flash_attention=options["flash_attention"] == "on",
         gpu_layers=None if layers < 0 else layers,
         gpus=options["gpus"],
+        swa_full=options["swa_full"],
         projector=facts.projector,
+        image_max_tokens=options["image_max_tokens"] or 0,
     )
     return chosen, llama_need(facts.model, chosen)
 

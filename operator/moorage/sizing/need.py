@@ -1,7 +1,7 @@
 """The answer of every estimate: how much memory, where, and how sure."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from moorage.sizing.model import Confidence
@@ -36,6 +36,12 @@ class MemoryNeed:
     def total_mib(self) -> int:
         """GPU memory over all GPUs."""
         return self.weights_mib + self.kv_mib + self.compute_mib + self.overhead_mib + self.margin_mib
+
+    def with_compute(self, mib: int) -> "MemoryNeed":
+        """The same with `mib` more of working buffers, shared out over the GPUs in equal parts."""
+        each = -(-mib // len(self.per_gpu_mib))
+        per_gpu = tuple(held + each for held in self.per_gpu_mib)
+        return replace(self, compute_mib=self.compute_mib + each * len(per_gpu), per_gpu_mib=per_gpu)
 
     def to_json(self) -> dict[str, Any]:
         """As `moorage estimate -o json` prints it and `status.memory` keeps it."""

@@ -68,6 +68,8 @@ class VllmSettings:
     cache_type          auto | fp8
     tensor_parallel     GPUs
     version             major and minor; None: the newest known
+    cpu_offload_gib     `--cpu-offload-gb`: of each GPU's weights, in host memory instead
+    host_gib            further host memory that arguments ask for
     """
 
     context_length: int
@@ -78,6 +80,8 @@ class VllmSettings:
     tensor_parallel: int = 1
     enforce_eager: bool = False
     version: tuple[int, int] | None = None
+    cpu_offload_gib: float = 0
+    host_gib: float = 0
 
 
 class VllmPlan(NamedTuple):
@@ -110,7 +114,8 @@ def vllm_plan(model: TransformerModel, settings: VllmSettings) -> VllmPlan:
     """Memory for `model` under `settings`; raises InvalidSpec where vLLM would refuse them."""
     check(model, settings)
     constants, gpus = constants_for(settings.version), settings.tensor_parallel
-    weights = model.weight_bytes / gpus * LOADED_FACTOR
+    whole = model.weight_bytes / gpus * LOADED_FACTOR
+    weights = max(whole - settings.cpu_offload_gib * GIB, 0)
     cache = cache_bytes(model, settings)
     activation = activation_bytes(model, settings)
     graphs = 0 if settings.enforce_eager else constants.graphs * GIB
@@ -127,7 +132,7 @@ def vllm_plan(model: TransformerModel, settings: VllmSettings) -> VllmPlan:
         overhead_mib=overhead_mib * gpus,
         margin_mib=margin_mib * gpus,
         per_gpu_mib=(each,) * gpus,
-        host_mib=HOST_GIB * GIB // MIB,
+        host_mib=up_mib((HOST_GIB + settings.host_gib) * GIB + (whole - weights) * gpus),
         confidence=model.confidence,
         reasons=model.reasons,
     )
@@ -140,7 +145,8 @@ def vllm_cpu_plan(model: TransformerModel, settings: VllmSettings) -> VllmPlan:
     check(model, settings)
     cache = cache_bytes(model, settings)
     working = activation_bytes(model, settings)
-    host_mib = up_mib(model.weight_bytes * LOADED_FACTOR + cache + working + CPU_HOST_GIB * GIB)
+    beside = (CPU_HOST_GIB + settings.host_gib) * GIB
+    host_mib = up_mib(model.weight_bytes * LOADED_FACTOR + cache + working + beside)
     need = MemoryNeed(0, 0, 0, 0, 0, (), host_mib, model.confidence, model.reasons)
     return VllmPlan(need, cache, 0)
 
