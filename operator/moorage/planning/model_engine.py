@@ -40,7 +40,18 @@ def asked_of(step: ModelPass) -> Asked:
         size_bytes=source.size_bytes or 0,
         tool_parser=source.tool_call_parser or "",
         remote_code_allowed=step.seen.defaults.remote_code_allowed,
+        image=_image(step),
     )
+
+
+def _image(step: ModelPass) -> str:
+    """The image to plan for: the spec's, else the one that runs (an upgrade of the chart waits), else the chart's."""
+    spec, runs, name = step.model.spec, step.status.engine, engine_of(step).name
+    if spec.image or (runs and runs.image and runs.name == name):
+        return spec.image or (runs.image if runs else None) or ""
+    placed = step.status.placement.vendor if step.status.placement else None
+    asked = "Nvidia" if spec.accelerator.vendor == "Auto" else spec.accelerator.vendor
+    return step.seen.defaults.engine_image(name, placed or asked)
 
 
 def smaller_quantizations(step: ModelPass) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ they change between minor versions, so each set names the version it holds from.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from moorage.errors import InvalidSpec
@@ -55,6 +55,8 @@ CONSTANTS: Final[dict[tuple[int, int], Constants]] = {
     (0, 21): Constants(3.75, 0.25, 2.1, 0.55, 1.0, True),
 }
 """By the minor version they hold from."""
+NEWEST: Final = (0, 32)
+"""The newest version that they are known to hold for: the pinned one, which every argument is checked against."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,22 @@ def constants_for(version: tuple[int, int] | None) -> Constants:
     """The constants of a version: those of the newest version that is not newer (the oldest for still older ones)."""
     held = [since for since in CONSTANTS if version is None or since <= version]
     return CONSTANTS[max(held, default=min(CONSTANTS))]
+
+
+def judged(model: TransformerModel, version: tuple[int, int] | None, why: str = "") -> TransformerModel:
+    """`model` with its confidence lowered where no constants are known for `version`, or (`why`) nobody knows it."""
+    newest, oldest = (".".join(map(str, known)) for known in (NEWEST, min(CONSTANTS)))
+    told = f"vLLM {version[0]}.{version[1]}" if version else ""
+    if why:
+        found = (Confidence.GUESS, f"{why}; the figures of vLLM {newest} are used")
+    elif version and version > NEWEST:
+        found = (Confidence.BOUNDED, f"{told} was not seen; the figures of {newest} are used")
+    elif version and version < min(CONSTANTS):
+        found = (Confidence.GUESS, f"{told} is older than all figures; those of {oldest} are used")
+    else:
+        return model
+    confidence = Confidence.GUESS if model.confidence == Confidence.GUESS else found[0]
+    return replace(model, confidence=confidence, reasons=(*model.reasons, found[1]))
 
 
 def vllm_plan(model: TransformerModel, settings: VllmSettings) -> VllmPlan:

@@ -139,6 +139,16 @@ def test_a_projector_is_counted_for_a_file_and_for_a_folder(tmp_path, gguf):
     assert (refused.exit_code, "not a multimodal projector" in refused.stderr) == (3, True)
 
 
+def test_the_version_of_vllm_decides(gguf, safetensors):
+    new = facts("--model-dir", safetensors, "--parallel", 1024)
+    old = facts("--model-dir", safetensors, "--parallel", 1024, "--engine-version", "v0.11.2")
+    assert old["computeMiB"] > new["computeMiB"]
+    assert facts("--model-dir", safetensors, "--parallel", 1024, "--engine-version", "0.32") == new
+    assert facts("--model-dir", safetensors, "--engine-version", "0.9")["confidence"] == "Guess"
+    for wrong in (("--model-dir", safetensors, "--engine-version", "new"), ("--gguf", gguf, "--engine-version", "1.0")):
+        assert run(*wrong).exit_code == 4
+
+
 def test_a_table_for_people(gguf, safetensors):
     text = run("--gguf", gguf, "--ctx-size", 32768, "--parallel", 4, "--gpus", 2).stdout
     assert "qwen3 (qwen3, 8.2B, Q4_K_M, trained for 131,072 tokens)" in text
