@@ -19,6 +19,7 @@ pytestmark = pytest.mark.api
 
 POOL_LABEL = "example.com/pool"
 POOLS = {"sim-l4": ("23034Mi", 1), "sim-h100": ("81559Mi", 2)}
+STARTUP_TAINT = "startup-taint.cluster-autoscaler.kubernetes.io/driver"
 DEADLINE = "15s"  # of the impatient operator, who has to wait for nodes that do not come
 
 
@@ -38,6 +39,10 @@ class Autoscaler:
         self._booting, self.boots = list[str](), asyncio.Event()
         self.boots.set()
 
+    def node(self, pool: str) -> str:
+        """Its own name in each test: pods that are on their way out hold GPUs by the name of their node."""
+        return f"{pool}-{self._bed.namespace}"
+
     async def run(self) -> None:
         while True:
             for pod in (await self._bed.kube.list(PODS, self._bed.namespace))[0]:
@@ -46,7 +51,7 @@ class Autoscaler:
                         self._stock.discard(pool)
                         self._add(pool)
             while self._booting and self.boots.is_set():
-                self._cluster.kubectl("annotate", "node", self._booting.pop(), "kwok.x-k8s.io/node=fake")
+                self._cluster.kubectl("taint", "node", self._booting.pop(), f"{STARTUP_TAINT}-")
             await asyncio.sleep(0.2)
 
     def _refused(self, pod: dict[str, Any]) -> bool:
@@ -58,11 +63,12 @@ class Autoscaler:
         return affinity_matches(affinity, pool, {POOL_LABEL: pool}) and "nvidia.com/gpu" in json.dumps(pod["spec"])
 
     def _add(self, pool: str) -> None:
-        name = f"{pool}-node"
-        self.made.append(name)
-        self._booting.append(name)
+        name = self.node(pool)
+        self.made.append(pool)
         node = kwok_node(name, gpus=POOLS[pool][1], labels={POOL_LABEL: pool})
-        del node["metadata"]["annotations"]  # it joins, and nobody makes it ready before it has booted
+        if not self.boots.is_set():
+            node["spec"] = {"taints": [{"key": STARTUP_TAINT, "effect": "NoSchedule"}]}
+            self._booting.append(name)
         self._cluster.kubectl("apply", "-f", "-", input=json.dumps(node))
 
 
@@ -96,7 +102,7 @@ async def autoscaler(bed: Bed, cluster: TestCluster, *stock: str) -> AsyncIterat
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        cluster.kubectl("delete", "node", "--ignore-not-found", *(f"{pool}-node" for pool in POOLS))
+        cluster.kubectl("delete", "node", "--ignore-not-found", *map(made.node, POOLS))
 
 
 def needs(size: str) -> dict[str, str]:
@@ -116,8 +122,8 @@ async def test_a_node_of_the_smallest_pool_is_asked_for_and_used(
     assert condition(model, "Placed")["reason"] == "WaitingForNode"
     async with autoscaler(bed, kwok_cluster, *POOLS) as scaler:
         model = await bed.until_condition("m", "Ready", "True", timeout=60)
-        assert scaler.made == ["sim-l4-node"], "only the planned pool grew"
-        assert model["status"]["placement"]["nodes"] == ["sim-l4-node"]
+        assert scaler.made == ["sim-l4"], "only the planned pool grew"
+        assert model["status"]["placement"]["nodes"] == [scaler.node("sim-l4")]
         assert "fits on one 22Gi GPU" in condition(model, "Placed")["message"]
 
 
@@ -125,22 +131,22 @@ async def test_no_other_pool_is_asked_while_the_node_boots(bed: Bed, operator: O
     async with autoscaler(bed, kwok_cluster, *POOLS) as scaler:
         scaler.boots.clear()
         await bed.model("m", accelerator=needs("10Gi"))
-        await bed.eventually(lambda: joined(bed, "sim-l4-node"), timeout=60)
+        await bed.eventually(lambda: joined(bed, scaler.node("sim-l4")), timeout=60)
         # Decided anew, by an operator that has most likely seen the node by now.
         await bed.model("m", accelerator=needs("11Gi"))
         model = await bed.until(MODELS, "m", lambda m: m["status"].get("observedGeneration") == 2)
         assert model["status"]["placement"]["nodePool"] == "sim-l4", "its node has joined and is not ready yet"
         scaler.boots.set()
         await bed.until_condition("m", "Ready", "True", timeout=60)
-        assert scaler.made == ["sim-l4-node"], "a second node would have been paid for"
+        assert scaler.made == ["sim-l4"], "a second node would have been paid for"
 
 
 async def test_a_pool_without_stock_is_passed_over(bed: Bed, impatient: Operator, kwok_cluster: TestCluster):
     async with autoscaler(bed, kwok_cluster, "sim-h100") as scaler:
         await bed.model("m", accelerator=needs("10Gi"))
         model = await bed.until_condition("m", "Ready", "True", timeout=90)
-        assert scaler.made == ["sim-h100-node"]
-        assert model["status"]["placement"]["nodes"] == ["sim-h100-node"]
+        assert scaler.made == ["sim-h100"]
+        assert model["status"]["placement"]["nodes"] == [scaler.node("sim-h100")]
 
 
 async def test_no_node_at_all_is_said_and_one_that_comes_late_is_taken(
