@@ -236,18 +236,88 @@ def test_to_be_next_is_not_to_be_loaded():
     assert town.run().phases() == {"a": "Preempted", "b": "Ready"}
 
 
-def test_the_limit_counts_models_on_the_cpu_and_stops_nobody_who_is_loaded():
-    town = Town(limit=2)
-    for name in "abc":
-        town.add(name, accelerator={"vendor": "None"})
-    town.run()
-    assert sorted(town.phases().values()) == ["Pending", "Ready", "Ready"]
-    town.limit = 1
-    town.operator_restarts().run()
-    assert sorted(town.phases().values()) == ["Pending", "Ready", "Ready"]
+def on_cpus(names_: str, limit: int, **spec: Any) -> Town:
+    """Loaded Models without GPUs, never used for ten minutes; a has been idle for longest, then b."""
+    town = Town(limit=limit)
+    for name in names_:
+        town.add(name, accelerator={"vendor": "None"}, **spec)
+    town.run().later(600)
+    for place, name in enumerate(names_):
+        town.use(name, last_used=500 - 100 * place)
+    return town
+
+
+def test_the_limit_counts_models_on_the_cpu():
+    town = on_cpus("abc", 2, preemption={"policy": "Never"})
+    assert town.run().phases() == {"a": "Ready", "b": "Ready", "c": "Pending"}
     town.worlds["a"].change(replicas=0)
-    town.limit = 2
     assert town.run().phases() == {"a": "ScaledToZero", "b": "Ready", "c": "Ready"}
+
+
+def test_a_limit_that_is_lowered_puts_the_least_recently_used_to_sleep():
+    town = on_cpus("abcd", 4)
+    town.limit = 2
+    town.run()
+    assert town.phases() == {"a": "Preempted", "b": "Preempted", "c": "Ready", "d": "Ready"}
+    gone = town.worlds["a"]
+    told = "asleep because its namespace had more loaded Models than it may; a request or a free place wakes it"
+    assert gone.condition("Ready") == ("False", "Preempted", told)
+    assert gone.model["status"]["scaling"]["cause"] == "LoadedModelsLimit"
+    assert ("Normal", "Preempted") in gone.events
+    assert gone.model["spec"].get("replicas") is None
+    town.limit = 3
+    town.operator_restarts().run()
+    assert list(town.phases().values()).count("Ready") == 3, "a free place wakes one of them"
+
+
+def test_who_may_not_sleep_stays_beyond_the_limit_and_says_so_until_it_may():
+    town = on_cpus("ab", 2)
+    town.use("a", in_flight=1).use("b", in_flight=1)
+    town.limit = 1
+    town.run()
+    assert town.phases() == {"a": "Ready", "b": "Ready"}
+    for world in town.worlds.values():
+        status, reason, message = world.condition("Active")
+        assert (status, reason) == ("True", "LoadedModelsLimit")
+        assert message == "1 wanted; namespace ns has 2 loaded Models and may have 1: an idle one goes to sleep"
+    town.later(60).use("b", last_used=30).run()
+    assert town.phases() == {"a": "Ready", "b": "Preempted"}, "the one that is idle goes, not the longest loaded"
+    assert town.worlds["a"].condition("Active")[1] == "Running"
+
+
+@pytest.mark.parametrize(
+    "spec", [{"preemption": {"policy": "Never"}}, {"preemption": {"minResidency": "2h"}}, {"benchmark": {}}]
+)
+def test_the_rules_of_preemption_hold_for_the_limit_too(spec: dict[str, Any]):
+    town = on_cpus("ab", 2, **spec)
+    if "benchmark" in spec:
+        for world in town.worlds.values():
+            assert world.condition("Benchmarked")[1] == "Running", "it is being measured"
+    town.limit = 1
+    assert set(town.run().phases().values()) == {"Ready"}
+
+
+def test_a_request_wakes_one_that_went_for_the_limit_and_another_goes():
+    town = on_cpus("ab", 2)
+    town.limit = 1
+    assert town.run().phases() == {"a": "Preempted", "b": "Ready"}
+    town.later(300).use("a", pending=1, wanted_at=0).run()
+    assert town.phases() == {"a": "Ready", "b": "Preempted"}
+
+
+def test_a_loaded_model_whose_spec_no_longer_parses_keeps_its_place_in_the_limit():
+    town = on_cpus("a", 1)
+    town.worlds["a"].change(kvCacheType="of a later version")
+    for operator_anew in (False, True):
+        if operator_anew:
+            town.operator_restarts()
+        town.run()
+        assert town.worlds["a"].condition("Stalled")[1] == "InvalidSpec"
+        assert town.ledger.is_loaded(town._key("a"))
+    new = town.add("new", accelerator={"vendor": "None"})
+    town.run()
+    assert new.condition("Ready")[:2] == ("False", "LoadedModelsLimit")
+    assert "1 of 1 places for loaded Models in namespace ns are taken (a)" in new.message
 
 
 # -- whatever happens ------------------------------------------------------------------------------------------

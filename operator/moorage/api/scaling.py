@@ -90,13 +90,16 @@ class SleepCause(StrEnum):
     IDLE = "Idle"
     PREEMPTED = "Preempted"
     ASKED = "Asked"
+    LOADED_MODELS_LIMIT = "LoadedModelsLimit"
 
 
 class ScalingStatus(StatusPart):
     """What Moorage has to remember of sleep, so that a restart changes nothing."""
 
     asleep_since: Time | None = Field(default=None, description="When it was put to sleep; absent: it is awake.")
-    cause: SleepCause | None = Field(default=None, description="Why it sleeps: Idle, Preempted or Asked.")
+    cause: SleepCause | None = Field(
+        default=None, description="Why it sleeps: Idle, Preempted, Asked or LoadedModelsLimit."
+    )
     preempted_for: StatusWord | None = Field(
         default=None, description="NAMESPACE/NAME of the Model that it last made room for."
     )

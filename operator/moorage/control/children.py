@@ -266,6 +266,9 @@ class Children:
         """
         if (old or {}).get("maxLoaded") != (new or {}).get("maxLoaded"):
             self._surroundings()
+            for key in self._store.all_keys(MODEL):  # a lower one concerns those that are settled, too
+                if key.namespace == namespace:
+                    self._wake(key)
         for alias in self._store.guests(namespace):
             self._wake(alias)
             for model in self._store.links(alias):

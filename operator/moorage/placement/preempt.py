@@ -110,6 +110,15 @@ def yield_place(
     return Preemption(f"{first.owner} goes to sleep", (first.owner,))
 
 
+def step_down(residents: Iterable[Resident], count: int) -> tuple[str, ...]:
+    """The `count` of `residents` that sleep because there are too many of them, as far as they may: the same rules.
+
+    Nobody gets their place, so priority orders them and keeps none awake.
+    """
+    able = [r for r in residents if not _hindrance(r, "", r.priority, frozenset())]
+    return tuple(r.owner for r in sorted(able, key=_first)[:count])
+
+
 def smallest_sleep(
     request: Request, inventory: Inventory, reservations: Iterable[Reservation], owners: Iterable[str]
 ) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 Each step lives in a module of its own and owns its conditions; here is their order, and the roll-up.
 """
 
+from dataclasses import replace
+
 from moorage import names
 from moorage.api.conditions import ConditionStatus, ModelPhase, Reason
 from moorage.api.conditions import ModelCondition as C
@@ -60,10 +62,11 @@ def plan_model(seen: ObservedModel) -> Plan:
     try:
         model = Model.read(seen.model)
     except InvalidSpec as error:
-        return invalid.plan(seen.model, seen.now, error)
+        return replace(invalid.plan(seen.model, seen.now, error), loaded=_has_servers(seen))
     draft = Draft(model.status.conditions, model.metadata.generation, seen.now)
     step = ModelPass(seen, model, model.status, draft, replicas=model.spec.replicas)  # parsed for this pass alone
     model_awake.decide(step)
+    model_room.keep_to_limit(step)
     message = _walk(step)
     _roll_up(step, message)
     return Plan(
@@ -81,6 +84,11 @@ def plan_model(seen: ObservedModel) -> Plan:
         follow_load=model.spec.scaling.target_requests is not None,
         why=message,
     )
+
+
+def _has_servers(seen: ObservedModel) -> bool:
+    """Whether it has servers that stay, whatever its spec says now: they take one of the namespace's places."""
+    return bool(seen.deployment and seen.deployment.get("wanted"))
 
 
 def _walk(step: ModelPass) -> str:

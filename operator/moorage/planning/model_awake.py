@@ -13,10 +13,13 @@ from moorage.planning.model_scale import decide as decided
 from moorage.planning.types import PlannedEvent
 
 
-def decide(step: ModelPass, *, room: bool = False) -> None:
-    """Set the number of servers and what goes with it; keep the totals of use. `room`: what preempted it is over."""
+def decide(step: ModelPass, *, room: bool = False, over_limit: bool = False) -> None:
+    """Set the number of servers and what goes with it; keep the totals of use.
+
+    `room`: what it made room for is over. `over_limit`: its namespace has too many loaded Models, and this one goes.
+    """
     step.status.usage = usage.totals(step.status.usage, step.seen.usage)
-    take(step, decided(replace(moment(step), room=room)))
+    take(step, decided(replace(moment(step), room=room, over_limit=over_limit)))
 
 
 def moment(step: ModelPass) -> Moment:

@@ -11,13 +11,13 @@ from moorage.api.conditions import Reason
 from moorage.api.scaling import SleepCause
 from moorage.placement.decide import decide
 from moorage.placement.inventory import Inventory
-from moorage.placement.preempt import preempt, yield_place
+from moorage.placement.preempt import preempt, step_down, yield_place
 from moorage.placement.text import listed
 from moorage.planning import model_awake, model_place, model_remedies, model_source
 from moorage.planning.draft import FALSE
 from moorage.planning.model_pass import ModelPass
-from moorage.planning.model_scale import Sleep
-from moorage.planning.neighbours import Around
+from moorage.planning.model_scale import MADE_ROOM, Sleep
+from moorage.planning.neighbours import Around, neighbour_of, resident
 from moorage.planning.usage import Hearing
 
 AGAIN_SECONDS = 5.0
@@ -102,15 +102,15 @@ def _around(step: ModelPass) -> Around | None:
 def _may_return(step: ModelPass) -> bool:
     """Whether a Model that was put to sleep for another has room again, and that one has what it wanted."""
     slept, found = step.status.scaling, step.decision
-    if step.replicas or not slept or slept.asleep_since is None or slept.cause != SleepCause.PREEMPTED:
+    if step.replicas or not slept or slept.asleep_since is None or slept.cause not in MADE_ROOM:
         return False
     there = found.placed if found else step.model.spec.accelerator.vendor == "None"
-    if not step.model.spec.replicas or not there or _full(step):
+    if not step.model.spec.replicas or not there or _others_fill(step):
         return False
     around = _around(step)
     if around is None:
         return False
-    whom = around.of(slept.preempted_for or "")
+    whom = around.of(slept.preempted_for or "") if slept.cause == SleepCause.PREEMPTED else None
     return whom is None or whom.settled
 
 
@@ -119,8 +119,48 @@ def _may_return(step: ModelPass) -> bool:
 
 def _full(step: ModelPass) -> bool:
     """Whether the namespace has as many loaded Models as it may, this one not among them."""
+    return not step.seen.loaded and _others_fill(step)
+
+
+def _others_fill(step: ModelPass) -> bool:
+    """Whether the others alone have all places of the namespace."""
     limit = step.seen.loaded_limit
-    return limit is not None and not step.seen.loaded and len(step.seen.loaded_others) >= limit
+    return limit is not None and len(step.seen.loaded_others) >= limit
+
+
+def keep_to_limit(step: ModelPass) -> None:
+    """Go to sleep if the namespace has more loaded Models than it may, as when its limit was lowered.
+
+    Each of them finds out by itself whether it is among those that go: idle, past their residency, least recently used.
+    Whoever is told to make room already sleeps for that, and does not count.
+    """
+    seen, limit = step.seen, step.seen.loaded_limit
+    if limit is None or not step.replicas or not seen.loaded or len(seen.loaded_others) < limit:
+        return
+    around = _around(step)
+    if around is None:
+        return
+    namespace = step.model.metadata.namespace
+    others = [model_place.owner_of(namespace, name) for name in seen.loaded_others]
+    loaded = 1 + sum(n.desired > 0 for n in around.neighbours if n.owner in others)
+    if loaded <= limit:
+        return
+    step.wake_in(max(AGAIN_SECONDS, len(around.neighbours) / AGAIN_NEIGHBOURS))
+    if seen.usage.hearing is not Hearing.LISTENING and _goes(step, around, others, loaded - limit):
+        model_awake.decide(step, over_limit=True)
+        return
+    told = f"namespace {namespace} has {loaded} loaded Models and may have {limit}: an idle one goes to sleep"
+    step.note = (Reason.LOADED_MODELS_LIMIT, told)
+
+
+def _goes(step: ModelPass, around: Around, others: list[str], count: int) -> bool:
+    """Whether this Model is among the `count` that are to go."""
+    owner, now, use = model_place.owner(step), int(step.seen.now.timestamp()), step.seen.usage
+    own = neighbour_of(step.seen.model, owner)
+    if own.serving_since is None:
+        return False
+    mine = resident(own, own.serving_since, (use.load, use.last_used), now)
+    return owner in step_down([mine, *around.residents(step.seen.now, among=others)], count)
 
 
 def _wait_for_place(step: ModelPass) -> str:

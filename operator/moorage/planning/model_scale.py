@@ -7,11 +7,13 @@ The spec says what a person wants and is never written. Everything that has to o
 2. It sleeps: none, until it is wanted (a request waits for it or came for it after it fell asleep), a person asks
    (`moorage.dev/wake-at`), or, where it made room for another Model, there is room for both.
 3. Another Model needs its place (`evicted_for`) and it serves no request: it goes to sleep, Preempted.
-4. A person asked it to sleep (`moorage.dev/sleep-at`, as `moorage switch` does) and it serves no request: it goes to
+4. Its namespace has more loaded Models than it may, it is the one to go (`over_limit`), and it serves no request: it
+   goes to sleep, LoadedModelsLimit.
+5. A person asked it to sleep (`moorage.dev/sleep-at`, as `moorage switch` does) and it serves no request: it goes to
    sleep, Asked.
-5. `scaleToZeroAfter` has passed since the last request, or since it became ready: it goes to sleep, Idle.
+6. `scaleToZeroAfter` has passed since the last request, or since it became ready: it goes to sleep, Idle.
    Only on the word of all gateways: who hears nothing concludes nothing.
-6. `spec.replicas`; with `targetRequests` as many as the load takes, more at once, fewer when no peak of the last
+7. `spec.replicas`; with `targetRequests` as many as the load takes, more at once, fewer when no peak of the last
    minutes asks for them.
 """
 
@@ -51,7 +53,8 @@ class Moment:
     `replicas` of the spec, `current` the number wanted until now (None: not decided yet), `serving_since` when the
     Model began to serve (None: it does not), `asked_at` the value of moorage.dev/wake-at and `sleep_at` that of
     moorage.dev/sleep-at, `evicted_for` the Model that is to have its place. `measured`: a benchmark asks it, which no
-    gateway sees. `room`: there is a place again for a Model that made room for another.
+    gateway sees. `room`: there is a place again for a Model that made room for another. `over_limit`: its namespace has
+    too many loaded Models, and this one goes.
     """
 
     now: datetime
@@ -64,6 +67,7 @@ class Moment:
     asked_at: str = ""
     sleep_at: str = ""
     evicted_for: str = ""
+    over_limit: bool = False
     measured: bool = False
     room: bool = False
 
@@ -102,6 +106,8 @@ def decide(moment: Moment) -> Verdict:
         return Verdict(number, _done(moment), None, woken, note, again=again)
     if moment.evicted_for and not moment.busy:
         return _fall_asleep(moment, SleepCause.PREEMPTED)
+    if moment.over_limit and not moment.busy:
+        return _fall_asleep(moment, SleepCause.LOADED_MODELS_LIMIT)
     asked = _asked_to_sleep(moment)
     if asked == 0:
         return _fall_asleep(moment, SleepCause.ASKED)
@@ -118,6 +124,8 @@ def decide(moment: Moment) -> Verdict:
     )
 
 
+MADE_ROOM = (SleepCause.PREEMPTED, SleepCause.LOADED_MODELS_LIMIT)
+"""Causes of a sleep that ends by itself when there is room again."""
 UNLOADED = Sleep(Reason.SCALED_TO_ZERO, "replicas is 0; scale it up to load the model")
 
 
@@ -126,6 +134,9 @@ def asleep(scaling: Scaling, remembered: ScalingStatus) -> Sleep:
     if remembered.cause == SleepCause.PREEMPTED:
         whom = remembered.preempted_for or "another Model"
         return Sleep(Reason.PREEMPTED, f"asleep to make room for {whom}; a request or free room wakes it")
+    if remembered.cause == SleepCause.LOADED_MODELS_LIMIT:
+        told = "asleep because its namespace had more loaded Models than it may; a request or a free place wakes it"
+        return Sleep(Reason.PREEMPTED, told)
     if remembered.cause == SleepCause.ASKED:
         return Sleep(Reason.SCALED_TO_ZERO, "asleep because a person asked for it; a request wakes it")
     after = scaling.scale_to_zero_after
@@ -143,7 +154,7 @@ def _wanted(moment: Moment) -> str:
         return f"{moment.usage.pending} request{'s wait' if moment.usage.pending > 1 else ' waits'} for it"
     if moment.usage.wanted_at and moment.usage.wanted_at >= since.timestamp() - SKEW_SECONDS:
         return "a request came for it"
-    return "there is room again" if moment.room and moment.remembered.cause == SleepCause.PREEMPTED else ""
+    return "there is room again" if moment.room and moment.remembered.cause in MADE_ROOM else ""
 
 
 def _fall_asleep(moment: Moment, cause: SleepCause) -> Verdict:

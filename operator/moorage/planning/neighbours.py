@@ -69,7 +69,7 @@ class Around:
         """Those that serve (of `among`, if given), in placement's words. Without any report the status counts."""
         names, seconds = None if among is None else frozenset(among), int(now.timestamp())
         return [
-            _resident(n, n.serving_since, self.activity.get(n.owner, (0, 0)), seconds)
+            resident(n, n.serving_since, self.activity.get(n.owner, (0, 0)), seconds)
             for n in self.neighbours
             if n.desired and n.serving_since is not None and (names is None or n.owner in names)
         ]
@@ -116,7 +116,8 @@ def _settled(spec: Manifest, status: Manifest, conditions: Mapping[str, Manifest
     return rests or any((conditions.get(kind) or {}).get("status") == "True" for kind in (C.READY, C.STALLED))
 
 
-def _resident(neighbour: Neighbour, since: int, activity: tuple[int, int], now: int) -> Resident:
+def resident(neighbour: Neighbour, since: int, activity: tuple[int, int], now: int) -> Resident:
+    """A Model that serves `since` then, in placement's words; `activity` as in `Around`, times in Unix seconds."""
     load, last = activity
     used = max(neighbour.last_used, last)
     busy = load > 0 or neighbour.measured or now - used < RECENT_SECONDS
