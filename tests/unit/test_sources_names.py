@@ -64,6 +64,8 @@ def test_a_name_that_passes_stays_below_its_folder(path):
         "169.254.1.1",
         "fe80::1",
         "fd00:ec2::254",
+        "fd00:ec2::23",
+        "fd20:ce::254",
         "100.100.100.200",
         "::ffff:169.254.169.254",
         "127.0.0.1",
@@ -105,6 +107,15 @@ def test_host_list():
             policy.check_host(host)
     with pytest.raises(SourceError):
         HostPolicy().check_host("[::1]")
+
+
+@pytest.mark.parametrize("host", ["metadata.google.internal", "Metadata.Google.Internal.", "metadata", "metadata.goog",
+                                  "instance-data", "instance-data.ec2.internal"])  # fmt: skip
+def test_names_of_metadata_services_are_refused_although_a_proxy_resolves_them(host):
+    with pytest.raises(SourceError) as caught:
+        HostPolicy(allowed_hosts=("*",)).check_host(host)
+    assert "metadata" in str(caught.value)
+    HostPolicy().check_host("metadata.example.com")
 
 
 def test_urls_quote_everything():

@@ -121,6 +121,20 @@ _HELP = """Serve one OpenAI-compatible address for all models.
 @click.option("--max-body-bytes", type=click.IntRange(1024), default=_DEFAULTS.max_body_bytes, show_default=True)
 @click.option("--max-connections", type=click.IntRange(1), default=_DEFAULTS.max_connections, show_default=True)
 @click.option(
+    "--hold-max-pending",
+    type=click.IntRange(0, 10_000),
+    default=_DEFAULTS.hold_max_pending,
+    show_default=True,
+    help="Requests that may wait for a Model called by its own name; an alias says it itself.",
+)
+@click.option(
+    "--hold-timeout",
+    type=click.FloatRange(0, 3600),
+    default=_DEFAULTS.hold_timeout,
+    show_default=True,
+    help="Seconds that one of them waits at most.",
+)
+@click.option(
     "--hold-keepalive",
     type=click.FloatRange(0),
     default=_DEFAULTS.hold_keepalive,
@@ -156,6 +170,8 @@ def command(
     operator_token_file: Path | None,
     max_body_bytes: int,
     max_connections: int,
+    hold_max_pending: int,
+    hold_timeout: float,
     hold_keepalive: float,
     drain_delay: float,
     grace_period: float,
@@ -172,6 +188,8 @@ def command(
         _DEFAULTS,
         max_body_bytes=max_body_bytes,
         max_connections=max_connections,
+        hold_max_pending=hold_max_pending,
+        hold_timeout=hold_timeout,
         hold_keepalive=hold_keepalive,
         drain_delay=drain_delay,
         grace_period=grace_period,

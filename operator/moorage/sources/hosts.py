@@ -2,8 +2,9 @@
 
 Always refused: link-local and cloud metadata addresses. Loopback only with `allow_loopback` (a hub on the same
 machine). Private networks are allowed: that is where mirrors live.
-Metadata addresses: 169.254.169.254 (most clouds), fd00:ec2::254 (AWS, IPv6), 100.100.100.200 (Alibaba),
-192.0.0.192 (Oracle), 168.63.129.16 (Azure's platform address).
+Metadata addresses: 169.254.169.254 (most clouds), fd00:ec2::254 and ::23 (AWS, IPv6: the instance's and the pod's),
+fd20:ce::254 (Google, IPv6), 100.100.100.200 (Alibaba), 192.0.0.192 (Oracle), 168.63.129.16 (Azure's platform address).
+Their names are refused as well: through a proxy only the name is seen here.
 """
 
 import ipaddress
@@ -16,9 +17,12 @@ from moorage.errors import SourceError
 from moorage.sources.errors import source_error
 from moorage.sources.reasons import Reason
 
-_METADATA = frozenset(
-    ipaddress.ip_address(a)
-    for a in ("169.254.169.254", "fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")
+_METADATA = tuple(
+    ipaddress.ip_network(n)
+    for n in ("169.254.169.254", "fd00:ec2::/32", "fd20:ce::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")
+)
+_METADATA_NAMES = frozenset(
+    {"metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal"}
 )
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
@@ -37,6 +41,8 @@ class HostPolicy:
         name = host.lower().strip("[]").rstrip(".")
         if self.allowed_hosts and not any(fnmatchcase(name, pattern.lower()) for pattern in self.allowed_hosts):
             raise _refused(host, "it is not in the list of allowed hosts")
+        if name in _METADATA_NAMES:
+            raise _refused(host, "it names a cloud metadata service")
         try:
             address = ipaddress.ip_address(name)
         except ValueError:
@@ -52,7 +58,7 @@ class HostPolicy:
 
     def _why(self, given: IPv4Address | IPv6Address) -> str:
         for address in _meanings(given):
-            if address in _METADATA:
+            if any(address in network for network in _METADATA if network.version == address.version):
                 return "a cloud metadata address"
             if address.is_link_local:
                 return "link-local"

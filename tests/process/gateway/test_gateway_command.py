@@ -242,3 +242,18 @@ async def test_a_certificate_that_cannot_be_used_is_exit_3(tmp_path):
     async with RawEngine(always(OK)) as engine, command(routes(tmp_path, engine), *options) as gateway:
         assert await gateway.ended() == 3
         await eventually(lambda: "could not start: no certificate from" in gateway.log)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "code"),
+    [
+        (("--hold-timeout", "0.2"), 504, "hold_timeout"),
+        (("--hold-max-pending", "0"), 503, "model_loading"),
+    ],
+)
+async def test_how_requests_wait_for_a_model_by_its_own_name_as_options(tmp_path, options, status, code):
+    file = tmp_path / "routes.yaml"
+    file.write_text(yaml.safe_dump({"models": [{"name": "qwen3-8b", "endpoints": []}]}))
+    async with command(file, *options) as gateway, Client.connected(gateway.public) as client:
+        reply = await client.ask(chat("qwen3-8b"))
+        assert (reply.status, reply.error["code"]) == (status, code)
