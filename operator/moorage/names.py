@@ -41,6 +41,9 @@ BENCHMARK_AT = f"{GROUP}/benchmark-at"
 RESTART_AT = f"{GROUP}/restart-at"
 REFRESH_AT = f"{GROUP}/refresh-at"
 MOVED = f"{GROUP}/moved"  # on servers and their Deployment: whose place they took when a node was about to go
+DELETION_COST = (
+    "controller.kubernetes.io/pod-deletion-cost"  # Kubernetes' own: the lower, the sooner a ReplicaSet drops it
+)
 LEAST_GPU_MEMORY = f"{GROUP}/least-gpu-memory"  # on pods: learned, and a new value makes them anew
 VERIFY_AT = f"{GROUP}/verify-at"
 WAKE_AT = f"{GROUP}/wake-at"

@@ -52,6 +52,12 @@ OPERATOR: tuple[Right, ...] = (
         "downloads and benchmarks; finished, paused and outdated ones are removed",
     ),
     Right("", ("pods",), MIRROR, "why a server or a download does not run, which node it is on, what its result is"),
+    Right(
+        "",
+        ("pods/status",),
+        ("patch",),
+        "marks servers whose node is about to go, which their ReplicaSet then drops; cannot change a pod's spec",
+    ),
     Right("", ("nodes",), MIRROR, "which GPUs there are"),
     Right(
         "", ("resourcequotas", "limitranges"), MIRROR, "whether a namespace admits a server, said before the download"

@@ -33,6 +33,7 @@ from moorage.kube.resources import (
     MODEL_ALIASES,
     MODEL_DOWNLOADS,
     MODELS,
+    PODS,
     RESOURCE_CLAIM_TEMPLATES,
     SERVICES,
     STORAGE_CLASSES,
@@ -176,6 +177,7 @@ async def test_the_operators_rights_are_enough_and_not_one_too_many(
                     a_model_goes_and_its_download_follows(bed, hub, storage),
                     a_model_is_scaled(bed, api_cluster),
                     a_model_asks_for_other_devices(bed, api_cluster),
+                    a_node_goes_under_a_server(bed, api_cluster),
                 )
             finally:
                 refused = [(s.method, s.path) for s in proxy.requests if s.status == 403]
@@ -268,6 +270,31 @@ async def a_model_asks_for_other_devices(bed: Bed, cluster: TestCluster) -> None
         await bed.eventually(lambda: templates(1, *before), timeout=60)
     finally:
         cluster.kubectl("delete", f"node/{name}", f"resourceslice/{name}", "--ignore-not-found")
+
+
+async def a_node_goes_under_a_server(bed: Bed, cluster: TestCluster) -> None:
+    """Bound by hand to a cordoned node that exists in name only; no scheduler would have a pod with so many CPUs."""
+    name = f"{bed.namespace}-goes"
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {"unschedulable": True}}
+    cluster.kubectl("apply", "-f", "-", input=json.dumps(node))
+
+    async def servers() -> list[dict[str, Any]]:
+        pods = (await bed.kube.list(PODS, bed.namespace))[0]
+        return [p for p in pods if p["metadata"]["labels"].get(names.MODEL_LABEL) == "leaving"]
+
+    async def marked() -> bool:
+        return any(names.DELETION_COST in (p["metadata"].get("annotations") or {}) for p in await servers())
+
+    try:
+        await bed.model("leaving", resources={"requests": {"cpu": "1000"}})
+        (pod,) = await bed.eventually(servers)
+        binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod["metadata"]["name"]}}
+        path = f"/api/v1/namespaces/{bed.namespace}/pods/{pod['metadata']['name']}/binding"
+        body = json.dumps({**binding, "target": {"kind": "Node", "name": name}})
+        cluster.kubectl("create", "--raw", path, "-f", "-", input=body)
+        await bed.eventually(marked)
+    finally:
+        cluster.kubectl("delete", f"node/{name}", "--ignore-not-found")
 
 
 @pytest.mark.parametrize(

@@ -80,3 +80,115 @@ async def test_a_lost_node_is_left_for_another(bed: Bed, operator: Operator, kwo
     await bed.eventually(moved, timeout=120)  # the garbage collector of pods looks every 20 s, after 40 s of grace
     pods = [p for p in (await bed.kube.list(PODS, bed.namespace))[0] if "deletionTimestamp" not in p["metadata"]]
     assert [p["spec"].get("nodeName") for p in pods] == [other]
+
+
+# -- several servers --------------------------------------------------------------------------------------------------
+
+
+def replicas(number: int) -> dict[str, Any]:
+    return {"replicas": number, "accelerator": GPU}
+
+
+async def servers(bed: Bed) -> dict[str, dict[str, Any]]:
+    """The server pods that are not being deleted, by node; those that wait are under an empty name."""
+    pods = (await bed.kube.list(PODS, bed.namespace))[0]
+    return {p["spec"].get("nodeName", ""): p for p in pods if "deletionTimestamp" not in p["metadata"]}
+
+
+def is_ready(pod: dict[str, Any]) -> bool:
+    return condition(pod, "Ready").get("status") == "True"
+
+
+def uids(pods: dict[str, dict[str, Any]], *nodes: str) -> list[str]:
+    return [pods[node]["metadata"]["uid"] for node in nodes]
+
+
+@pytest.fixture
+def third(kwok_cluster: TestCluster) -> Iterator[str]:
+    """A third such node, for now with too little memory for any server: placement counts GPUs, the scheduler all."""
+    node = gpu_node("sim-go-3", 24564, 1)
+    node["status"] = {kind: {**room, "memory": "1Mi"} for kind, room in node["status"].items()}
+    kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps(node))
+    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=30s", "node/sim-go-3")
+    yield "sim-go-3"
+    kwok_cluster.kubectl("delete", "node", "--ignore-not-found", "sim-go-3")
+
+
+def has_room(cluster: TestCluster, node: str) -> None:
+    room = json.dumps({"status": {kind: {"memory": "1Ti"} for kind in ("capacity", "allocatable")}})
+    cluster.kubectl("patch", "node", node, "--subresource=status", "--type=merge", "-p", room)
+
+
+async def two_serve(bed: Bed, cluster: TestCluster) -> dict[str, dict[str, Any]]:
+    await bed.model("m", **replicas(2))
+    await bed.until(MODELS, "m", lambda m: m["status"].get("readyReplicas") == 2, timeout=60)
+    pods = await servers(bed)
+    assert sorted(pods) == sorted(NODES)
+    cluster.kubectl("cordon", NODES[0])
+    return pods
+
+
+async def replacement_waits(bed: Bed) -> bool:
+    made = (await bed.get(DEPLOYMENTS, "m"))["spec"]["replicas"]
+    return made == 3 and "" in await servers(bed)
+
+
+async def test_of_several_servers_only_the_one_on_that_node_is_replaced(
+    bed: Bed, operator: Operator, kwok_cluster: TestCluster, third: str
+):
+    before = await two_serve(bed, kwok_cluster)
+    await bed.eventually(lambda: replacement_waits(bed))
+    template = (await bed.get(DEPLOYMENTS, "m"))["spec"]["template"]
+    message = condition(await bed.get(MODELS, "m"), "Serving")["message"]
+    assert f"node {NODES[0]} is about to go; 1 replacement on the way" in message
+    has_room(kwok_cluster, third)
+
+    async def moved() -> bool:
+        pods = await servers(bed)
+        assert sum(map(is_ready, pods.values())) >= 2, "never fewer than wanted are ready"
+        assert uids(pods, NODES[1]) == uids(before, NODES[1])
+        assert condition(await bed.get(MODELS, "m"), "Ready")["status"] == "True"
+        return sorted(pods) == [NODES[1], third]
+
+    await bed.eventually(moved, timeout=60)
+    await bed.until(DEPLOYMENTS, "m", lambda d: d["spec"]["replicas"] == d["status"].get("replicas") == 2)
+    assert (await bed.get(DEPLOYMENTS, "m"))["spec"]["template"] == template, "no rollout"
+    assert uids(await servers(bed), NODES[1]) == uids(before, NODES[1])
+
+
+async def test_another_number_wanted_in_the_middle_of_a_move_counts_at_once(
+    bed: Bed, operator: Operator, kwok_cluster: TestCluster, third: str
+):
+    """As an HPA would set it, on the scale subresource: the server whose node goes is among those that end."""
+    before = await two_serve(bed, kwok_cluster)
+    await bed.eventually(lambda: replacement_waits(bed))
+    kwok_cluster.kubectl("-n", bed.namespace, "scale", "model", "m", "--replicas=1")
+
+    async def one_left() -> bool:
+        return list(await servers(bed)) == [NODES[1]]
+
+    await bed.eventually(one_left)
+    assert uids(await servers(bed), NODES[1]) == uids(before, NODES[1])
+    has_room(kwok_cluster, third)
+    kwok_cluster.kubectl("-n", bed.namespace, "scale", "model", "m", "--replicas=2")
+    await bed.until(MODELS, "m", lambda m: on(m) == [NODES[1], third] and m["status"]["readyReplicas"] == 2, timeout=60)
+    assert uids(await servers(bed), NODES[1]) == uids(before, NODES[1])
+
+
+async def test_a_restart_of_the_operator_in_the_middle_of_a_move_changes_nothing(
+    bed: Bed, kwok_cluster: TestCluster, third: str
+):
+    with running_operator(kwok_cluster.kubeconfig):
+        before = await two_serve(bed, kwok_cluster)
+        await bed.eventually(lambda: replacement_waits(bed))
+    has_room(kwok_cluster, third)
+
+    async def three_ready() -> bool:
+        return sum(map(is_ready, (await servers(bed)).values())) == 3
+
+    await bed.eventually(three_ready, timeout=60)
+    with running_operator(kwok_cluster.kubeconfig):
+        await bed.until(MODELS, "m", lambda m: on(m) == [NODES[1], third], timeout=60)
+    pods = await servers(bed)
+    assert uids(pods, NODES[1]) == uids(before, NODES[1])
+    assert all(map(is_ready, pods.values()))

@@ -291,6 +291,10 @@ class World:
             self.pods = {k: p for k, p in self.pods.items() if p.get("owner") != gone["uid"]}
         for patch in plan.patch:
             self.writes += 1
+            if patch.ref.kind == "Pod":
+                cost = patch.body["metadata"]["annotations"][names.DELETION_COST]
+                self.pods[patch.ref.name]["deletionCost"] = cost or ""
+                continue
             self.children[(patch.ref.kind, patch.ref.name)]["wanted"] = patch.body["spec"]["replicas"]
         for manifest in plan.apply:
             self._apply(manifest)
@@ -403,7 +407,8 @@ class World:
             "terminated": state.pop("terminated", None), "last": state.pop("last", None),
         }  # fmt: skip
         self.pods[uid] = {
-            "name": uid, "uid": uid, "owner": "rs", "labels": labels, "phase": "Running", "node": "node-1",
+            "name": uid, "namespace": "ns", "uid": uid, "owner": "rs", "labels": labels, "phase": "Running",
+            "node": "node-1",
             "ip": "10.0.0.1",
             "ready": False, "gpus": {}, "created": "2026-01-01T00:00:00Z", "scheduledAt": "2026-01-01T00:00:01Z",
             "readyAt": "2026-01-01T00:00:05Z", "unschedulable": "", "deleting": False, "templateHash": "t",

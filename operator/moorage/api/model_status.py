@@ -152,6 +152,13 @@ class RejectedNodes(StatusPart):
     free_mib: Count | None = Field(default=None, description="The most memory that one of their free GPUs has.")
 
 
+class FailedMove(StatusPart):
+    """Replacements of servers on a node that is about to go, which did not come up."""
+
+    at: Time = Field(description="When they were given up; tried again some minutes later.")
+    message: Sentence = Field(description="Why they did not come up.")
+
+
 class PlacementStatus(StatusPart):
     """Where the servers run, and why there."""
 
@@ -168,6 +175,9 @@ class PlacementStatus(StatusPart):
     waiting_since: Time | None = Field(default=None, description="Since when a pod waits for a node of that pool.")
     late_pools: Annotated[list[StatusWord], Cut(16)] = Field(
         default=[], description="Node pools that brought no node in time."
+    )
+    failed_move: FailedMove | None = Field(
+        default=None, description="The last try to replace servers whose node is about to go, where it failed."
     )
     inputs_hash: StatusWord | None = Field(default=None, description="Hash of what the decision was made for.")
 

@@ -12,7 +12,7 @@ from moorage.errors import Conflict, Forbidden, Invalid, MoorageError, NotFound
 from moorage.kube.client import KubeClient
 from moorage.kube.events import EventRecorder
 from moorage.kube.resources import MODEL_ALIASES, MODEL_DOWNLOADS, MODELS, Resource, resource_of
-from moorage.planning.types import Manifest, Plan, Ref
+from moorage.planning.types import Manifest, Patch, Plan, Ref
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Applier:
             await self._delete(ref)
         made = await self._together(
             *(self._child(m) for m in plan.apply if m["kind"] != LAST),
-            *(self._patch(p.ref, p.body) for p in plan.patch),
+            *(self._patch(p) for p in plan.patch),
         )
         if made and self._crowded():
             return False
@@ -142,10 +142,12 @@ class Applier:
             log.info("%s was made by someone else meanwhile", key)  # the watch brings it
         return True
 
-    async def _patch(self, ref: Ref, body: Manifest) -> bool:
+    async def _patch(self, patch: Patch) -> bool:
+        ref = patch.ref
         resource = resource_of({"apiVersion": ref.api_version, "kind": ref.kind})
+        body = {**patch.body, "metadata": {**patch.body.get("metadata", {}), "uid": ref.uid}}
         try:
-            await self._kube.merge_patch(resource, ref.namespace, ref.name, {"metadata": {"uid": ref.uid}, **body})
+            await self._kube.merge_patch(resource, ref.namespace, ref.name, body, patch.subresource)
         except NotFound:
             log.info("%s %s/%s was deleted before it could be patched", ref.kind, ref.namespace, ref.name)
         return False  # nobody waits for what it makes

@@ -60,6 +60,7 @@ def deployment(obj: Manifest) -> Manifest | None:
         "claim": next(iter(_claims(spec["template"]["spec"])), None),
         "placement": _placement(spec["template"]["spec"]),
         "restartAt": (obj["metadata"].get("annotations") or {}).get(names.RESTART_AT, ""),
+        "progressDeadline": spec.get("progressDeadlineSeconds", 600),
         "moved": (obj["metadata"].get("annotations") or {}).get(names.MOVED, ""),
         "imageFrom": (obj["metadata"].get("annotations") or {}).get(names.IMAGE_FROM, ""),
         "conditions": {
@@ -183,6 +184,7 @@ def pod(obj: Manifest) -> Manifest | None:
         "created": meta.get("creationTimestamp"),
         "started": status.get("startTime"),
         "deleting": "deletionTimestamp" in meta,
+        "deletionCost": (meta.get("annotations") or {}).get(names.DELETION_COST, ""),
         "ip": status.get("podIP", ""),
         "ready": conditions.get("Ready", {}).get("status") == "True",
         "readyAt": conditions.get("Ready", {}).get("lastTransitionTime"),

@@ -59,8 +59,9 @@ class ModelPass:
     held_version: bool = False  # and they are those of a new version
     requeue: float | None = None
     lame: bool = False  # serves, but one of its servers does not start
-    moving: str = ""  # marks the servers that get a replacement, because their node is about to go
-    stuck: str = ""  # why servers on such a node get none
+    surge: int = 0  # further servers, until they can take the place of those whose node is about to go
+    moving: str = ""  # marks the servers that get a replacement by a rollout, because their node is about to go
+    leaving: str = ""  # what there is to say of servers on such a node
     decision: Decision | None = None
     reserve: tuple[Reservation, ...] = ()
     evict: tuple[str, ...] = ()  # owners of GPUs that are to sleep for this Model

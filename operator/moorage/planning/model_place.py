@@ -70,8 +70,10 @@ def _give_up(step: ModelPass, reason: Reason, why: str) -> str:
 
 def _on_cpu(step: ModelPass) -> str | None:
     why = "runs on the CPU, as accelerator.vendor None asks"
-    nodes = step.status.placement.nodes if step.status.placement else []
-    step.status.placement = PlacementStatus(count=0, vendor="None", reason=why, nodes=nodes)
+    before = step.status.placement or PlacementStatus()
+    step.status.placement = PlacementStatus(
+        count=0, vendor="None", reason=why, nodes=before.nodes, failed_move=before.failed_move
+    )
     if refused := remember_memory(step, 0) or admission(step):
         return refused
     moving.away_from_cpu(step)

@@ -72,8 +72,8 @@ def _deployment(step: ModelPass, live: Manifest | None, image: str) -> None:
     if live is None or changed:
         pod, surge = _pod(step, image), _surge(step)
         step.apply.append(manifests.deployment(step.seen.model, pod, replicas=step.replicas, notes=notes, surge=surge))
-    elif live["wanted"] != step.replicas:
-        _scale(step, live, step.replicas)
+    elif live["wanted"] != step.replicas + step.surge:
+        _scale(step, live, step.replicas + step.surge)
     before, engine = step.status.engine or EngineStatus(), engine_of(step)
     version = before.version if before.image == image else None
     why = f"{engine.files} are served by {engine.title}"
@@ -101,6 +101,15 @@ def _scale(step: ModelPass, live: Manifest, replicas: int) -> None:
 
 def _pending(step: ModelPass) -> bool:
     return any(m["kind"] == "Deployment" for m in step.apply)
+
+
+def _written(step: ModelPass) -> bool:
+    """Whether this pass writes the Deployment."""
+    return _pending(step) or _scaled(step)
+
+
+def _scaled(step: ModelPass) -> bool:
+    return any(p.ref.kind == "Deployment" for p in step.patch)
 
 
 def _image(step: ModelPass, live: Manifest | None) -> str:
@@ -207,23 +216,23 @@ def watch(step: ModelPass) -> str | None:
     step.delete += [] if _rolling(live) or _pending(step) else devices.outdated(step, live)
     _where(step)
     step.draft.set(C.ACTIVE, *_active(step))
-    if step.replicas < live["wanted"] and not (step.patch or _pending(step)):
-        _scale(step, live, step.replicas)  # an earlier step that waits keeps nobody from unloading
+    if step.replicas + step.surge < live["wanted"] and not _written(step):
+        _scale(step, live, step.replicas + step.surge)  # an earlier step that waits keeps nobody from unloading
     if step.sleep is not None:
         _up_to_date(step, live, None)
         step.status.template = None
         step.draft.set(C.SERVING, FALSE, step.sleep.reason, step.sleep.message)
         return step.sleep.message
-    if step.held and (step.patch or not live["wanted"]):
+    if step.held and (_scaled(step) or not live["wanted"]):
         return step.held
-    if not live["wanted"] and not (step.patch or _pending(step)):
+    if not live["wanted"] and not _written(step):
         step.draft.set(C.SERVING, FALSE, Reason.PENDING, "an earlier step has to finish first")
         return None
     problem = _trouble(step, live)
     _up_to_date(step, live, problem)
     if live["ready"] == 0:
         return _not_serving(step, problem)
-    step.lame = problem is not None and not _rolling(live)
+    step.lame = problem is not None and not _rolling(live) and live["ready"] < step.replicas
     return _warm(step, live, problem if step.lame else None)
 
 
@@ -356,7 +365,7 @@ def _serving_text(step: ModelPass, live: Manifest, problem: Trouble | None) -> s
     if live["ready"] < step.replicas:
         why = problem.message if problem else step.held
         return f"serving on {where}; {live['ready']} of {step.replicas} servers are ready{f': {why}' if why else ''}"
-    further = step.stuck or (f"the new version waits: {step.held}" if step.held else "")
+    further = step.leaving or (f"the new version waits: {step.held}" if step.held else "")
     return f"serving on {where}; {further}" if further else f"serving on {where}"
 
 

@@ -67,6 +67,7 @@ class Patch:
 
     ref: Ref
     body: Manifest
+    subresource: str | None = None
 
 
 @dataclass(frozen=True)
