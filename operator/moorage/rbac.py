@@ -40,6 +40,12 @@ OPERATOR: tuple[Right, ...] = (
     Right("apps", ("deployments",), (*MIRROR, "create", "patch"), "the servers of Models; deleted with their owner"),
     Right("", ("services",), (*MIRROR, "create", "patch"), "the address of each Model; deleted with its owner"),
     Right(
+        "policy",
+        ("poddisruptionbudgets",),
+        (*MIRROR, "create", "patch", "delete"),
+        "how many servers of a Model a drain may take at once; none beside a person's own",
+    ),
+    Right(
         "",
         ("persistentvolumeclaims",),
         (*MIRROR, "create", "patch", "delete"),

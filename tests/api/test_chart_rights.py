@@ -28,6 +28,7 @@ from moorage.kube.client import KubeClient
 from moorage.kube.resources import (
     CLAIMS,
     DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
     EVENTS,
     JOBS,
     MODEL_ALIASES,
@@ -293,6 +294,12 @@ async def a_node_goes_under_a_server(bed: Bed, cluster: TestCluster) -> None:
         body = json.dumps({**binding, "target": {"kind": "Node", "name": name}})
         cluster.kubectl("create", "--raw", path, "-f", "-", input=body)
         await bed.eventually(marked)
+        ready = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+        await bed.kube.merge_patch(PODS, bed.namespace, pod["metadata"]["name"], {"status": ready}, "status")
+        budget = await bed.until(DISRUPTION_BUDGETS, "leaving", bool)
+        own = {"name": "own", "namespace": bed.namespace}
+        await bed.kube.create({**budget, "metadata": own, "spec": {**budget["spec"], "maxUnavailable": 0}})
+        await bed.gone(DISRUPTION_BUDGETS, "leaving")
     finally:
         cluster.kubectl("delete", f"node/{name}", "--ignore-not-found")
 

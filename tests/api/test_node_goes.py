@@ -1,13 +1,15 @@
 """Nodes that are cordoned, and nodes that are lost, under Models that serve (simulated nodes, real controllers)."""
 
+import asyncio
 import json
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from moorage.control.operator import Operator
-from moorage.kube.resources import DEPLOYMENTS, MODELS, PODS
+from moorage.kube.resources import DEPLOYMENTS, DISRUPTION_BUDGETS, MODELS, PODS
 from tests.api.test_placement import gpu_node
 from tests.conftest import TestCluster
 from tests.support.bed import Bed, condition, running_operator
@@ -16,6 +18,7 @@ pytestmark = pytest.mark.api
 
 GPU = {"vendor": "Auto", "memoryPerGPUOverride": "10Gi"}
 NODES = ("sim-go-1", "sim-go-2")
+DRAIN = ("drain", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s")
 
 
 @pytest.fixture
@@ -106,12 +109,13 @@ def uids(pods: dict[str, dict[str, Any]], *nodes: str) -> list[str]:
 @pytest.fixture
 def third(kwok_cluster: TestCluster) -> Iterator[str]:
     """A third such node, for now with too little memory for any server: placement counts GPUs, the scheduler all."""
-    node = gpu_node("sim-go-3", 24564, 1)
+    name = f"sim-go-3-{uuid.uuid4().hex[:6]}"  # the simulator may still know what one of the same name had
+    node = gpu_node(name, 24564, 1)
     node["status"] = {kind: {**room, "memory": "1Mi"} for kind, room in node["status"].items()}
     kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps(node))
-    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=30s", "node/sim-go-3")
-    yield "sim-go-3"
-    kwok_cluster.kubectl("delete", "node", "--ignore-not-found", "sim-go-3")
+    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=30s", f"node/{name}")
+    yield name
+    kwok_cluster.kubectl("delete", "node", "--ignore-not-found", name)
 
 
 def has_room(cluster: TestCluster, node: str) -> None:
@@ -129,8 +133,10 @@ async def two_serve(bed: Bed, cluster: TestCluster) -> dict[str, dict[str, Any]]
 
 
 async def replacement_waits(bed: Bed) -> bool:
+    """Whether a third server was made, and the scheduler has found no node for it."""
     made = (await bed.get(DEPLOYMENTS, "m"))["spec"]["replicas"]
-    return made == 3 and "" in await servers(bed)
+    new = (await servers(bed)).get("", {})
+    return made == 3 and "Insufficient memory" in condition(new, "PodScheduled").get("message", "")
 
 
 async def test_of_several_servers_only_the_one_on_that_node_is_replaced(
@@ -139,8 +145,8 @@ async def test_of_several_servers_only_the_one_on_that_node_is_replaced(
     before = await two_serve(bed, kwok_cluster)
     await bed.eventually(lambda: replacement_waits(bed))
     template = (await bed.get(DEPLOYMENTS, "m"))["spec"]["template"]
-    message = condition(await bed.get(MODELS, "m"), "Serving")["message"]
-    assert f"node {NODES[0]} is about to go; 1 replacement on the way" in message
+    said = f"node {NODES[0]} is about to go; 1 replacement on the way"
+    await bed.until(MODELS, "m", lambda m: said in condition(m, "Serving")["message"])
     has_room(kwok_cluster, third)
 
     async def moved() -> bool:
@@ -192,3 +198,78 @@ async def test_a_restart_of_the_operator_in_the_middle_of_a_move_changes_nothing
     pods = await servers(bed)
     assert uids(pods, NODES[1]) == uids(before, NODES[1])
     assert all(map(is_ready, pods.values()))
+
+
+# -- evictions --------------------------------------------------------------------------------------------------------
+
+
+def evict(cluster: TestCluster, pod: dict[str, Any]) -> str:
+    """Ask the Eviction API, as `kubectl drain` does; what it says where it refuses, empty where it agrees."""
+    where = {"name": pod["metadata"]["name"], "namespace": pod["metadata"]["namespace"]}
+    path = f"/api/v1/namespaces/{where['namespace']}/pods/{where['name']}/eviction"
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": where}
+    done = cluster.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(body), check=False)
+    return done.stderr.strip() if done.returncode else ""
+
+
+async def budget_knows(bed: Bed, expected: int, healthy: int) -> None:
+    """The disruption controller has counted so many pods."""
+
+    def counted(found: dict[str, Any]) -> bool:
+        status = found.get("status", {})
+        return (status.get("expectedPods"), status.get("currentHealthy")) == (expected, healthy)
+
+    await bed.until(DISRUPTION_BUDGETS, "m", counted, timeout=60)
+
+
+async def test_a_drain_in_the_middle_of_a_move_waits_for_the_replacement(
+    bed: Bed, operator: Operator, kwok_cluster: TestCluster, third: str
+):
+    before = await two_serve(bed, kwok_cluster)
+    await bed.eventually(lambda: replacement_waits(bed))
+    await budget_knows(bed, 3, 2)
+    assert "violate the pod's disruption budget" in evict(kwok_cluster, before[NODES[0]])
+    has_room(kwok_cluster, third)
+    await asyncio.to_thread(kwok_cluster.kubectl, *DRAIN, NODES[0])
+    pods = await servers(bed)
+    assert uids(pods, NODES[1], third)[:1] == uids(before, NODES[1])
+    assert all(map(is_ready, pods.values())), "the drain ended when two were ready elsewhere"
+
+
+async def test_a_drain_takes_one_of_two_servers_at_a_time(bed: Bed, operator: Operator, kwok_cluster: TestCluster):
+    """With no place elsewhere the first may go at once, the second only when there is another one that is ready."""
+    for name in NODES:
+        kwok_cluster.kubectl("delete", "node", name)
+    both, other = "sim-go-both", "sim-go-other"
+    kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps(gpu_node(both, 24564, 2)))
+    try:
+        await bed.model("m", **replicas(2))
+        await bed.until(MODELS, "m", lambda m: m["status"].get("readyReplicas") == 2, timeout=60)
+        await budget_knows(bed, 2, 2)
+        first, second = (await bed.kube.list(PODS, bed.namespace))[0]
+        kwok_cluster.kubectl("cordon", both)
+        assert evict(kwok_cluster, first) == ""
+        assert "violate the pod's disruption budget" in evict(kwok_cluster, second), "one at a time"
+        kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps(gpu_node(other, 24564, 2)))
+        drain = asyncio.create_task(asyncio.to_thread(kwok_cluster.kubectl, *DRAIN, both))
+
+        async def gone() -> bool:
+            pods = (await bed.kube.list(PODS, bed.namespace))[0]
+            assert any(is_ready(p) for p in pods if "deletionTimestamp" not in p["metadata"]), "one serves all the time"
+            return drain.done()
+
+        await bed.eventually(gone, timeout=90)
+        await drain
+        await bed.until(MODELS, "m", lambda m: on(m) == [other] and m["status"]["readyReplicas"] == 2, timeout=60)
+    finally:
+        kwok_cluster.kubectl("delete", "node", "--ignore-not-found", both, other)
+
+
+async def test_a_single_server_never_blocks_a_drain(bed: Bed, operator: Operator, kwok_cluster: TestCluster):
+    """With no place elsewhere, and with the operator's word or without it."""
+    kwok_cluster.kubectl("delete", "node", NODES[1])
+    await bed.model("m", accelerator=GPU)
+    await bed.until_condition("m", "Ready", "True", timeout=60)
+    await budget_knows(bed, 1, 1)
+    await asyncio.to_thread(kwok_cluster.kubectl, *DRAIN, NODES[0])
+    assert NODES[0] not in await servers(bed)

@@ -176,6 +176,7 @@ class World:
         self.evicted_for = ""
         self.places: dict[str, Any] = {}
         self.window: Window | None = None
+        self.budgets: tuple[dict[str, Any], ...] = ()  # of people
         self.quotas: tuple[dict[str, Any], ...] = ()
         self.limit_ranges: tuple[dict[str, Any], ...] = ()
         self.reports: dict[str, GpuReport] = {}
@@ -226,6 +227,8 @@ class World:
             warmed=self.warmed,
             volume=self.volume,
             usage=self.usage,
+            budget=self.children.get(("PodDisruptionBudget", names.model_child(self.name))),
+            budgets=self.budgets,
             quotas=self.quotas,
             limit_ranges=self.limit_ranges,
             evicted_for=self.evicted_for,
@@ -318,6 +321,7 @@ class World:
         project = {
             "Deployment": projections.deployment,
             "Service": projections.service,
+            "PodDisruptionBudget": projections.disruption_budget,
             "Job": projections.job,
             "PersistentVolumeClaim": projections.claim,
             "ResourceClaimTemplate": dra.claim_template,

@@ -53,6 +53,7 @@ def gpu() -> World:
 CASES = {
     "model-cpu-deployment": (cpu, "Deployment", "tiny"),
     "model-cpu-service": (cpu, "Service", "tiny"),
+    "model-cpu-disruption-budget": (cpu, "PodDisruptionBudget", "tiny"),
     "model-gpu-deployment": (gpu, "Deployment", "tiny"),
     "download-job": (cpu, "Job", None),
     "download-claim": (cpu, "PersistentVolumeClaim", None),

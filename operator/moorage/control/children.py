@@ -16,6 +16,7 @@ from moorage.kube.reflector import Reflector
 from moorage.kube.resources import (
     CLAIMS,
     DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
     JOBS,
     LIMIT_RANGES,
     NAMESPACES,
@@ -39,6 +40,7 @@ K = TypeVar("K")
 _KINDS: dict[Resource, Callable[[Manifest], Manifest | None]] = {
     DEPLOYMENTS: projections.deployment,
     SERVICES: projections.service,
+    DISRUPTION_BUDGETS: projections.disruption_budget,
     JOBS: projections.job,
     CLAIMS: projections.claim,
     PODS: projections.pod,
@@ -57,7 +59,7 @@ _KINDS: dict[Resource, Callable[[Manifest], Manifest | None]] = {
 _OPTIONAL = {RESOURCE_SLICES, RESOURCE_CLAIMS, RESOURCE_CLAIM_TEMPLATES}
 
 # Whose name a child of each resource bears: a stranger that has it stands in the way of the owner's.
-_NAMED_AFTER = {DEPLOYMENTS: MODEL, SERVICES: MODEL, JOBS: DOWNLOAD, CLAIMS: DOWNLOAD}
+_NAMED_AFTER = {DEPLOYMENTS: MODEL, SERVICES: MODEL, DISRUPTION_BUDGETS: MODEL, JOBS: DOWNLOAD, CLAIMS: DOWNLOAD}
 
 REMEMBER_SECONDS = 30.0
 
@@ -85,6 +87,7 @@ class Children:
         self._agents: dict[Where, Manifest] = {}
         self._mine: dict[tuple[Resource, Tag], set[Where]] = defaultdict(set)
         self._mounts: dict[Where, set[Where]] = defaultdict(set)  # claim -> the Deployments that serve from it
+        self._budgets: dict[str, dict[str, Manifest]] = defaultdict(dict)  # by namespace, those that people made
         self._applied: dict[tuple[Resource, Where], tuple[str, str, float]] = {}
         self._nodes: Inventory | None = None
         self._inventory: Inventory | None = None
@@ -168,6 +171,10 @@ class Children:
         )
         return quotas, ranges
 
+    def budgets(self, namespace: str) -> tuple[Manifest, ...]:
+        """The PodDisruptionBudgets that people made in a namespace."""
+        return tuple(self._budgets[namespace].values()) if namespace in self._budgets else ()
+
     def namespace_labels(self, namespace: str) -> dict[str, str] | None:
         """Labels of a namespace; None where there is none of that name."""
         found = self.mirrors[NAMESPACES].items.get(("", namespace))
@@ -208,6 +215,8 @@ class Children:
             return lambda _where, _old, _new: self._holders_changed()
         if resource in (RESOURCE_QUOTAS, LIMIT_RANGES):
             return lambda where, _old, _new: self._bounds_changed(where[0])
+        if resource == DISRUPTION_BUDGETS:
+            return self._budget_changed
         if resource == NAMESPACES:
             return lambda where, old, new: self._namespace_changed(where[1], old, new)
         if resource == VOLUMES:
@@ -258,6 +267,20 @@ class Children:
         for key in self._store.unready():
             if key.namespace == namespace:
                 self._wake(key)
+
+    def _budget_changed(self, where: Where, old: Manifest | None, new: Manifest | None) -> None:
+        """A budget of a person may be about the servers of any Model of its namespace."""
+        theirs = self._budgets[where[0]]
+        theirs.pop(where[1], None)
+        if new and "stranger" in new:
+            theirs[where[1]] = new
+        if not theirs:
+            del self._budgets[where[0]]
+        if "stranger" in (old or {}) or "stranger" in (new or {}):
+            for key in self._store.all_keys(MODEL):
+                if key.namespace == where[0]:
+                    self._wake(key)
+        self._changed(DISRUPTION_BUDGETS, where, old, new)
 
     def _namespace_changed(self, namespace: str, old: Manifest | None, new: Manifest | None) -> None:
         """Other labels may permit other aliases: those of the namespace look again, and the Models they point at.

@@ -11,7 +11,15 @@ from moorage.control.children import Children
 from moorage.control.neighbours import owner_of
 from moorage.control.store import DOWNLOAD, MODEL, Key, Store, claim_name
 from moorage.control.window import window_of
-from moorage.kube.resources import CLAIMS, DEPLOYMENTS, JOBS, PODS, RESOURCE_CLAIM_TEMPLATES, SERVICES
+from moorage.kube.resources import (
+    CLAIMS,
+    DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
+    JOBS,
+    PODS,
+    RESOURCE_CLAIM_TEMPLATES,
+    SERVICES,
+)
 from moorage.placement.inventory import Inventory
 from moorage.planning.types import (
     Defaults,
@@ -71,6 +79,8 @@ class Observer:
             volume=children.volume((key.namespace, claim)) if claim else None,
             usage=self._usage.of(key),
             claim_templates=tuple(children.of(RESOURCE_CLAIM_TEMPLATES, key)),
+            budget=children.get(DISRUPTION_BUDGETS, where),
+            budgets=children.budgets(key.namespace),
             quotas=quotas,
             limit_ranges=limit_ranges,
             taken=naming.taken(self._store, key, obj),

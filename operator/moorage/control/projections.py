@@ -100,6 +100,13 @@ def service(obj: Manifest) -> Manifest | None:
     return {**child_meta(obj), "clusterIP": spec.get("clusterIP", ""), "port": spec["ports"][0]["port"]}
 
 
+def disruption_budget(obj: Manifest) -> Manifest | None:
+    """A PodDisruptionBudget of ours, or a stranger and the pods that it selects."""
+    if other := stranger(obj):
+        return {**other, "selector": obj["spec"].get("selector")}
+    return child_meta(obj)
+
+
 def claim(obj: Manifest) -> Manifest | None:
     """A PersistentVolumeClaim, ours or one that a spec may name: its phase, size, volume, and whether it grows.
 

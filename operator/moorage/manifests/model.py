@@ -1,4 +1,4 @@
-"""The Deployment and the Service of a Model."""
+"""The Deployment, the Service and the PodDisruptionBudget of a Model."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,6 +92,23 @@ def service(owner: Manifest) -> Manifest:
                         "protocol": "TCP",
                     }
                 ],
+            },
+        }
+    )
+
+
+def disruption_budget(owner: Manifest) -> Manifest:
+    """The PodDisruptionBudget that lets one server go at a time; those that are not ready may always go."""
+    model = owner["metadata"]["name"]
+    return stamped(
+        {
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": metadata(names.model_child(model), owner, labels(model)),
+            "spec": {
+                "maxUnavailable": 1,
+                "unhealthyPodEvictionPolicy": "AlwaysAllow",
+                "selector": {"matchLabels": labels(model)},
             },
         }
     )

@@ -16,6 +16,15 @@ def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
     return all(labels.get(key) == value for key, value in selector.items())
 
 
+def labels_match(selector: Plain | None, labels: Mapping[str, str]) -> bool:
+    """Whether a meta/v1 LabelSelector matches; an empty one matches everything, none at all nothing."""
+    if selector is None:
+        return False
+    return selects(selector.get("matchLabels") or {}, labels) and all(
+        _matches(expression, labels) for expression in selector.get("matchExpressions") or ()
+    )
+
+
 def affinity_matches(node_affinity: Plain | None, name: str, labels: Mapping[str, str]) -> bool:
     """Whether the required part of a core/v1 NodeAffinity matches: any of its terms; none required matches all."""
     required = (node_affinity or {}).get(REQUIRED)

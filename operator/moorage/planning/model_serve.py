@@ -9,7 +9,7 @@ from moorage.api.conditions import ModelCondition as C
 from moorage.api.model_status import EngineReport, EngineStatus
 from moorage.manifests import model as manifests
 from moorage.placement.affinity import merged
-from moorage.planning import devices, model_capabilities, model_gate, moving, node_pools, text, volumes
+from moorage.planning import budget, devices, model_capabilities, model_gate, moving, node_pools, text, volumes
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
 from moorage.planning.model_engine import asked_of, engine_of
 from moorage.planning.model_learn import partly_on_cpu, unseen
@@ -215,6 +215,7 @@ def watch(step: ModelPass) -> str | None:
     step.status.replicas, step.status.ready_replicas = live["replicas"], live["ready"]
     step.delete += [] if _rolling(live) or _pending(step) else devices.outdated(step, live)
     _where(step)
+    budget.limit_evictions(step, live)
     step.draft.set(C.ACTIVE, *_active(step))
     if step.replicas + step.surge < live["wanted"] and not _written(step):
         _scale(step, live, step.replicas + step.surge)  # an earlier step that waits keeps nobody from unloading

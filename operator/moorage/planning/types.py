@@ -201,6 +201,8 @@ class ObservedModel:
     volume: Manifest | None = None  # of the claim that the files lie in, as control/volumes.py puts it together
     usage: Usage = field(default_factory=Usage)
     claim_templates: tuple[Manifest, ...] = ()  # for DRA, the Model's own
+    budget: Manifest | None = None  # the PodDisruptionBudget of the Model's name, whose ever it is
+    budgets: tuple[Manifest, ...] = ()  # those that people made in the namespace
     quotas: tuple[Manifest, ...] = ()  # of the namespace
     limit_ranges: tuple[Manifest, ...] = ()
     taken: dict[str, str] = field(default_factory=dict)  # served names that another object has, and which
