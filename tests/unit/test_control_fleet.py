@@ -25,6 +25,11 @@ def test_slices_are_named_by_their_resource():
     assert shape.resource == "nvidia.com/mig-1g.10gb"
 
 
+def test_gpus_that_a_driver_publishes_are_named_by_it():
+    (shape,) = GPUs.model_validate({"nodePools": [{**POOL, "driver": "gpu.amd.com"}]}).shapes()
+    assert (shape.resource, shape.dra, shape.gpu_memory_mib) == ("gpu.amd.com", True, 23_034)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -33,6 +38,11 @@ def test_slices_are_named_by_their_resource():
         ({"nodePools": [{**POOL, "memory": "many"}]}, "l4: not a quantity"),
         ({"nodePools": [{**POOL, "memory": "23034"}]}, "l4: 23034 is no size of a GPU"),
         ({"nodePools": [{**POOL, "resource": "example.com/fpga"}]}, "example.com/fpga is no resource of GPUs"),
+        ({"nodePools": [{**POOL, "driver": "example.com"}]}, "l4: example.com is no DRA driver that Moorage knows"),
+        (
+            {"nodePools": [{**POOL, "driver": "gpu.nvidia.com", "resource": "nvidia.com/mig-1g.10gb"}]},
+            "l4: give either resource or driver",
+        ),
         ({"nodePools": [POOL, POOL]}, "two node pools have one name: l4, l4"),
         ({"nodePools": [{**POOL, "labels": {}}]}, "labels"),
         ({"nodePools": [{**POOL, "gpus": 0}]}, "greater than or equal to 1"),

@@ -3,7 +3,8 @@
 import pytest
 
 from moorage.control import dra
-from tests.support.world import GGUF, World, gpu_node, model
+from moorage.placement.inventory import NodePool, Reservation
+from tests.support.world import GGUF, SAFETENSORS, World, gpu_node, model
 from tests.unit.placement_clusters import bare, device, slice_of
 
 
@@ -120,3 +121,88 @@ def test_slices_of_other_drivers_and_of_no_node_are_left_out():
     }  # fmt: skip
     assert dra.resource_slice({"spec": {**spec, "driver": "nic.example.com"}}) is None
     assert dra.resource_slice({"spec": {**spec, "nodeName": None, "allNodes": True}}) is None
+
+
+# -- nodes with devices that are still to come -------------------------------------------------------------------------
+
+POOL = NodePool("dra", {"pool": "dra"}, 24_564, 2, maximum=1, resource="gpu.nvidia.com", dra=True)
+LARGER = NodePool("large", {"pool": "large"}, 81_559, 2, maximum=1, resource="gpu.nvidia.com", dra=True)
+
+
+def awaiting(*nodes: dict, pools: tuple[NodePool, ...] = (POOL, LARGER)) -> World:
+    """A Model for which a node has to come, its pod refused by the scheduler."""
+    world = World(model(accelerator={"vendor": "Auto", "memoryPerGPUOverride": "10Gi"}))
+    world.nodes, world.node_pools = list(nodes), pools
+    world.answer_resolve(GGUF).download_done()
+    return world.pod(phase="Pending", node="", containers=[], unschedulable="0/0 nodes: cannot allocate all claims")
+
+
+def joined(pool: NodePool) -> dict:
+    labels = {"kubernetes.io/hostname": "new", **pool.labels}
+    return {**bare("new", labels=labels), "unschedulable": False, "taints": [], "annotations": {}}
+
+
+def node_terms(world: World) -> list[dict]:
+    affinity = pod_spec(world)["affinity"]["nodeAffinity"]
+    return affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+
+
+def test_a_pool_of_devices_is_waited_for_by_a_pod_with_a_claim():
+    world = awaiting()
+    assert world.condition("Placed")[1] == "WaitingForNode"
+    assert "waiting for a node of pool dra with 2 24Gi GPUs" in world.condition("Placed")[2]
+    assert node_terms(world) == [{"matchExpressions": [{"key": "pool", "operator": "In", "values": ["dra"]}]}]
+    (name,) = templates(world)
+    (request,) = world.manifests[("ResourceClaimTemplate", name)]["spec"]["spec"]["devices"]["requests"]
+    assert request["exactly"]["selectors"][0]["cel"]["expression"].endswith(">= 0"), "any device that is large enough"
+    assert world.plan().reserve[0].book == ("gpu.nvidia.com", 24_564)
+
+
+def test_the_template_stays_when_the_node_and_then_its_devices_come():
+    world = awaiting()
+    before = pod_spec(world)
+    world.nodes = [joined(POOL)]
+    world.settle()
+    assert world.condition("Placed")[1] == "WaitingForNode", "its driver has published nothing yet"
+    world.slices = [slice_of("new", [device("gpu-0", 24), device("gpu-1", 24)])]
+    world.settle()
+    assert world.condition("Placed")[:2] == ("True", "Placed")
+    world.pod(node="new", ready=True).token()
+    assert (world.phase, pod_spec(world)) == ("Ready", before)
+
+
+def test_the_next_pool_of_devices_is_tried_after_the_deadline():
+    world = awaiting().later(901).settle()
+    assert "waiting for a node of pool large" in world.condition("Placed")[2]
+    assert node_terms(world) == [{"matchExpressions": [{"key": "pool", "operator": "In", "values": ["large"]}]}]
+    world.pod(phase="Pending", node="", containers=[], unschedulable="no").later(901).settle()
+    assert world.condition("Placed")[1] == "NoNodeCame"
+    assert {v for t in node_terms(world) for e in t["matchExpressions"] for v in e["values"]} == {"dra", "large"}
+
+
+def test_nodes_that_would_do_but_are_full_are_not_shut_out():
+    full = {**bare("dra-1"), "unschedulable": False, "taints": [], "annotations": {}}
+    world = World(model(accelerator={"vendor": "Auto", "memoryPerGPUOverride": "10Gi"}))
+    world.nodes, world.node_pools = [full], (POOL,)
+    world.slices = [slice_of("dra-1", [device("gpu-0", 24)])]
+    world.reservations = (Reservation("ns/other", "dra-1", ("gpu.nvidia.com", 24_564), 1),)
+    world.answer_resolve(GGUF).download_done()
+    assert world.condition("Placed")[1] == "WaitingForNode"
+    assert [t["matchExpressions"][0]["values"] for t in node_terms(world)] == [["dra-1"], ["dra"]]
+
+
+def test_a_device_that_is_there_is_taken_without_a_word_on_pools():
+    world = on_devices()
+    world.node_pools = (POOL,)
+    world.answer_resolve(GGUF).download_done()
+    assert world.condition("Placed")[:2] == ("True", "Placed")
+    assert "pool" not in str(pod_spec(world).get("affinity"))
+
+
+def test_one_whose_arguments_depend_on_the_size_takes_a_little_more_than_the_values_say():
+    world = World(model(contextLength=8192, accelerator={"vendor": "Auto"}))
+    world.node_pools = (POOL,)
+    world.answer_resolve(SAFETENSORS).download_done()
+    (name,) = templates(world)
+    (request,) = world.manifests[("ResourceClaimTemplate", name)]["spec"]["spec"]["devices"]["requests"]
+    assert "quantity('25087Mi')" in request["exactly"]["selectors"][0]["cel"]["expression"]

@@ -27,6 +27,8 @@ class GPUNodePool(Section):
     vendor: Literal["Nvidia", "AMD"] = "Nvidia"
     resource: str = ""
     """Of MIG slices, such as nvidia.com/mig-1g.10gb; empty: whole GPUs of the vendor."""
+    driver: str = ""
+    """The DRA driver that publishes the GPUs in ResourceSlices, such as gpu.nvidia.com; empty: a device plugin does."""
     product: str = ""
     memory: str = ""
     gpus: int = Field(ge=1, le=64)
@@ -37,11 +39,26 @@ class GPUNodePool(Section):
         size = self.memory or products.get(self.product)
         if not size:
             raise ValueError(f"node pool {self.name}: give memory, or a product that gpus.products knows")
+        if self.driver:
+            return self._published(_mib(size, self.name))
         resource = self.resource or vendors.RESOURCES[self.vendor]
         if not vendors.is_gpu(resource):
             raise ValueError(f"node pool {self.name}: {resource} is no resource of GPUs that Moorage knows")
-        taints = tuple(Taint(t.key, t.value, t.effect) for t in self.taints)
-        return NodePool(self.name, self.labels, _mib(size, self.name), self.gpus, self.maximum, resource, taints)
+        return NodePool(
+            self.name, self.labels, _mib(size, self.name), self.gpus, self.maximum, resource, self._tainted()
+        )
+
+    def _published(self, mib: int) -> NodePool:
+        """The pool of a DRA driver."""
+        if self.driver not in vendors.DRA_DRIVERS:
+            known = ", ".join(vendors.DRA_DRIVERS)
+            raise ValueError(f"node pool {self.name}: {self.driver} is no DRA driver that Moorage knows ({known})")
+        if self.resource:
+            raise ValueError(f"node pool {self.name}: give either resource or driver, GPUs are not given out by both")
+        return NodePool(self.name, self.labels, mib, self.gpus, self.maximum, self.driver, self._tainted(), dra=True)
+
+    def _tainted(self) -> tuple[Taint, ...]:
+        return tuple(Taint(t.key, t.value, t.effect) for t in self.taints)
 
 
 class GPUs(Section):

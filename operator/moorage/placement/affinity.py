@@ -47,7 +47,7 @@ def node_affinity(
 
     `good` are the pools that suffice, free or not; `growing` the node pools whose new nodes would.
     """
-    terms = _device_terms(target, inventory) if target.dra else _label_terms(target, inventory, good)
+    terms = _device_terms(target, inventory, good, growing) if target.dra else _label_terms(target, inventory, good)
     terms += [_term(_in(key, [value]) for key, value in sorted(pool.labels.items())) for pool in growing]
     if target.pin and (pins := _on(inventory, target.nodes)):
         terms = [_with(term, pin) for term in terms or [{}] for pin in pins]
@@ -129,8 +129,15 @@ def _without(term: Term, wrong: Sequence[tuple[NodeState, Pool]]) -> Term:
     return _with(term, _not_on(rest)) if rest else term
 
 
-def _device_terms(target: Target, inventory: Inventory) -> list[Term]:
-    """Claims choose devices by their own expressions; only nodes whose GPUs a device plugin gives out are kept away."""
+def _device_terms(
+    target: Target, inventory: Inventory, good: Sequence[Pool], growing: Sequence[NodePool]
+) -> list[Term]:
+    """Claims choose devices by their own expressions; only nodes whose GPUs a device plugin gives out are kept away.
+
+    Who waits for a node pool names the nodes that would do besides, so that the autoscaler takes no other pool.
+    """
+    if growing:
+        return _on(inventory, [pool.node for pool in good])
     both = [n for n in inventory.nodes if n.both_books]
     return [_not_on(both)] if both else []
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from moorage.api.conditions import Reason
-from moorage.placement import explain, vendors
+from moorage.placement import explain, memory, vendors
 from moorage.placement.affinity import Target, node_affinity
 from moorage.placement.claims import claim_template
 from moorage.placement.inventory import Inventory, NodePool, Pool, Reservation
@@ -181,7 +181,9 @@ def _answer(
     candidate, (resource, dra) = choice.candidate, choice.group
     nodes = tuple(p.node for p in pools)
     good = _good(request, inventory, choice)
-    growing = [s for s in awaited or inventory.node_pools if not dra and _could_grow(request, s, choice, inventory)]
+    # Claims find devices of new nodes by themselves; who waits for a certain pool says so in either case.
+    open_to = awaited or (() if dra else inventory.node_pools)
+    growing = [s for s in open_to if _could_grow(request, s, choice, inventory)]
     sizes = {p.size_class for p in good if p.usable_mib} | {grown(s).size_class for s in growing}
     target = Target(
         resource=resource,
@@ -206,7 +208,7 @@ def _answer(
         node_pools=tuple(s.name for s in growing) if awaited else (),
         affinity=node_affinity(target, inventory, good, growing),
         tolerations=tolerations(pools[0].vendor),
-        claim_template=_template(request, choice, good) if dra else None,
+        claim_template=_template(request, choice, good, growing) if dra else None,
         rejected=explain.rejected(request, seen, [candidate], nodes),
     )
 
@@ -230,16 +232,21 @@ def _could_grow(request: Request, shape: NodePool, choice: _Choice, inventory: I
     exact = request.exact_class and pool.size_class not in {o.pool.size_class for o in choice.offers}
     return (
         inventory.room[shape.name] > 0
-        and pool.resource == choice.group[0]
+        and (pool.resource, pool.dra) == choice.group
         and not exact
         and sufficient(request, pool, choice.candidate)
     )
 
 
-def _template(request: Request, choice: _Choice, good: Iterable[Pool]) -> dict[str, object]:
+def _template(
+    request: Request, choice: _Choice, good: Iterable[Pool], growing: Iterable[NodePool]
+) -> dict[str, object]:
     largest: dict[int, int] = {}
     for pool in good:
         largest[pool.size_class] = max(largest.get(pool.size_class, 0), pool.total_mib)
+    for shape in growing:  # the devices of its nodes may have a little more than its values say
+        size = grown(shape).size_class
+        largest[size] = memory.most_of_class(size)
     return claim_template(
         choice.group[0],
         choice.candidate.mib,

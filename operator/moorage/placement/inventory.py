@@ -106,7 +106,8 @@ class NodePool:
     """Nodes that an autoscaler can add: what one looks like, and how many there may be.
 
     `labels` must be those that the autoscaler knows a new node will have: the pods are bound to them. A node that bears
-    them and of whose GPUs nothing else says how large they are is taken for one of these.
+    them and of whose GPUs nothing else says how large they are is taken for one of these. With `dra` the `resource` is
+    the driver that publishes its GPUs.
     """
 
     name: str
@@ -116,6 +117,7 @@ class NodePool:
     maximum: int
     resource: str = vendors.NVIDIA_GPU
     taints: tuple[Taint, ...] = ()
+    dra: bool = False
 
     def holds(self, labels: Mapping[str, str]) -> bool:
         """Whether a node with `labels` is one of the pool's."""

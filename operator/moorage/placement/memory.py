@@ -58,6 +58,11 @@ def size_class(total_mib: int) -> int:
     return (total_mib + 512) // 1024
 
 
+def most_of_class(size: int) -> int:
+    """The most MiB that a GPU of a size class has; the inverse of `size_class`."""
+    return size * 1024 + 511
+
+
 def of_node(
     resource: str, labels: Mapping[str, str], annotation: str | None, products: Mapping[str, Any], report: Iterable[int]
 ) -> GPUMemory:

@@ -184,6 +184,7 @@ def grown(shape: NodePool) -> Pool:
     return Pool(
         node=shape.name,
         resource=shape.resource,
+        dra=shape.dra,
         total_mib=shape.gpu_memory_mib,
         usable_mib=memory.usable_mib(shape.gpu_memory_mib),
         count=shape.gpus,
