@@ -157,9 +157,9 @@ class Bed:
             }
         )  # fmt: skip
 
-    async def ready_download(self, name: str = "files") -> None:
+    async def ready_download(self, name: str = "files", mode: str = "ReadWriteMany") -> None:
         """A ModelDownload that has been Ready for a while, as an operator before us left it."""
-        await self.bound_claim(name)
+        await self.bound_claim(name, mode)
         source = {"http": {"url": "https://example.com/tiny.gguf", "sha256": "a" * 64}}
         made = await self.create("ModelDownload", name, {"source": source, "storage": {"claimName": name}})
         await self.kube.apply_status(MODEL_DOWNLOADS, self.namespace, name, ready_status(made, name))
