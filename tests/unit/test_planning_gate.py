@@ -50,6 +50,22 @@ def asks(world: World) -> bool:
     return any(isinstance(ask, FreeMemory) for ask in world.plan().ask)
 
 
+def test_a_replacement_for_a_server_whose_node_is_about_to_go_passes_it_too():
+    world = placed(gpu(pods=OWN), gpu(1))
+    world.pod(ready=True, node="only", gpus={"nvidia.com/gpu": 1}).token()
+    world.nodes = [{**world.nodes[0], "unschedulable": True}, gpu_node("other", TOTAL)]
+    world.reports["other"] = replace(report(gpu(used=20_000)), node="other")
+    world.settle()
+    live = world.children[("Deployment", "tiny")]
+    assert live["wanted"] == 1
+    message = world.condition("Serving")[2]
+    assert "node only is about to go" in message
+    assert "the new server waits: waiting for GPU memory: other needs 10.0Gi" in message
+    world.reports["other"] = replace(report(gpu()), node="other")
+    world.settle()
+    assert live["wanted"] == 2
+
+
 def test_free_memory_lets_the_start_pass():
     assert started(placed(gpu()))
 

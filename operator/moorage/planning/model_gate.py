@@ -55,7 +55,7 @@ def held(step: ModelPass, *, changed: bool, surge: bool) -> Held | None:
         return None
     if placed is None or placed.vendor != vendors.NVIDIA or not step.replicas:
         return None
-    if running >= step.replicas and not changed:
+    if running >= step.replicas + step.surge and not changed:
         return None
     if changed and not surge and _watched(step):
         return Held("the previous version stops; the new one starts when its memory is free", Reason.PENDING, True)

@@ -366,8 +366,8 @@ def _serving_text(step: ModelPass, live: Manifest, problem: Trouble | None) -> s
     if live["ready"] < step.replicas:
         why = problem.message if problem else step.held
         return f"serving on {where}; {live['ready']} of {step.replicas} servers are ready{f': {why}' if why else ''}"
-    further = step.leaving or (f"the new version waits: {step.held}" if step.held else "")
-    return f"serving on {where}; {further}" if further else f"serving on {where}"
+    held = f"the new {'version' if step.held_version else 'server'} waits: {step.held}" if step.held else ""
+    return "; ".join(part for part in (f"serving on {where}", step.leaving, held) if part)
 
 
 def _startup(step: ModelPass, warm: Manifest) -> None:
