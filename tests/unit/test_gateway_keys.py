@@ -214,6 +214,20 @@ def test_a_key_of_ones_own_is_taken_from_stdin_and_not_shown():
 
 
 @pytest.mark.parametrize(
+    ("words", "noted"),
+    [
+        (("--alias", "chat"), True),
+        (("--alias", "team-a/chat"), False),
+        (("--alias", "chat", "--for-namespace", "team-a"), False),
+        (("--alias", "*"), False),
+        ((), False),
+    ],
+)
+def test_a_bare_name_opens_more_than_one_may_think_and_the_command_says_so(words, noted):
+    assert ("opens chat of every namespace" in create("app", *words).stderr) is noted
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ("Team_A",),

@@ -74,5 +74,7 @@ def create(
     )
     made = manifest(key, namespace)
     click.echo(json.dumps(made, indent=2) if output == "json" else yaml.safe_dump(made, sort_keys=False).rstrip())
+    if not for_namespace and (bare := [word for word in alias if "/" not in word and word != "*"]):
+        click.echo(f"Note: it opens {', '.join(bare)} of every namespace; --for-namespace says of which one.", err=True)
     if not from_stdin:
         click.echo(f"The key, which is shown only now:\n{secret}", err=True)

@@ -69,14 +69,14 @@ async def wake(session: Session, model: Model, replicas: int = 1) -> str:
 @click.command("unload")
 @click.argument("model")
 @click.option("--force", is_flag=True, help="Even where an alias points at it and has nobody else.")
-@click.option("--timeout", type=Duration(), default="2m", show_default=True, help="How long to wait.")
+@click.option("--timeout", type=Duration(), default="3m", show_default=True, help="How long to wait.")
 @click.option("--no-wait", is_flag=True, help="Ask for it, and do not wait until its servers are gone.")
 @cluster_options
 def unload(options: Options, model: str, force: bool, timeout: float, no_wait: bool) -> None:
     """Unload MODEL: stop its servers and give back their GPUs. Its files stay, so that it is loaded again in seconds.
 
     This is `kubectl scale model MODEL --replicas=0`: only a person undoes it, no request wakes the Model. Requests
-    under way have three seconds to end. Refused while an alias has no other Model that is ready.
+    under way have two minutes to end. Refused while an alias has no other Model that is ready.
 
     \b
     Examples
