@@ -14,7 +14,7 @@ def text(value: str) -> bytes:
 
 
 def value(item: object) -> bytes:
-    """A typed value: bool, int (u32 or u64), float (f32), str, or a list of one of them."""
+    """A typed value: bool, int (u32, u64 or i64), float (f32), str, or a list of one of them."""
     kind, raw = _value(item)
     return struct.pack("<I", kind) + raw
 
@@ -24,6 +24,8 @@ def _value(item: object) -> tuple[int, bytes]:
         case bool():
             return 7, struct.pack("<?", item)
         case int():
+            if item < 0:
+                return 11, struct.pack("<q", item)
             return (4, struct.pack("<I", item)) if item < 1 << 32 else (10, struct.pack("<Q", item))
         case float():
             return 6, struct.pack("<f", item)

@@ -38,7 +38,7 @@ class Folder(dict[str, bytes]):
         return [RepoFile(path, len(data)) for path, data in self.items()]
 
     def facts(self) -> dict[str, Any]:
-        return drive(read_facts(self.files()), self._read)
+        return drive(read_facts(self.files(), whole=True), self._read)
 
     def _read(self, want: Want) -> bytes:
         data = self[want.path][want.start : want.start + want.length]
@@ -131,10 +131,27 @@ def test_safetensors_without_a_configuration_have_a_format_and_no_model():
     assert Folder({"adapter.safetensors": weights()}).facts() == {"format": "Safetensors"}
 
 
-@pytest.mark.parametrize("config", [b"", b"[1]", b'{"architectures": ["X"]}', b"{" * 5000])
+@pytest.mark.parametrize("config", [b"", b"[1]", b'{"architectures": []}', b"{" * 5000])
 def test_a_broken_configuration_is_a_sentence(config: bytes):
     with pytest.raises(HeaderError, match=r"config\.json"):
         llama(config__json=config).facts()
+
+
+def test_a_configuration_in_other_words_is_no_reason_to_refuse_the_model():
+    """llava-1.5-7b-hf: its text_config leaves all that Llama has by default to the library."""
+    text = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 4096, "vocab_size": 32064}
+    config = {"architectures": ["LlavaForConditionalGeneration"], "text_config": text, "vision_config": {}}
+    told = llama(config__json=json.dumps(config).encode()).facts()
+    assert (told["format"], told["unsized"]) == ("Safetensors", "config.json lacks num_hidden_layers")
+    assert "header" not in told
+
+
+def test_an_upload_that_was_cut_is_found_by_its_header():
+    folder = llama()
+    folder["model.safetensors"] = folder["model.safetensors"][:-1]
+    size = len(folder["model.safetensors"])
+    with pytest.raises(HeaderError, match=f"has {size} bytes, but its tensors end at byte {size + 1}: it is cut short"):
+        folder.facts()
 
 
 TEMPLATES = {

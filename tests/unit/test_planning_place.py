@@ -201,3 +201,52 @@ def test_when_no_node_of_a_pool_came_what_else_would_help_is_said():
         "kvCacheType",
         "contextLength",
     ]
+
+
+# -- files whose header tells nothing, and figures of a person --------------------------------------------------------
+
+
+def answered(files: dict, *, size: int, accelerator: dict | None = None) -> World:
+    """A Model on GPUs, of `size` bytes of files of which `files` is known."""
+    world = World(model(accelerator={"vendor": "Auto", **(accelerator or {})}))
+    world.nodes = [*FLEET, gpu_node("eight", 24564, 8)]
+    return world.answer_resolve({**GGUF, "files": [{**GGUF["files"][0], "sizeBytes": size}], "facts": files})
+
+
+def test_files_without_a_known_header_count_by_their_size():
+    """Once 0 MiB: 172 GB of weights went to one GPU of 8 GiB."""
+    world = answered(GGUF["facts"], size=20 << 30)
+    memory, placement = world.model["status"]["memory"], world.model["status"]["placement"]
+    assert memory["perGpuMiB"] == [20480 + 4096 + 2048]
+    assert (memory["confidence"], memory["weightsMiB"]) == ("Guess", 20480)
+    assert memory["reasons"] == ["the header of the files is not known; counted by the files"]
+    assert (placement["gpuClass"], placement["count"]) == ("80Gi", 1)
+    assert answered(GGUF["facts"], size=172 << 30).model["status"]["placement"]["count"] == 4
+
+
+UNSIZED = {"format": "Safetensors", "mainFile": "config.json", "unsized": "config.json lacks hidden_size"}
+
+
+def test_a_model_in_unknown_words_is_a_guess_that_a_person_may_override():
+    world = answered(UNSIZED, size=20 << 30)
+    assert world.model["status"]["memory"]["reasons"] == ["config.json lacks hidden_size; counted by the files"]
+    assert world.model["status"]["memory"]["confidence"] == "Guess"
+    assert world.model["status"]["source"]["unsized"] == "config.json lacks hidden_size"
+    assert world.model["status"]["placement"]["gpuClass"] == "80Gi"
+    told = answered(UNSIZED, size=20 << 30, accelerator={"memoryPerGPUOverride": "22Gi"})
+    assert told.condition("Placed")[:2] == ("True", "Placed")
+    assert told.model["status"]["placement"]["gpuClass"] == "24Gi"
+
+
+def test_an_override_below_the_weights_is_taken_but_not_in_silence():
+    facts = {**GGUF["facts"], "header": big_header()}
+    low = answered(facts, size=5 << 30, accelerator={"memoryPerGPUOverride": "1Gi"})
+    status, reason, message = low.condition("Placed")
+    assert (status, reason) == ("True", "Placed")
+    assert message.endswith(
+        "; accelerator.memoryPerGPUOverride 1Gi is less than the weights alone, 4.3Gi on each GPU: "
+        "the server will run out of memory"
+    )
+    assert "less than" not in answered(facts, size=5 << 30, accelerator={"memoryPerGPUOverride": "5Gi"}).message
+    nothing = answered(facts, size=5 << 30, accelerator={"memoryPerGPUOverride": "0"})
+    assert "Override 0 is less than" in nothing.condition("Placed")[2]

@@ -94,19 +94,6 @@ def test_a_prefix_asks_for_more_and_never_for_too_much(length):
     assert length < more.value.at_least <= len(WHOLE)
 
 
-def test_the_fast_path_ends_at_the_vocabulary():
-    first = WHOLE[: WHOLE.index(b"tokenizer.ggml.tokens") + 64]
-    read = read_gguf_header(first, full=False)
-    assert read.tensors is None
-    assert read.metadata["tokenizer.ggml.tokens"] == Skipped(5000)
-    assert (read.block_count, read.parameters) == (2, 8_000_000_000)
-
-
-def test_the_fast_path_reads_to_the_end_where_there_is_no_vocabulary():
-    metadata = {key: item for key, item in METADATA.items() if not key.startswith("tokenizer")}
-    assert read_gguf_header(header(metadata, TENSORS), full=False).tensors is not None
-
-
 def _raw(keys: int = 0, tensors: int = 0, body: bytes = b"", *, version: int = 3) -> bytes:
     return b"GGUF" + struct.pack("<IQQ", version, tensors, keys) + body
 
@@ -122,6 +109,8 @@ def _tensor(dims: list[int], name: str = "t") -> bytes:
 NESTED = text("k") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5
 BROKEN = {
     "not a GGUF file": b"PK\x03\x04" + bytes(30),
+    "a Git LFS pointer, whose file was never uploaded": b"version https://git-lfs.github.com/spec/v1\noid sha256:00",
+    "it is a web page": b"<!DOCTYPE html><html><title>Sign in</title></html>",
     "GGUF version 1 ": _raw(version=1),
     "a big-endian file": _raw(version=3 << 24),
     "the number of keys": _raw(keys=1 << 40),
@@ -137,7 +126,9 @@ BROKEN = {
     "the tensor 't' appears twice": _raw(0, 2, _tensor([1]) * 2),
     "has 5 dimensions": _raw(0, 1, _tensor([1] * 5)),
     "impossible shape [0]": _raw(0, 1, _tensor([0])),
-    "impossible shape [4294967296": _raw(0, 1, _tensor([1 << 32] * 4)),
+    "impossible shape [4294967297": _raw(0, 1, _tensor([(1 << 32) + 1])),
+    "would have 9,223,372,036,854,775,808 parameters": _raw(0, 1, _tensor([1 << 32, 1 << 31])),
+    "would have 2,251,799,813,685,248 bytes": _raw(0, 1, _tensor([1 << 32, 1 << 17])),
     "not a power of two": header({"general.alignment": 33}),
 }
 
@@ -170,10 +161,9 @@ def _part(number: int, count: int, tensors: list[tuple[str, tuple[int, ...], str
 def test_split_files_are_joined():
     parts = [read_gguf_header(_part(n, 2, [TENSORS[n]])) for n in range(2)]
     whole = join_parts(parts)
-    assert whole.tensors is not None
     assert [tensor.name for tensor in whole.tensors] == [name for name, _, _ in TENSORS]
     assert (whole.split, whole.parameters) == ((0, 1), 256 * 5000 + 256 * 256)
-    assert parts[0].parameters == 8_000_000_000, "one part alone tells what the label says"
+    assert parts[0].end == parts[0].data_offset + 256 * 5000 * 144 // 256
     for wrong in ([], parts[:1], parts[::-1], [parts[0], parts[0]]):
         with pytest.raises(HeaderError):
             join_parts(wrong)
@@ -185,12 +175,12 @@ def test_split_files_with_missing_tensors_are_refused():
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.binary(max_size=400), st.booleans())
-@example(b"", True)
-def test_any_bytes_end_in_a_header_or_a_typed_answer(body, full):
+@given(st.binary(max_size=400))
+@example(b"")
+def test_any_bytes_end_in_a_header_or_a_typed_answer(body):
     for data in (body, _raw(3, 2, body), _raw(1, 0, text("k") + body)):
         with contextlib.suppress(HeaderError, NeedMoreBytes):
-            read_gguf_header(data, full=full)
+            read_gguf_header(data)
 
 
 @settings(max_examples=400, deadline=None)

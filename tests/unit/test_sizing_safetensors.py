@@ -52,14 +52,16 @@ def test_files_add_up():
 
 
 BROKEN = {
-    "would have 4611686018427387904 bytes": struct.pack("<Q", 1 << 62),
+    "would have 4,611,686,018,427,387,904 bytes": struct.pack("<Q", 1 << 62),
     "would have 1 bytes": struct.pack("<Q", 1) + b"{",
     "is not JSON": struct.pack("<Q", 4) + b"{..}",
     "is not a JSON object": file_of([]),
     "'a' is not described": file_of({"a": {"dtype": "BF16", "shape": [4]}}),
     "'b' is not described": file_of({"b": {**TENSOR, "shape": [4, -8]}}),
     "'c' is not described": file_of({"c": {**TENSOR, "data_offsets": [64, 0]}}),
-    "'d' is not described": file_of({"d": {**TENSOR, "shape": [1 << 40, 1 << 40]}}),
+    "'d' would have 1,208,925,819,614,629,174,706,176 parameters": file_of(
+        {"d": {**TENSOR, "shape": [1 << 40, 1 << 40]}}
+    ),
     "has 64 bytes for 33 values of BF16": file_of({"e": {**TENSOR, "shape": [33]}}),
 }
 

@@ -259,7 +259,7 @@ WRONG_CONFIGS = {
     "lacks num_hidden_layers": config(),
     "lacks vocab_size": config(num_hidden_layers=1, hidden_size=64, num_attention_heads=4),
     "hidden_size in config.json is 'wide'": config(num_hidden_layers=1, hidden_size="wide"),
-    "num_hidden_layers in config.json is '-1'": config(num_hidden_layers=-1),
+    "num_hidden_layers in config.json is -1": config(num_hidden_layers=-1),
     "names no architecture": json.dumps(
         {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 9}
     ).encode(),

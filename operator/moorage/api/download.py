@@ -225,6 +225,7 @@ class Facts(StatusPart):
     shows: Annotated[list[StatusWord], Cut(16)] = Field(
         default=[], description="Capabilities that the files show, whatever the engine makes of them."
     )
+    unsized: Sentence | None = Field(default=None, description="Why the header does not tell the memory need.")
     header: HeaderJson | None = Field(
         default=None, description="What the memory need is computed from, as JSON; for Moorage itself."
     )

@@ -101,6 +101,7 @@ class SourceStatus(StatusPart):
     )
     license: StatusWord | None = Field(default=None, description="License as the source states it.")
     inputs_hash: StatusWord | None = Field(default=None, description="Hash of the spec fields this was resolved from.")
+    unsized: Sentence | None = Field(default=None, description="Why the header does not tell the memory need.")
     header: HeaderJson | None = Field(
         default=None, description="What the memory need is computed from, as JSON; for Moorage itself."
     )

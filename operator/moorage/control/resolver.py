@@ -99,7 +99,7 @@ class Resolver:
             return self._hub.read_range(url, want.start, want.length, access, what=what)
 
         try:
-            return await drive_async(read_facts(files), Ahead(read, expected_reads(files)))
+            return await drive_async(read_facts(files, whole=True), Ahead(read, expected_reads(files)))
         except HeaderError as error:
             raise SourceError("UnexpectedContent", broken(error, files), retryable=False) from error
 

@@ -17,7 +17,7 @@ def model_facts(folder: Path, files: list[dict[str, Any]]) -> dict[str, Any]:
     """
     found = [RepoFile(file["path"], file["sizeBytes"]) for file in files]
     try:
-        return drive(read_facts(found), lambda want: _read(folder, want))
+        return drive(read_facts(found, whole=True), lambda want: _read(folder, want))
     except HeaderError as error:
         raise source_error(Reason.UNEXPECTED_CONTENT, broken(error, found)) from error
 

@@ -8,11 +8,12 @@ from typing import Any, Final
 from moorage.api.capabilities import Capability
 from moorage.engines import shown
 from moorage.engines.tool_calls import parser_for
-from moorage.sizing.errors import HeaderError
+from moorage.sizing.errors import HeaderError, UnsizedError
 from moorage.sizing.facts import header_facts, transformer_facts
 from moorage.sizing.projector import projector_of
-from moorage.sizing.reading import FIRST_CHUNK, File, Want, first_reads, read_gguf, read_transformer
-from moorage.sizing.safetensors import parse_object
+from moorage.sizing.reading import FIRST_CHUNK, File, Want, first_reads, read_gguf, read_safetensors
+from moorage.sizing.safetensors import SafetensorsHeader, parse_object
+from moorage.sizing.transformer import transformer_of
 from moorage.sources import RepoFile, formats
 from moorage.sources.choice import ModelFiles, model_files
 
@@ -24,11 +25,13 @@ _ESCAPE: Final = re.compile(r"\\u([0-9a-fA-F]{4})")
 Reading = Generator[Want, bytes, dict[str, Any]]
 
 
-def read_facts(files: Sequence[RepoFile]) -> Reading:
+def read_facts(files: Sequence[RepoFile], *, whole: bool) -> Reading:
     """`format`, `mainFile`, header facts and `shows` of the one model among `files`; without one only the format.
 
     Of a GGUF model with a projector `projectorFile` and `projector` too. `shows` are the capabilities that the files
-    show. Raises HeaderError for broken headers, and SourceError as `model_files` does.
+    show; `unsized` says why there is no `header` of a model that an engine may load all the same. `whole`: files must
+    be as long as their tensors need, so that a cut upload is found before it is downloaded. Raises HeaderError for
+    broken headers, and SourceError as `model_files` does.
     """
     found = model_files(files)
     if found is None:
@@ -37,16 +40,24 @@ def read_facts(files: Sequence[RepoFile]) -> Reading:
     told = {"format": found.format, "mainFile": found.main}
     weights = [File(file.path, file.size) for file in found.weights]
     if found.config is None:
-        header = yield from read_gguf(weights)
-        projector, adds = yield from _projector(found.projector)
+        header = yield from read_gguf(weights, whole=whole)
+        projector, adds = yield from _projector(found.projector, whole=whole)
         return told | header_facts(header) | projector | _shows(shown.in_gguf(header) | adds)
-    model, config = yield from read_transformer(File(found.config.path, found.config.size), weights)
+    config, held = yield from read_safetensors(File(found.config.path, found.config.size), weights, whole=whole)
     path, data = yield from _template(found)
     parser = parser_for(unescaped(data))
     beside = f"{found.main.rpartition('/')[0]}/{shown.SENTENCE_TRANSFORMERS}".removeprefix("/")
     sentences = any(file.path == beside for file in files)
     shows = shown.in_transformer(parse_object(config, found.main), shown.template_in(path, data), sentences=sentences)
-    return told | transformer_facts(model) | ({"toolCallParser": parser} if parser else {}) | _shows(shows)
+    return told | _sized(config, held) | ({"toolCallParser": parser} if parser else {}) | _shows(shows)
+
+
+def _sized(config: bytes, held: SafetensorsHeader) -> dict[str, Any]:
+    """Header facts, or why there are none of a model that an engine may know all the same."""
+    try:
+        return transformer_facts(transformer_of(config, held))
+    except UnsizedError as error:
+        return {"unsized": str(error)}
 
 
 def _shows(found: set[Capability]) -> dict[str, Any]:
@@ -65,11 +76,11 @@ def expected_reads(files: Sequence[RepoFile]) -> list[Want]:
     return first_reads([File(file.path, file.size) for file in found.weights])
 
 
-def _projector(file: RepoFile | None) -> Generator[Want, bytes, tuple[dict[str, Any], set[Capability]]]:
+def _projector(file: RepoFile | None, *, whole: bool) -> Generator[Want, bytes, tuple[dict[str, Any], set[Capability]]]:
     """`projectorFile` and `projector`, a Projector's JSON, and what it adds; nothing where there is no file."""
     if file is None:
         return {}, set()
-    header = yield from read_gguf([File(file.path, file.size)])
+    header = yield from read_gguf([File(file.path, file.size)], whole=whole)
     try:
         found = projector_of(header)
     except HeaderError as error:

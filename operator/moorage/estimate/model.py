@@ -13,8 +13,8 @@ from moorage.sizing.gguf import GgufHeader
 from moorage.sizing.gguf_model import model_of
 from moorage.sizing.model import LlamaModel
 from moorage.sizing.projector import Projector, projector_of
-from moorage.sizing.reading import File, Want, drive, drive_async, read_gguf, read_transformer
-from moorage.sizing.transformer import TransformerModel
+from moorage.sizing.reading import File, Want, drive, drive_async, read_gguf, read_safetensors
+from moorage.sizing.transformer import TransformerModel, transformer_of
 from moorage.sources import Access, HostPolicy, RepoFile, Repository, Selection, formats, select
 from moorage.sources.choice import model_files
 
@@ -42,7 +42,7 @@ class Facts:
     @classmethod
     def of_gguf(cls, header: GgufHeader, fallback_name: str) -> "Facts":
         """The facts of a GGUF model; raises HeaderError."""
-        return cls(model_of(header), header.name or fallback_name, header.parameters or 0, header.quantization)
+        return cls(model_of(header), header.name or fallback_name, header.parameters, header.quantization)
 
 
 def from_file(path: Path, projector: Path | None = None) -> Facts:
@@ -58,11 +58,11 @@ def from_file(path: Path, projector: Path | None = None) -> Facts:
             raise HeaderError(f"{path.name} is part {int(number)} of {int(total)}: give the first part")
         names = [f"{stem}-{part:05d}-of-{total}{path.suffix}" for part in range(1, int(total) + 1)]
     files = [File(name, _size(path.parent / name)) for name in names]
-    facts = Facts.of_gguf(drive(read_gguf(files), _read_in(path.parent)), path.stem)
+    facts = Facts.of_gguf(drive(read_gguf(files, whole=False), _read_in(path.parent)), path.stem)
     if projector is None:
         return facts
     beside = RepoFile(projector.name, _size(projector))
-    return drive(_with_projector(facts, beside), _read_in(projector.parent))
+    return drive(_with_projector(facts, beside, whole=False), _read_in(projector.parent))
 
 
 def from_folder(folder: Path, include: Sequence[str]) -> Facts:
@@ -72,7 +72,7 @@ def from_folder(folder: Path, include: Sequence[str]) -> Facts:
     if not files:
         raise HeaderError(f"the folder {folder} is empty")
     chosen = select(files, Selection(include=tuple(include)))
-    return drive(reading_of(chosen, folder.resolve().name), _read_in(folder))
+    return drive(reading_of(chosen, folder.resolve().name, whole=False), _read_in(folder))
 
 
 async def from_repository(repository: Repository, include: Sequence[str]) -> Facts:
@@ -88,11 +88,14 @@ async def from_repository(repository: Repository, include: Sequence[str]) -> Fac
         def read(want: Want) -> Awaitable[bytes]:
             return hub.read_range(repository.file_url(commit, want.path), want.start, want.length, access)
 
-        return await drive_async(reading_of(files, repository.repo), read)
+        return await drive_async(reading_of(files, repository.repo, whole=True), read)
 
 
-def reading_of(files: Sequence[RepoFile], name: str) -> Reading["Facts"]:
-    """The reading that suits `files`: of their one GGUF model, else of the safetensors beside config.json."""
+def reading_of(files: Sequence[RepoFile], name: str, *, whole: bool) -> Reading["Facts"]:
+    """The reading that suits `files`: of their one GGUF model, else of the safetensors beside config.json.
+
+    `whole`: headers alone do not do.
+    """
     found = model_files(files)
     if found is None:
         if "Safetensors" in formats(file.path for file in files):
@@ -100,16 +103,17 @@ def reading_of(files: Sequence[RepoFile], name: str) -> Reading["Facts"]:
         raise HeaderError("there is no GGUF and no safetensors file")
     weights = [File(file.path, file.size) for file in found.weights]
     if found.config is None:
-        facts = Facts.of_gguf((yield from read_gguf(weights)), name)
-        return (yield from _with_projector(facts, found.projector))
-    model, _ = yield from read_transformer(File(found.config.path, found.config.size), weights)
+        facts = Facts.of_gguf((yield from read_gguf(weights, whole=whole)), name)
+        return (yield from _with_projector(facts, found.projector, whole=whole))
+    config, held = yield from read_safetensors(File(found.config.path, found.config.size), weights, whole=whole)
+    model = transformer_of(config, held)
     return Facts(model, name, model.parameters, model.quantization)
 
 
-def _with_projector(facts: Facts, file: RepoFile | None) -> Reading["Facts"]:
+def _with_projector(facts: Facts, file: RepoFile | None, *, whole: bool) -> Reading["Facts"]:
     if file is None:
         return facts
-    header = yield from read_gguf([File(file.path, file.size)])
+    header = yield from read_gguf([File(file.path, file.size)], whole=whole)
     return replace(facts, projector=projector_of(header), projector_file=file.path)
 
 

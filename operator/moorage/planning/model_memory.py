@@ -5,29 +5,30 @@ from moorage.planning import text
 from moorage.planning.model_engine import AS_WRITTEN, Changes, check, engine_of, requantized, serving_of
 from moorage.planning.model_learn import planned
 from moorage.planning.model_pass import ModelPass
-from moorage.sizing.need import MemoryNeed
+from moorage.sizing.need import MemoryNeed, need_by_size
 
 MIB = 1024 * 1024
+NO_HEADER = "the header of the files is not known"
 
 
 def need(step: ModelPass, gpus: int, changes: Changes = AS_WRITTEN) -> MemoryNeed | None:
-    """The need on `gpus` GPUs (0: CPU only); None where the header is not known.
+    """The need on `gpus` GPUs (0: CPU only): by the header, else by the size of the files; None while neither is known.
 
     Raises InvalidSpec where the engine would refuse the settings.
     """
     check(step)
-    return engine_of(step).need(requantized(step, changes.quantization, gpus), serving_of(step, changes), gpus)
+    found = engine_of(step).need(requantized(step, changes.quantization, gpus), serving_of(step, changes), gpus)
+    if found is None and step.source.size_bytes:
+        return need_by_size(step.source.size_bytes, gpus, f"{step.source.unsized or NO_HEADER}; counted by the files")
+    return found
 
 
 def memory(step: ModelPass, gpus: int) -> MemoryStatus:
-    """The status of the need and of what was learned; without a header the files, a tenth and 1 GiB for the program: a
-    guess, and says so."""
+    """The status of the need and of what was learned; while nothing is known of the files, 1 GiB of host memory."""
     found, before = need(step, gpus), step.status.memory or MemoryStatus()
-    size = step.source.size_bytes or 0
     if found is None:
-        host = int(size * 1.1) // MIB + 1024
         past = (before.observed_mib, before.learned) if gpus else (None, None)
-        guess = MemoryStatus(host_mib=host, confidence=Confidence.GUESS, reasons=["the header is not known"])
+        guess = MemoryStatus(host_mib=1024, confidence=Confidence.GUESS, reasons=[NO_HEADER])
         return guess.model_copy(update={"observed_mib": past[0], "learned": past[1]})
     host = found.host_mib + engine_of(step).process_mib
     sure = Confidence(found.confidence.value)

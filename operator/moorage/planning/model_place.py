@@ -4,13 +4,13 @@ from moorage import names
 from moorage.api.common import quantity_bytes
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.conditions import Reason
-from moorage.api.model_status import PlacementStatus, RejectedNodes
+from moorage.api.model_status import MemoryStatus, PlacementStatus, RejectedNodes
 from moorage.errors import InvalidSpec
 from moorage.manifests.model import resources
 from moorage.placement.decide import decide
 from moorage.placement.inventory import Inventory
 from moorage.placement.request import Candidate, Decision, Request
-from moorage.planning import model_remedies, moving, node_pools, quota
+from moorage.planning import model_remedies, moving, node_pools, quota, text
 from moorage.planning.model_engine import AS_WRITTEN, Changes, asked_of, engine_of
 from moorage.planning.model_learn import exhausted, history, learn, planned
 from moorage.planning.model_memory import memory, need
@@ -82,7 +82,7 @@ def _on_cpu(step: ModelPass) -> str | None:
 
 
 def candidates(step: ModelPass, changes: Changes = AS_WRITTEN) -> tuple[Candidate, ...]:
-    """One GPU, then as many of one node as the engine takes, each with its need; 0 MiB without a known header.
+    """One GPU, then as many of one node as the engine takes, each with its need; 0 MiB as long as nothing is known.
 
     Raises InvalidSpec where the engine would refuse the settings.
     """
@@ -192,7 +192,7 @@ def _take(step: ModelPass, found: Decision, inputs: str) -> str | None:
     if refused := remember_memory(step, found.candidate.gpus) or admission(step, found):
         return refused
     if found.placed:
-        step.done(C.PLACED, found.reason, found.message)
+        step.done(C.PLACED, found.reason, found.message + _too_low(step))
     elif asleep:
         _asleep(step, found)
     else:
@@ -216,6 +216,17 @@ def _seek_remedies(step: ModelPass, found: Decision, before: PlacementStatus | N
     new = step.resolved or before is None or (before.reason, before.inputs_hash) != (found.message, inputs)
     if new and not again:
         step.status.remedies = model_remedies.of_settings(step)
+
+
+def _too_low(step: ModelPass) -> str:
+    """The end of a sentence where a person's figure cannot be meant: it is taken at its word, but not in silence."""
+    override, memory = override_mib(step), step.status.memory or MemoryStatus()
+    each = -(-(memory.weights_mib or 0) // max(1, len(memory.per_gpu_mib)))
+    if override is None or override >= each:
+        return ""
+    said = step.model.spec.accelerator.memory_per_gpu_override
+    weights = f"the weights alone, {text.size(each * MIB)} on each GPU"
+    return f"; accelerator.memoryPerGPUOverride {said} is less than {weights}: the server will run out of memory"
 
 
 def _status(step: ModelPass, found: Decision, inputs: str) -> PlacementStatus:

@@ -166,6 +166,7 @@ def take_header(source: SourceStatus, facts: Manifest) -> None:
     if understood(source.format, facts.get("header"), facts.get("projector")):
         source.header = facts.get("header") or source.header
         source.projector = facts.get("projector") or source.projector
+    source.unsized = facts.get("unsized") or (None if source.header else source.unsized)
     source.size_class = size_class(source.parameters)
 
 

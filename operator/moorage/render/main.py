@@ -140,7 +140,7 @@ def _facts(headers: tuple[Path, ...]) -> dict[str, Any] | None:
             return file.read(want.length)
 
     try:
-        facts = drive(read_facts(files), read)
+        facts = drive(read_facts(files, whole=False), read)
         chosen, selected = needed(files)
     except HeaderError as error:
         raise InvalidSpec("InvalidSpec", f"{headers[0]}: {error}") from error

@@ -2,6 +2,7 @@
 
 MoorageError
 |-- HeaderError        the bytes are not a header Moorage accepts; the message says what and where
+|   `-- UnsizedError   the header is in order, but its words do not say what the formulas need
 NeedMoreBytes          not a failure: the prefix handed in is too short
 """
 
@@ -10,6 +11,10 @@ from moorage.errors import MoorageError
 
 class HeaderError(MoorageError):
     """The header is broken, out of bounds, or of a kind that no engine here loads; reading it again cannot help."""
+
+
+class UnsizedError(HeaderError):
+    """Memory cannot be computed from this header; an engine may load the model all the same."""
 
 
 class NeedMoreBytes(Exception):

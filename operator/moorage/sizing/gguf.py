@@ -14,7 +14,8 @@ from typing import Final
 
 from moorage.sizing.errors import HeaderError, NeedMoreBytes
 from moorage.sizing.ggml import FILE_TYPE_GUESSED, FILE_TYPES, TENSOR_TYPES, tensor_bytes
-from moorage.sizing.text import clean, parameters_of_label
+from moorage.sizing.limits import check_totals
+from moorage.sizing.text import clean, instead_of_weights, shown
 
 MAX_HEADER_BYTES: Final = 50 << 20
 CHUNK_BYTES: Final = 2 << 20
@@ -29,8 +30,9 @@ MAX_WALKED: Final = 4_000_000
 MAX_NESTING: Final = 4
 MAX_DIMS: Final = 4
 MAX_DIM: Final = 1 << 32
-MAX_ELEMENTS: Final = 1 << 63
 KEPT_STRING_BYTES: Final = 64 << 10
+KEPT_TEXT_BYTES: Final = 1 << 20
+"""Bytes of strings kept from all keys together; a character of Python's takes up to four."""
 KEPT_ARRAY: Final = 4096
 """Longer arrays (vocabularies) are stepped over and only their length is kept; per-layer arrays have <= 512."""
 KEPT_NUMBERS: Final = 64 << 10
@@ -78,13 +80,10 @@ class Tensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says of itself. `tensors` is None where only the first part was read.
-
-    `data_offset` is the byte at which the weights begin (0 where only the first part was read).
-    """
+    """What a GGUF file says of itself; `data_offset` is the byte at which the weights begin."""
 
     metadata: dict[str, Value]
-    tensors: tuple[Tensor, ...] | None
+    tensors: tuple[Tensor, ...]
     data_offset: int
 
     def integer(self, key: str) -> int | None:
@@ -93,7 +92,7 @@ class GgufHeader:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise HeaderError(f"{key} must be a whole number, not {clean(str(value), 40)!r}")
+            raise HeaderError(f"{key} must be a whole number, not {shown(value)}")
         return value
 
     def text(self, key: str) -> str:
@@ -127,11 +126,15 @@ class GgufHeader:
         return self.integer("split.no") or 0, max(1, self.integer("split.count") or 1)
 
     @cached_property
-    def parameters(self) -> int | None:
-        """Number of weights: counted over the tensors, else as the header declares it, else None."""
-        if self.tensors is not None and self.split[1] == 1:
-            return sum(tensor.elements for tensor in self.tensors)
-        return self.integer("general.parameter_count") or parameters_of_label(self.text("general.size_label"))
+    def parameters(self) -> int:
+        """Number of weights in the tensors."""
+        return sum(tensor.elements for tensor in self.tensors)
+
+    @property
+    def end(self) -> int:
+        """Length in bytes that the file must have to hold its tensors (0: it has none); of one part, not of all."""
+        ends = (self.data_offset + tensor.offset + (tensor.bytes or 0) for tensor in self.tensors)
+        return max(ends, default=0)
 
     @cached_property
     def quantization(self) -> str:
@@ -140,7 +143,7 @@ class GgufHeader:
         if isinstance(declared, int) and (name := FILE_TYPES.get(declared & ~FILE_TYPE_GUESSED)):
             return name
         sizes: Counter[int] = Counter()
-        for tensor in self.tensors or ():
+        for tensor in self.tensors:
             sizes[tensor.type_id] += tensor.bytes or 0
         known = [TENSOR_TYPES[type_id].name for type_id, _ in sizes.most_common(1) if type_id in TENSOR_TYPES]
         return known[0] if known else ""
@@ -155,18 +158,16 @@ class GgufReader:
         while reader.needs:
             reader.feed(fetch(offset=reader.received, length=max(reader.needs - reader.received, CHUNK_BYTES)))
 
-    `needs` is the length of the prefix without which nothing more can be said. With `full=False` reading ends at the
-    vocabulary: architecture, shapes and vocabulary size are known by then (usually within 256 KiB), tensors are not.
+    `needs` is the length of the prefix without which nothing more can be said. There is no way round the vocabulary: it
+    lies before the tensors, and where it ends only each of its strings' lengths tell.
     """
 
-    def __init__(self, *, full: bool = True) -> None:
+    def __init__(self) -> None:
         self.header: GgufHeader | None = None
         self.needs = 0
-        self._full = full
         self._data = bytearray()
         self._at = 0
-        self._walked = 0
-        self._kept = 0
+        self._walked = self._kept = self._kept_text = 0
         self._metadata: dict[str, Value] = {}
         self._walk = self._read()
         self._advance()
@@ -220,7 +221,8 @@ class GgufReader:
     def _read(self) -> Generator[int, None, None]:
         yield from self._require(24)
         if self._data[:4] != b"GGUF":
-            raise HeaderError("not a GGUF file: it does not begin with 'GGUF'")
+            what = instead_of_weights(self._data) or "it does not begin with 'GGUF'"
+            raise HeaderError(f"not a GGUF file: {what}")
         self._at = 4
         version = yield from self._number(_U32)
         if version not in (2, 3):
@@ -229,28 +231,13 @@ class GgufReader:
         tensors = yield from self._count("the number of tensors", MAX_TENSORS)
         keys = yield from self._count("the number of keys", MAX_KEYS)
         for _ in range(keys):
-            if (yield from self._read_pair()):
-                self._finish(None, 0)
-                return
+            key = yield from self._name("a key")
+            if key in self._metadata:
+                raise HeaderError(f"the key {clean(key, 60)!r} appears twice")
+            self._metadata[key] = yield from self._value(key, (yield from self._number(_U32)), 0)
         infos = yield from self._read_tensors(tensors)
-        self._finish(infos, self._data_offset())
-
-    def _finish(self, tensors: tuple[Tensor, ...] | None, data_offset: int) -> None:
-        self.header = GgufHeader(self._metadata, tensors, data_offset)
+        self.header = GgufHeader(self._metadata, infos, self._data_offset())
         self._data = bytearray()
-
-    def _read_pair(self) -> Generator[int, None, bool]:
-        """One key and its value; True where the fast path has seen enough."""
-        key = yield from self._name("a key")
-        if key in self._metadata:
-            raise HeaderError(f"the key {clean(key, 60)!r} appears twice")
-        kind = yield from self._number(_U32)
-        if kind == _ARRAY and not self._full and key == "tokenizer.ggml.tokens":
-            yield from self._number(_U32)
-            self._metadata[key] = Skipped((yield from self._count(key, MAX_ARRAY)))
-            return True
-        self._metadata[key] = yield from self._value(key, kind, 0)
-        return False
 
     def _value(self, key: str, kind: int, depth: int) -> Generator[int, None, Value]:
         if kind == _STRING:
@@ -272,8 +259,9 @@ class GgufReader:
         length = yield from self._count(f"the length of {clean(key, 60)!r}", MAX_STRING_BYTES)
         yield from self._require(length)
         start, self._at = self._at, self._at + length
-        if length > KEPT_STRING_BYTES:
+        if length > KEPT_STRING_BYTES or self._kept_text + length > KEPT_TEXT_BYTES:
             return Skipped(length)
+        self._kept_text += length
         return bytes(self._data[start : self._at]).decode(errors="replace")
 
     def _array(self, key: str, depth: int) -> Generator[int, None, Value]:
@@ -332,8 +320,9 @@ class GgufReader:
         self._at += 8 * rank
         type_id = yield from self._number(_U32)
         tensor = Tensor(name, dims, type_id, (yield from self._number(_U64)))
-        if any(not 0 < dim <= MAX_DIM for dim in dims) or tensor.elements > MAX_ELEMENTS:
+        if any(not 0 < dim <= MAX_DIM for dim in dims):
             raise HeaderError(f"the tensor {clean(name, 60)!r} has the impossible shape {list(dims)}")
+        check_totals(f"the tensor {clean(name, 60)!r} of shape {list(dims)}", tensor.elements, tensor.bytes or 0)
         return tensor
 
     def _data_offset(self) -> int:
@@ -343,13 +332,13 @@ class GgufReader:
         return -(-self._at // alignment) * alignment
 
 
-def read_gguf_header(data: bytes, *, full: bool = True) -> GgufHeader:
+def read_gguf_header(data: bytes) -> GgufHeader:
     """The header in the first bytes of a GGUF file.
 
-    `full=False` stops at the vocabulary and leaves `tensors` None. Raises NeedMoreBytes where `data` is too short and
-    HeaderError where it is wrong. `GgufReader` does the same without starting over for every chunk.
+    Raises NeedMoreBytes where `data` is too short and HeaderError where it is wrong. `GgufReader` does the same without
+    starting over for every chunk.
     """
-    reader = GgufReader(full=full)
+    reader = GgufReader()
     reader.feed(data)
     if reader.header is None:
         raise NeedMoreBytes(reader.needs)
@@ -359,18 +348,20 @@ def read_gguf_header(data: bytes, *, full: bool = True) -> GgufHeader:
 def join_parts(parts: Sequence[GgufHeader]) -> GgufHeader:
     """One header for a file split into `parts` (in order): metadata of the first, tensors of all.
 
-    Raises HeaderError where parts are missing, doubled or out of order.
+    Raises HeaderError where parts are missing, doubled or out of order, or where the whole is larger than can be.
     """
     if not parts:
         raise HeaderError("no file to read")
     count = parts[0].split[1]
-    if [part.split[0] for part in parts] != list(range(count)):
+    if count != len(parts) or any(part.split[0] != at for at, part in enumerate(parts)):
         raise HeaderError(f"the model is split into {count} files, but {len(parts)} are here, or in another order")
-    if any(part.tensors is None for part in parts):
-        return parts[0]
-    tensors = tuple(tensor for part in parts for tensor in part.tensors or ())
+    tensors = tuple(tensor for part in parts for tensor in part.tensors)
     declared = parts[0].integer("split.tensors.count")
     if count > 1 and declared is not None and declared != len(tensors):
         raise HeaderError(f"the split files hold {len(tensors)} tensors, {declared} were declared")
+    if len(tensors) > MAX_TENSORS:
+        raise HeaderError(f"the split files hold {len(tensors)} tensors, more than the {MAX_TENSORS} allowed")
     metadata = {key: value for key, value in parts[0].metadata.items() if not key.startswith("split.")}
-    return GgufHeader(metadata, tensors, parts[0].data_offset)
+    joined = GgufHeader(metadata, tensors, parts[0].data_offset)
+    check_totals("the tensors", joined.parameters, sum(tensor.bytes or 0 for tensor in tensors))
+    return joined

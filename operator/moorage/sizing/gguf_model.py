@@ -4,6 +4,7 @@ import re
 from typing import Final, NamedTuple
 
 from moorage.sizing import architectures as arch
+from moorage.sizing import limits
 from moorage.sizing.errors import HeaderError
 from moorage.sizing.gguf import GgufHeader, Tensor
 from moorage.sizing.hparams import Hparams
@@ -16,21 +17,19 @@ _INPUTS: Final = ("token_embd.", "position_embd.", "token_types.", "per_layer_to
 """LLM_TENSOR_LAYER_INPUT in src/llama-arch.cpp: looked up by row, so they stay in host memory."""
 
 
-def model_of(header: GgufHeader, *, file_bytes: int = 0) -> LlamaModel:
+def model_of(header: GgufHeader) -> LlamaModel:
     """What llama.cpp will load and run for `header` (of a split file: of all its parts, see `join_parts`).
 
-    Where only the first part of the header was read (`tensors` None), `file_bytes`, the size of all files in bytes,
-    stands for the weights: an upper bound, spread evenly over the layers. Raises HeaderError where a number that the
-    formulas need is missing or impossible.
+    Raises HeaderError where a number that the formulas need is missing or impossible.
     """
     hparams = Hparams(header)
-    weights = _Weights.of(header, hparams, file_bytes)
+    weights = _Weights(header.tensors, hparams)
     lengths = HeadLengths.of(hparams)
     looked_up = hparams.number("embedding_length_per_layer_input") * hparams.layer_count
     aside = 2 * looked_up + hparams.required("embedding_length") if looked_up else 0
-    confidence, reasons = _confidence(header, hparams)
-    return LlamaModel(
-        architecture=hparams.architecture,
+    confidence, reasons = _confidence(hparams)
+    model = LlamaModel(
+        architecture=clean(hparams.architecture, 64),
         context_length=hparams.number("context_length"),
         embedding=hparams.required("embedding_length"),
         vocabulary=hparams.vocabulary() or weights.vocabulary,
@@ -52,30 +51,31 @@ def model_of(header: GgufHeader, *, file_bytes: int = 0) -> LlamaModel:
         confidence=confidence,
         reasons=reasons,
     )
+    _check(model)
+    return model
+
+
+def _check(model: LlamaModel) -> None:
+    """Raises HeaderError where products of believable numbers make an unbelievable model."""
+    limits.at_most("values", "a token's embedding", model.embedding, limits.MAX_EMBEDDING)
+    limits.at_most("tokens", "the vocabulary", model.vocabulary, limits.MAX_VOCABULARY)
+    limits.at_most("heads", "a layer", model.heads, limits.MAX_EMBEDDING)
+    alive = (model.attention_values, model.plain_attention_values, model.feed_forward_values, model.recurrent_values)
+    for at, layer in enumerate(model.layers):
+        cached = layer.key_width + layer.value_width
+        limits.at_most("cached values for each token", f"layer {at}", cached, limits.MAX_ROW)
+        limits.at_most("values of recurrent state", f"layer {at}", layer.state, limits.MAX_STATE)
+    limits.at_most("values alive at once", "a token", max(*alive, model.input_values), limits.MAX_ALIVE)
 
 
 class _Weights:
     """Bytes of tensors by where they are loaded."""
 
-    def __init__(self, layer_count: int) -> None:
-        self.layers = [0] * layer_count
+    def __init__(self, tensors: tuple[Tensor, ...], hparams: Hparams) -> None:
+        self.layers = [0] * hparams.trunk
         self.inputs = self.output = self.vocabulary = 0
-        self.widths: _Widths | None = None
-
-    @classmethod
-    def of(cls, header: GgufHeader, hparams: Hparams, file_bytes: int) -> "_Weights":
-        weights = cls(hparams.trunk)
-        if header.tensors is None:
-            weights._spread(file_bytes)
-        else:
-            weights._place(header.tensors, hparams)
-        return weights
-
-    def _spread(self, file_bytes: int) -> None:
-        if file_bytes <= 0:
-            raise HeaderError("neither the tensors nor the size of the file are known")
-        count = len(self.layers)
-        self.layers = [-(-file_bytes // count)] * count
+        self.widths = _Widths.of(tensors)
+        self._place(tensors, hparams)
 
     def _place(self, tensors: tuple[Tensor, ...], hparams: Hparams) -> None:
         embedding = output = 0
@@ -95,7 +95,6 @@ class _Weights:
             output += size if tensor.name == "output.weight" else 0
         if output == 0 and hparams.architecture not in arch.ENCODERS:
             self.output += embedding  # tied: loaded a second time as the output matrix
-        self.widths = _Widths.of(tensors)
 
     def _place_in_layer(self, at: int, size: int, hparams: Hparams) -> None:
         if at >= hparams.layer_count:
@@ -144,13 +143,9 @@ def _plain_attention_values(hparams: Hparams, lengths: HeadLengths) -> int:
     return 4 * embedding + 2 * heads * key + max(kv_heads(hparams)) * (key + value)
 
 
-def _feed_forward_values(hparams: Hparams, widths: _Widths | None) -> int:
+def _feed_forward_values(hparams: Hparams, widths: _Widths) -> int:
     """Values per token alive in the feed-forward part: up, gate and their product, or the experts' rows."""
     embedding = hparams.required("embedding_length")
-    if widths is None:
-        dense = max(hparams.per_layer("feed_forward_length"))
-        expert = max(hparams.per_layer("expert_feed_forward_length")) or dense
-        widths = _Widths(dense, expert, hparams.number("expert_shared_feed_forward_length"), True)
     factor = 3 if widths.gated else 2
     used = max(hparams.per_layer("expert_used_count")) if hparams.number("expert_count") else 0
     routed = max(factor * used * widths.expert, (2 * used + 1) * embedding) if used else 0
@@ -170,14 +165,12 @@ def _recurrent_values(hparams: Hparams) -> int:
     return 5 * embedding + 6 * inner + 6 * mixed + rank
 
 
-def _confidence(header: GgufHeader, hparams: Hparams) -> tuple[Confidence, tuple[str, ...]]:
+def _confidence(hparams: Hparams) -> tuple[Confidence, tuple[str, ...]]:
     name = clean(hparams.architecture, 40)
     if name in arch.UNKNOWN_MEMORY:
         return Confidence.GUESS, (f"{name} keeps {arch.UNKNOWN_MEMORY[name]}, which is not counted",)
     if name not in arch.KNOWN:
         return Confidence.GUESS, (f"the architecture {name!r} is not known: counted as if every layer cached all",)
-    if header.tensors is None:
-        return Confidence.BOUNDED, ("weights by the size of the files, not by tensors",)
     if name in arch.UNMEASURED:
         return Confidence.BOUNDED, (f"working buffers of {name} are estimated by those of its relatives",)
     return Confidence.EXACT, ()

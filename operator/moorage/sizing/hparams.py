@@ -5,9 +5,10 @@ from typing import Final
 from moorage.sizing.errors import HeaderError
 from moorage.sizing.gguf import GgufHeader, Skipped
 from moorage.sizing.model import MAX_LAYERS
-from moorage.sizing.text import clean
+from moorage.sizing.text import clean, shown
 
 MAX_NUMBER: Final = 1 << 31
+"""Of any one number; what they make together is bounded by `limits`."""
 
 
 class Hparams:
@@ -70,5 +71,5 @@ class Hparams:
 
     def _checked(self, key: str, value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_NUMBER:
-            raise HeaderError(f"{key} is {clean(str(value), 40)!r}, which is impossible")
+            raise HeaderError(f"{key} is {shown(value)}, which is impossible")
         return value

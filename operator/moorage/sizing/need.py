@@ -8,6 +8,7 @@ from moorage.sizing.model import Confidence
 
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
+BY_SIZE_OVERHEAD_MIB: Final = 2048
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,29 @@ class MemoryNeed:
             "confidence": str(self.confidence),
             "reasons": list(self.reasons),
         }
+
+
+def need_by_size(size_bytes: int, gpus: int, why: str) -> MemoryNeed:
+    """A guess for `size_bytes` of files that nothing else is known of, on `gpus` GPUs (0: CPU only).
+
+    GPUStack's rule for models that it cannot size: a fifth more than the files, and 2 GiB on each GPU
+    (gpustack/scheduler, August 2026). On CPUs a tenth more and 1 GiB for the program.
+    """
+    if not gpus:
+        return MemoryNeed(0, 0, 0, 0, 0, (), int(size_bytes * 1.1) // MIB + 1024, Confidence.GUESS, (why,))
+    each = up_mib(size_bytes / gpus)
+    more = up_mib(size_bytes / gpus / 5)
+    return MemoryNeed(
+        weights_mib=each * gpus,
+        kv_mib=0,
+        compute_mib=0,
+        overhead_mib=BY_SIZE_OVERHEAD_MIB * gpus,
+        margin_mib=more * gpus,
+        per_gpu_mib=(each + BY_SIZE_OVERHEAD_MIB + more,) * gpus,
+        host_mib=int(size_bytes * 1.1) // MIB + 1024,
+        confidence=Confidence.GUESS,
+        reasons=(why,),
+    )
 
 
 def nearest_mib(size: float) -> int:

@@ -5,12 +5,13 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from moorage.sizing.errors import HeaderError
+from moorage.sizing.limits import MAX_BYTES
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-MOST: Final = 1 << 48
-"""No file is larger, and no number in a header; products of two such numbers still fit into a status."""
+MOST: Final = 2 * MAX_BYTES
+"""No number of a model is larger: tied embeddings count twice, and sizes may be rounded up."""
 
 
 S = TypeVar("S", bound="DataclassInstance")

@@ -203,12 +203,14 @@ def tensor_parallel_problem(model: TransformerModel, gpus: int) -> str:
 
 
 def cache_bytes(model: TransformerModel, settings: VllmSettings) -> int:
-    """Bytes of key-value cache on each GPU for `full_sequences` requests of full length, in whole blocks."""
+    """Bytes on each GPU of key-value cache for `full_sequences` requests of full length, in whole blocks, and of
+    recurrent state for all sequences: vLLM refuses to start with fewer states than `--max-num-seqs`."""
     length = settings.context_length
     blocks = -(-length // BLOCK)
     windowed = min(blocks, -(-min(model.window - 1 + settings.max_batched_tokens, length) // BLOCK) + 1)
     layers_blocks = model.full_layers * blocks + model.window_layers * (windowed if model.window else blocks)
-    return settings.full_sequences * layers_blocks * BLOCK * token_bytes(model, settings)
+    states = settings.max_sequences * model.recurrent_layers * -(-model.state_bytes // settings.tensor_parallel)
+    return settings.full_sequences * layers_blocks * BLOCK * token_bytes(model, settings) + states
 
 
 def token_bytes(model: TransformerModel, settings: VllmSettings) -> int:

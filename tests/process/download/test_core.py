@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from e2e.hub import HubServer
+from moorage.sizing.gguf import read_gguf_header
 from tests.process.download.support import Downloader, eventually, make_repo
 from tests.unit.model_shapes import Model
 
-GGUF = Model("llama", "Q4_K_M", layers=1, embedding=256, heads=2, kv_heads=2, head=128, ff=256, vocab=32).header
+_HEADER = Model("llama", "Q4_K_M", layers=1, embedding=256, heads=2, kv_heads=2, head=128, ff=256, vocab=32).header
+GGUF = _HEADER.ljust(read_gguf_header(_HEADER).end, b"\0")
 
 
 @pytest.fixture

@@ -25,6 +25,11 @@ CONFIG = {
 }  # fmt: skip
 
 
+FEW_TENSORS = [("token_embd.weight", (4096, 2048), "Q4_K"), ("blk.0.ffn_down.weight", (12288, 1024), "Q4_K")]
+FEW = header(QWEN.metadata, FEW_TENSORS)
+"""A header whose weights are small enough for a hub that hashes whole files."""
+
+
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["estimate", *map(str, arguments)])
 
@@ -163,19 +168,19 @@ def test_a_table_for_people(gguf, safetensors):
 def hub(tmp_path: Path, gguf: Path, safetensors: Path):
     root = tmp_path / "hub"
     for quantization in ("Q4_K_M", "Q8_0"):
-        # the hub hashes whole files, so a few megabytes must do for the weights
-        sparse(root / "org" / "gguf" / f"m-{quantization}.gguf", QWEN.header, 8 << 20)
+        sparse(root / "org" / "gguf" / f"m-{quantization}.gguf", FEW, 32 + data_bytes(FEW_TENSORS))
+    sparse(root / "org" / "cut" / "m.gguf", QWEN.header, 8 << 20)
     (root / "org" / "tiny").parent.mkdir(exist_ok=True)
     safetensors.rename(root / "org" / "tiny")
     with HubServer(root, lfs_threshold=1024) as server:
         yield server
 
 
-def test_a_repository_is_read_by_ranges(hub, gguf):
+def test_a_repository_is_read_by_ranges(hub, tmp_path):
     found = facts("--repo", "org/gguf", "--file", "*Q4_K_M*", "--endpoint", hub.url, "--ctx-size", 8192)
-    assert found == facts("--gguf", gguf, "--ctx-size", 8192)
+    assert found == facts("--gguf", sparse(tmp_path / "few.gguf", FEW, 0), "--ctx-size", 8192)
     assert facts("--repo", "org/tiny", "--endpoint", hub.url)["engine"] == "VLLM"
-    assert 0 < sum(entry["sent"] for entry in hub.log.all()) < 4 << 20, "no weights are fetched"
+    assert 0 < sum(entry["sent"] for entry in hub.log.all()) < 4 << 20 < data_bytes(FEW_TENSORS), "no weights"
 
 
 def test_a_token_opens_a_private_repository(hub, monkeypatch):
@@ -204,6 +209,8 @@ def test_what_cannot_be_read_is_a_sentence(tmp_path, gguf, parts, safetensors, h
         (["--model-dir", tmp_path / "none"], 3, "there is no folder"),
         (["--repo", "org/gguf", "--endpoint", hub.url], 17, "here that is --file"),
         (["--repo", "org/none", "--endpoint", hub.url], 10, "org/none"),
+        (["--repo", "org/cut", "--endpoint", hub.url], 3, "m.gguf: the file has 8,"),
+        (["--repo", "org/cut", "--endpoint", hub.url], 3, "bytes, but its tensors end at byte 5,021,851,296"),
         (["--gguf", gguf, "--engine", "VLLM"], 4, "is a GGUF file"),
         (["--gguf", gguf, "--cache-type-k", "fp8"], 4, "no cache type 'fp8'"),
         (["--gguf", gguf, "--parallel", "300"], 4, "300 parallel sequences"),

@@ -1,6 +1,7 @@
 """What the operator's resolver finds in repositories of a real hub: one model's files, and its facts from ranges."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,14 @@ async def test_a_broken_configuration_is_told(tmp_path: Path):
         await resolve(hub, "broken")
     assert caught.value.reason == "UnexpectedContent"
     assert "not a safetensors model: " in caught.value.message
+
+
+async def test_an_upload_that_was_cut_is_found_before_the_download(tmp_path: Path):
+    (tmp_path / "org/cut").mkdir(parents=True)
+    write_gguf(tmp_path / "org/cut/model-F16.gguf")
+    size = (tmp_path / "org/cut/model-F16.gguf").stat().st_size
+    os.truncate(tmp_path / "org/cut/model-F16.gguf", size // 2)
+    with HubServer(tmp_path, lfs_threshold=100_000) as hub, pytest.raises(SourceError) as caught:
+        await resolve(hub, "cut")
+    assert (caught.value.reason, caught.value.retryable) == ("UnexpectedContent", False)
+    assert f"model-F16.gguf: the file has {size // 2:,} bytes, but its tensors end at byte " in caught.value.message
