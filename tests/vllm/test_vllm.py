@@ -15,8 +15,10 @@ from e2e.demo import NEWEST, Demo, unmet
 from tests.conftest import PREFIX
 from tests.e2e.conftest import Machine, condition
 from tests.support import commandlines
+from tests.support.tool_calls import ANSWER, ARGUMENTS, NAME, THOUGHT, THOUGHTS, TOOL_CALLS
 
 ROOT = Path(__file__).resolve().parents[2]
+ANSWERED = {model: one for model, one in TOOL_CALLS.items() if one.answer}
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]  # the image is built on first use: 790 MB of wheels
 
 
@@ -39,22 +41,39 @@ def machine(demo: Demo) -> Iterator[Machine]:
     made.clear()
 
 
+def said_inside(demo: Demo, script: str, name: str, value: object) -> Any:
+    """What `script` of this folder prints last in vLLM's own python, as JSON; it is given `value` in a variable."""
+    pod = script.removesuffix(".py")
+    container = {
+        "name": pod,
+        "image": demo.images["vllm-cpu"]["ref"],
+        "command": ["/usr/bin/python3", "-c", (ROOT / "tests/vllm" / script).read_text()],
+        "env": [{"name": name, "value": json.dumps(value)}],
+    }
+    spec = {"restartPolicy": "Never", "containers": [container]}
+    made = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod}, "spec": spec}
+    demo.kubectl("apply", "-f", "-", input=json.dumps(made))
+    demo.kubectl("wait", f"pod/{pod}", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=300s")
+    found = json.loads(demo.kubectl("logs", pod).splitlines()[-1])
+    demo.kubectl("delete", "pod", pod, "--wait=false")
+    return found
+
+
 @pytest.fixture(scope="module")
 def told(demo: Demo, machine: Machine) -> dict[str, Any]:
     """What the real server's parser says of every command line."""
     machine.until("model", "tiny-vllm", lambda m: unmet(m) == {}, 600)  # two servers' imports at once take long
-    container = {
-        "name": "probe",
-        "image": demo.images["vllm-cpu"]["ref"],
-        "command": ["/usr/bin/python3", "-c", (ROOT / "tests/vllm/probe.py").read_text()],
-        "env": [{"name": "ARGUMENTS", "value": json.dumps(list(commandlines.vllm().values()))}],
-    }
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}}
-    spec = {"restartPolicy": "Never", "containers": [container]}
-    demo.kubectl("apply", "-f", "-", input=json.dumps({**pod, "spec": spec}))
-    demo.kubectl("wait", "pod/probe", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=300s")
-    found: dict[str, Any] = json.loads(demo.kubectl("logs", "probe").splitlines()[-1])
-    demo.kubectl("delete", "pod", "probe", "--wait=false")
+    found: dict[str, Any] = said_inside(demo, "probe.py", "ARGUMENTS", list(commandlines.vllm().values()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def read(demo: Demo, machine: Machine) -> list[dict[str, Any]]:
+    """What the real parsers make of the answers that models write: tool calls first, then thoughts."""
+    machine.until("model", "tiny-vllm", lambda m: unmet(m) == {}, 600)
+    asked = [("tool", one) for one in ANSWERED.values()] + [("reasoning", one) for one in THOUGHTS.values()]
+    answers = [{"kind": k, "parser": one.parser, "answer": one.answer, "special": one.special} for k, one in asked]
+    found: list[dict[str, Any]] = said_inside(demo, "reads.py", "ANSWERS", answers)
     return found
 
 
@@ -120,6 +139,17 @@ def test_the_recorded_arguments_are_those_of_the_real_server(told: dict[str, Any
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text)
     assert text == path.read_text(), f"{path.name} differs; UPDATE_GOLDEN=1 writes it anew"
+
+
+def test_the_parser_that_the_template_chooses_reads_what_the_model_writes(read: list[dict[str, Any]]):
+    for model, found in zip(ANSWERED, read, strict=False):
+        assert found.get("calls") == [[NAME, ARGUMENTS]], (model, found)
+
+
+def test_the_reasoning_parsers_of_the_docs_split_a_thought_from_the_answer(read: list[dict[str, Any]]):
+    for kind, found in zip(THOUGHTS, read[len(ANSWERED) :], strict=True):
+        assert "error" not in found, (kind, found)
+        assert (found["thought"].strip(), found["content"].strip()) == (THOUGHT, ANSWER), (kind, found)
 
 
 def test_a_model_in_several_files_loads_when_it_is_woken(machine: Machine):

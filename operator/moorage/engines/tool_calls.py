@@ -21,6 +21,7 @@ MARKERS: Final[tuple[tuple[tuple[str, ...], str], ...]] = (
     (("<|python_tag|>",), "llama3_json"),
     (("Environment: ipython",), "llama3_json"),
     (("<|tool|>", "<|tool_call|>"), "phi4_mini_json"),
+    (("<|tool_call_start|>",), "lfm2"),
 )
 """All markers of an entry must stand in the template; the first entry wins, so the narrower come first."""
 
