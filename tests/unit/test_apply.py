@@ -48,6 +48,15 @@ async def test_a_refusal_for_good_is_told(message: str, reason: str):
     assert told.value.reason == reason
 
 
+async def test_a_budget_that_is_refused_keeps_nothing_else_from_being_done():
+    stub: Any = Refusing('poddisruptionbudgets "m" is forbidden: exceeded quota: q')
+    budget = stamped({**SERVICE, "apiVersion": "policy/v1", "kind": "PodDisruptionBudget"})
+    events: Any = Told()
+    plan = Plan(apply=(budget,), events=(PlannedEvent("Normal", "Loaded", "serving"),))
+    assert await Applier(stub, Store(), stub, events).apply(Key(MODEL, "n", "m"), {}, plan)
+    assert events.told == ["Loaded"]
+
+
 class Told:
     """An event recorder that remembers."""
 

@@ -5,6 +5,7 @@ import pytest
 from moorage.placement.inventory import NodePool
 from moorage.planning.moving import CHEAPEST
 from tests.support.world import GGUF, SAFETENSORS, World, gpu_node, model
+from tests.unit.placement_clusters import device, slice_of
 
 STRATEGY = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
 GPU = {"nvidia.com/gpu": 1}
@@ -141,9 +142,10 @@ def test_no_server_goes_before_the_replica_set_can_know_which():
     world = serving(gpu_node("old", 24_564), gpu_node("new", 24_564))
     cordon(world)
     world.pods["p1"]["deletionCost"] = ""  # the mark was not seen yet
-    replacement(world, "p2", "new", ready=True)
-    world.pods["p1"]["deletionCost"] = ""
-    assert [p.body["spec"]["replicas"] for p in world.plan().patch if p.ref.kind == "Deployment"] in ([], [2])
+    world.pod_is("p2", node="new", gpus=GPU, ready=True)
+    assert [p.ref.kind for p in world.plan().patch] == ["Pod"]
+    world.settle()
+    assert wanted(world) == 1
 
 
 @pytest.mark.parametrize(("replicas", "then"), [(3, 4), (1, 1)])
@@ -291,3 +293,26 @@ def test_several_that_need_other_arguments_there_stay_and_say_why():
     world.nodes.append(gpu_node("d", 24_564))
     world.settle()
     assert (wanted(world), deployment(world)) == (3, before)
+
+
+def test_a_node_that_the_template_does_not_admit_takes_a_single_one_by_a_rollout():
+    unlabelled = gpu_node("new", 0)
+    del unlabelled["labels"]["nvidia.com/gpu.memory"]
+    unlabelled["annotations"] = {"moorage.dev/gpu-memory": "24Gi"}
+    world = serving(gpu_node("old", 24_564), unlabelled)
+    world.nodes = world.nodes[:1]
+    world.change(contextLength=4096).settle()
+    world.pod(ready=True, node="old", gpus=GPU).token()
+    world.nodes.append(unlabelled)
+    cordon(world)
+    assert (wanted(world), deployment(world)["strategy"]) == (1, STRATEGY)
+
+
+def test_a_larger_device_is_no_place_for_arguments_that_depend_on_the_size():
+    bare = [{**gpu_node(name, 0), "gpus": {}, "labels": {"kubernetes.io/hostname": name}} for name in ("old", "new")]
+    world = World(model(contextLength=8192, accelerator={"vendor": "Auto"}))
+    world.nodes, world.slices = bare, [slice_of("old", [device("gpu-0", 24)])]
+    world.answer_resolve(SAFETENSORS).download_done().pod(ready=True, node="old").token()
+    world.slices.append(slice_of("new", [device("gpu-0", 80)]))
+    cordon(world)
+    assert (wanted(world), deployment(world)["strategy"]) == (1, STRATEGY)

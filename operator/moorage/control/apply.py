@@ -11,7 +11,7 @@ from moorage.control.store import ALIAS, DOWNLOAD, MODEL, Key, Store
 from moorage.errors import Conflict, Forbidden, Invalid, MoorageError, NotFound
 from moorage.kube.client import KubeClient
 from moorage.kube.events import EventRecorder
-from moorage.kube.resources import MODEL_ALIASES, MODEL_DOWNLOADS, MODELS, Resource, resource_of
+from moorage.kube.resources import DISRUPTION_BUDGETS, MODEL_ALIASES, MODEL_DOWNLOADS, MODELS, Resource, resource_of
 from moorage.planning.types import Manifest, Patch, Plan, Ref
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,16 @@ class Applier:
         self._store.put(key, new)
 
     async def _child(self, manifest: Manifest) -> bool:
-        """Apply one child; whether that took a request."""
+        """Apply one child; whether that took a request. A budget that is refused keeps no Model from anything."""
+        try:
+            return await self._applied(manifest)
+        except Refused as error:
+            if error.kind != DISRUPTION_BUDGETS.kind:
+                raise
+            log.warning("%s goes without a PodDisruptionBudget: %s", manifest["metadata"]["name"], error.message)
+            return False
+
+    async def _applied(self, manifest: Manifest) -> bool:
         if manifest["kind"] == DOWNLOAD:
             return await self._shared_download(manifest)
         if self._stands(manifest):
