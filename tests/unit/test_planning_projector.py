@@ -32,7 +32,7 @@ def read(want: Want) -> bytes:
 def answer(chosen: list[RepoFile]) -> dict[str, Any]:
     """What the resolver answers for `chosen`."""
     files = [{"path": f.path, "sizeBytes": f.size} for f in chosen]
-    return {"commit": "e" * 40, "files": files, "selected": True, "facts": drive(read_facts(chosen, whole=True), read)}
+    return {"commit": "e" * 40, "files": files, "selected": True, "facts": drive(read_facts(chosen, whole=False), read)}
 
 
 def served(*projectors: str, vendor: str = "Auto") -> World:
@@ -83,9 +83,9 @@ def test_whoever_excludes_it_gets_none():
     files = repository(*PROJECTORS)
     chosen = select(files, Selection(exclude=("*mmproj*",), quantization="Q4_K_M"))
     assert [f.path for f in chosen] == [MAIN]
-    assert "projector" not in drive(read_facts(chosen, whole=True), read)
+    assert "projector" not in drive(read_facts(chosen, whole=False), read)
     named = select(files, Selection(include=("*Q4_K_M*", "*mmproj*q8_0*")))
-    assert drive(read_facts(named, whole=True), read)["projectorFile"] == "mmproj-model-q8_0.gguf"
+    assert drive(read_facts(named, whole=False), read)["projectorFile"] == "mmproj-model-q8_0.gguf"
 
 
 def test_the_projector_of_the_models_own_folder_comes_first():
