@@ -136,8 +136,8 @@ class Api:
         facts = {"private": bool(config.get("private")), "gated": config.get("gated", False), "disabled": False}
         return Answer.json(
             200,
-            {"_id": "0" * 24, "id": repo, "modelId": repo, "sha": revision.commit, "siblings": siblings, "tags": []}
-            | {"downloads": 0, "likes": 0, **facts},
+            {"_id": "0" * 24, "id": repo, "modelId": repo, "sha": revision.commit, "siblings": siblings}
+            | {"tags": config.get("tags", []), "downloads": 0, "likes": 0, **facts},
         )
 
     def _refs(self, repo: str) -> Answer:

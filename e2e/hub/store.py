@@ -7,6 +7,7 @@ A commit is a stable hash of a branch's content, so equal content has equal comm
      "repos": {"org/name": {
          "private": true, "allow": ["alice"],           who may see it
          "gated": "manual", "granted": ["alice"],       who may fetch files ("gatedApi": true: and read metadata)
+         "tags": ["license:mit"],                       what the metadata says beside
          "disabled": true, "xet": true,                 xet: send X-Xet-Hash as a mirror that copies headers does
          "refs": {"main": "v2"},                        branch main is the folder name@v2
          "files": {"big.gguf": {"size": 40000000, "seed": 1}},         made on the fly, on every branch

@@ -254,3 +254,15 @@ def test_a_referenced_download_that_changes_is_followed():
     world.settle()
     assert world.model["status"]["source"]["resolvedRevision"] == "2" * 40
     assert world.model["status"]["source"]["sizeBytes"] == 5000
+
+
+@pytest.mark.parametrize(
+    ("stated", "written", "shown"),
+    [("mit", "apache-2.0", "mit"), ("", "apache-2.0", "apache-2.0"), ("", None, None)],
+)
+def test_the_license_is_what_the_repository_states_or_else_the_file(
+    stated: str, written: str | None, shown: str | None
+):
+    facts = {**GGUF["facts"], **({"license": written} if written else {})}
+    world = World(model()).answer_resolve({**GGUF, "license": stated, "facts": facts})
+    assert world.model["status"]["source"].get("license") == shown

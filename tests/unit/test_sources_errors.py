@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moorage.errors import SourceError
-from moorage.sources import CATALOG, Access, Reason, classify, parse_commit, parse_tree_page, retry_after, source_error
+from moorage.sources import (
+    CATALOG,
+    Access,
+    Reason,
+    classify,
+    parse_commit,
+    parse_license,
+    parse_tree_page,
+    retry_after,
+    source_error,
+)
 from moorage.sources.tree import read_json
 from moorage.sources.urls import next_page, redirect
 
@@ -126,7 +136,11 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["path", "size", "oid", "lfs", "type", "sha"]), inner, max_size=6)
+        | st.dictionaries(
+            st.sampled_from(["path", "size", "oid", "lfs", "type", "sha", "tags", "cardData", "license"]),
+            inner,
+            max_size=6,
+        )
     ),
     max_leaves=12,
 )
@@ -134,11 +148,32 @@ json_values = st.recursive(
 
 @given(json_values)
 def test_no_answer_of_a_hub_breaks_the_parser(value):
-    for parse in (parse_tree_page, parse_commit):
+    for parse in (parse_tree_page, parse_commit, parse_license):
         try:
             parse(value)
         except SourceError as error:
             assert error.reason == "NotAHub"
+
+
+@pytest.mark.parametrize(
+    ("answer", "license_"),
+    [
+        ({"tags": ["gguf", "license:apache-2.0", "region:us"]}, "apache-2.0"),
+        ({"cardData": {"license": "mit"}, "tags": ["license:mit"]}, "mit"),
+        (
+            {"cardData": {"license": "other", "license_name": "qwen-research"}, "tags": ["license:other"]},
+            "qwen-research",
+        ),
+        ({"cardData": {"license": "other"}, "tags": []}, "other"),
+        ({"cardData": {"license": ["mit", "gpl"]}}, ""),
+        ({"cardData": {"license": "x" * 101}}, ""),
+        ({"cardData": {"license": "a\nb"}}, ""),
+        ({"cardData": None, "tags": None}, ""),
+        ([], ""),
+    ],
+)
+def test_the_license_that_a_repository_states(answer: object, license_: str):
+    assert parse_license(answer) == license_
 
 
 def test_rights_are_about_the_repository():

@@ -218,6 +218,7 @@ class Facts(StatusPart):
     context_length: Count | None = Field(default=None, description="Tokens the model was trained for.")
     parameters: Count | None = Field(default=None, description="Number of parameters.")
     quantization: StatusWord | None = Field(default=None, description="Quantization of the weights, such as Q4_K_M.")
+    license: StatusWord | None = Field(default=None, description="License as the file's header states it.")
     layers: Count | None = Field(default=None, description="Number of layers.")
     tool_call_parser: StatusWord | None = Field(
         default=None, description="vLLM's name for how the chat template writes tool calls."

@@ -99,7 +99,9 @@ class SourceStatus(StatusPart):
     shows: Annotated[list[StatusWord], Cut(16)] = Field(
         default=[], description="Capabilities that the files show, whatever the engine makes of them."
     )
-    license: StatusWord | None = Field(default=None, description="License as the source states it.")
+    license: StatusWord | None = Field(
+        default=None, description="License as the repository states it, else the file's header."
+    )
     inputs_hash: StatusWord | None = Field(default=None, description="Hash of the spec fields this was resolved from.")
     unsized: Sentence | None = Field(default=None, description="Why the header does not tell the memory need.")
     header: HeaderJson | None = Field(

@@ -36,7 +36,8 @@ class Resolver:
     async def resolve(self, namespace: str, source: dict[str, Any], files: tuple[str, ...]) -> Facts:
         """`{commit, url, files: [{path, sizeBytes, sha256}], selected, facts}` of a huggingFace or http `source`.
 
-        `selected` tells that the files are a choice out of more. Raises SourceError with the reason for status.
+        Of the former `license` too. `selected` tells that the files are a choice out of more. Raises SourceError with
+        the reason for status.
         """
         if "http" in source:
             return await self._url(namespace, source["http"])
@@ -48,7 +49,7 @@ class Resolver:
         endpoint = spec.get("endpoint") or self._defaults.huggingface_endpoint
         repository = Repository(spec["repo"], spec.get("revision", "main"), endpoint)
         access = await self._access(namespace, spec.get("tokenSecretRef"), spec.get("caBundleRef"))
-        commit = await self._hub.resolve(repository, access)
+        commit, stated = await self._hub.describe(repository, access)
         available = await self._hub.tree(repository, commit, access)
         chosen, selected = _choose(available, spec, files)
         others = [] if files else _quantizations(available, spec, chosen)
@@ -61,6 +62,7 @@ class Resolver:
             "url": url,
             "files": [_item(f) for f in chosen],
             "selected": selected,
+            "license": stated,
             "facts": facts,
             "quantizations": [{"name": q.name, "sizeBytes": q.size} for q in others],
         }

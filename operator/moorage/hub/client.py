@@ -28,6 +28,7 @@ from moorage.sources import (
     next_page,
     origin,
     parse_commit,
+    parse_license,
     parse_tree_page,
     same_origin,
     source_error,
@@ -80,9 +81,13 @@ class HubClient:
 
     async def resolve(self, source: Repository, access: Access = ANONYMOUS) -> str:
         """The commit (40 hex) that `source.revision` stands for now."""
+        return (await self.describe(source, access))[0]
+
+    async def describe(self, source: Repository, access: Access = ANONYMOUS) -> tuple[str, str]:
+        """The same commit, and the license that the repository states; empty where it states none."""
         what = f"revision {source.revision} of {source.repo} on {source.endpoint}"
         answer, _ = await self._json(source.revision_url(), what, access, source.title)
-        return parse_commit(answer)
+        return parse_commit(answer), parse_license(answer)
 
     async def tree(self, source: Repository, commit: str, access: Access = ANONYMOUS) -> list[RepoFile]:
         """Every file of `commit`, all pages; at most 200,000. Names are as sent: `select` checks the wanted ones."""

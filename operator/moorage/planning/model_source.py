@@ -142,7 +142,7 @@ def _take(step: ModelPass, inputs: str, value: Manifest) -> None:
         files=[f["path"] for f in files] if value.get("selected") else [],
         file_count=len(files) or None,
         size_bytes=sum(f["sizeBytes"] for f in files) or None,
-        license=value.get("license"),
+        license=value.get("license") or None,
         quantizations=[QuantizationStatus.model_validate(q) for q in value.get("quantizations") or ()],
     )
     step.status.source, step.resolved = source, True
@@ -162,6 +162,7 @@ def take_header(source: SourceStatus, facts: Manifest) -> None:
     source.context_length = facts.get("contextLength") or source.context_length
     source.tool_call_parser = facts.get("toolCallParser") or source.tool_call_parser
     source.shows = facts.get("shows") or source.shows
+    source.license = source.license or facts.get("license")  # what the repository says goes first
     source.projector_file = facts.get("projectorFile") or source.projector_file
     if understood(source.format, facts.get("header"), facts.get("projector")):
         source.header = facts.get("header") or source.header

@@ -16,7 +16,7 @@ STEPS: Final = 32
 
 
 def header_facts(header: GgufHeader) -> dict[str, Any]:
-    """`architecture`, `contextLength` (tokens), `parameters`, `quantization`, `layers` and `header`.
+    """`architecture`, `contextLength` (tokens), `parameters`, `quantization`, `license`, `layers` and `header`.
 
     What is unknown is left out. `header` is LlamaModel's JSON, from which the need follows without the file.
     Raises HeaderError where a tensor makes no sense.
@@ -26,6 +26,7 @@ def header_facts(header: GgufHeader) -> dict[str, Any]:
         "contextLength": header.context_length,
         "parameters": header.parameters,
         "quantization": header.quantization,
+        "license": header.text("general.license"),
         "layers": header.block_count,
         "header": kept(model_of(header)),
     }

@@ -9,7 +9,7 @@ from moorage.sources.files import RepoFile, check_name, check_names, formats
 from moorage.sources.hosts import HostPolicy
 from moorage.sources.reasons import CATALOG, Reason, ReasonFacts
 from moorage.sources.selection import Quantization, Selection, quantizations, select
-from moorage.sources.tree import parse_commit, parse_tree_page
+from moorage.sources.tree import parse_commit, parse_license, parse_tree_page
 from moorage.sources.urls import DEFAULT_ENDPOINT, Repository, next_page, origin, same_origin
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "next_page",
     "origin",
     "parse_commit",
+    "parse_license",
     "parse_tree_page",
     "quantizations",
     "rate_limit",

@@ -12,6 +12,7 @@ from moorage.sources.reasons import Reason
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _MAX_SIZE = 1 << 50
+_MAX_LICENSE = 100
 MAX_JSON = 32 << 20
 _MAX_TOKENS = 2_000_000
 
@@ -35,6 +36,25 @@ def parse_commit(answer: Any) -> str:
     if not isinstance(commit, str) or not _COMMIT.match(commit):
         raise _odd("the revision answer has no commit (sha)")
     return commit
+
+
+def parse_license(answer: Any) -> str:
+    """The license in the same answer, such as `apache-2.0`; empty where none is stated.
+
+    The card names one of the hub's list, `other` with a name of its own beside it; `tags` repeat the former.
+    """
+    if not isinstance(answer, dict):
+        return ""
+    card, tags = answer.get("cardData"), answer.get("tags")
+    stated = card if isinstance(card, dict) else {}
+    own = stated.get("license_name") if stated.get("license") == "other" else None
+    tagged = (
+        [tag.removeprefix("license:") for tag in tags if str(tag).startswith("license:")]
+        if isinstance(tags, list)
+        else []
+    )
+    found = next((one for one in (own, stated.get("license"), *tagged) if isinstance(one, str) and one), "")
+    return found if found.isprintable() and len(found) <= _MAX_LICENSE else ""
 
 
 def parse_tree_page(answer: Any) -> list[RepoFile]:

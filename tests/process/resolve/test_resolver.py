@@ -56,6 +56,13 @@ async def test_a_repository_of_safetensors_is_one_model_and_its_headers(hub: Hub
     assert sum(entry["sent"] for entry in hub.log.all()) - before < WEIGHTS / 2
 
 
+async def test_the_license_that_the_repository_states_is_found_with_its_commit(hub: HubServer):
+    (Path(hub.store.root) / "hub.json").write_text(json.dumps({"repos": {"org/plain": {"tags": ["license:mit"]}}}))
+    found = await resolve(hub, "plain")
+    assert found["license"] == "mit"
+    assert found["facts"]["shows"] == ["chat", "completion", "structured_outputs"]
+
+
 async def test_patterns_of_a_person_are_taken_at_their_word(hub: HubServer):
     found = await resolve(hub, "plain", include=["*.safetensors", "config.json", "README.md"])
     assert not found["selected"]
