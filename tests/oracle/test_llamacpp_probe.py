@@ -17,7 +17,7 @@ async def first_answer(address: str, capability: str = "chat") -> dict[str, obje
     prober = HttpProber()
     host, _, port = address.partition(":")
     try:
-        return await prober.warm_up(WarmUp("t", "m", host, int(port), capability, reports=True))
+        return await prober.warm_up(WarmUp("t", "m", host, int(port), capability, address))
     finally:
         await prober.close()
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from moorage.api.capabilities import Capability
 from moorage.api.model import ModelSpec
 from moorage.engines.base import Asked, Serving, Start
 from moorage.engines.llamacpp import LlamaCppEngine
@@ -43,6 +44,7 @@ def vllm() -> dict[str, tuple[str, ...]]:
         "GPU of unknown size": (asked(), replace(START, gpus=1)),
         "four GPUs": (asked(), replace(START, gpus=4, gpu_memory_mib=24564)),
         "everything": (everything, replace(eight_bits, gpus=1, gpu_memory_mib=81559, chat_template=TEMPLATE)),
+        "embeddings": (asked(), replace(START, pooled=Capability.EMBEDDINGS)),
         "float32": (asked(vllm={"dtype": "float32"}, toolCalling={"enabled": False}), START),
     }
     engine = VllmEngine()
@@ -65,6 +67,8 @@ def llama_cpp() -> dict[str, tuple[str, ...]]:
             asked(kvCacheType="q4_0", llamaCpp=settings),
             replace(quantized, gpus=2, chat_template=TEMPLATE, projector_path="/models/mmproj-f16.gguf"),
         ),
+        "embeddings": (asked(), replace(START, pooled=Capability.EMBEDDINGS)),
+        "reranking": (asked(), replace(START, pooled=Capability.RERANK)),
         "without flash attention": (asked(llamaCpp={"flashAttention": False}), START),
     }
     engine = LlamaCppEngine()

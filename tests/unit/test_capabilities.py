@@ -315,10 +315,14 @@ def test_a_server_of_embeddings_is_started_as_one(spec: dict[str, Any], shows: s
     assert found == ([argument] if argument else [])
 
 
-def test_vllm_finds_out_by_itself_what_it_serves():
-    wanted = asked()
-    plain = vllm_arguments(wanted, START)
-    assert vllm_arguments(wanted, Start("m", "/models/m.gguf", Serving(512, 4), pooled=C.EMBEDDINGS)) == plain
+@pytest.mark.parametrize(
+    ("spec", "argument"), [({}, ["--runner", "pooling"]), ({"args": ["--runner=pooling"]}, ["--runner=pooling"])]
+)
+def test_vllm_is_told_to_pool_where_nothing_is_generated(spec: dict[str, Any], argument: list[str]):
+    wanted = asked(**spec)
+    args = vllm_arguments(wanted, Start("m", "/models/m", Serving(512, 4), pooled=C.EMBEDDINGS))
+    assert list(args[-len(argument) :]) == argument
+    assert "--runner" not in vllm_arguments(asked(), START)
 
 
 def test_the_arguments_that_are_looked_at_exist_in_the_pinned_engines():

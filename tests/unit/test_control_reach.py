@@ -138,7 +138,7 @@ async def test_a_server_is_asked_what_it_can_do(props: object, report: dict[str,
 
     async with serving(answer) as port:
         prober = HttpProber()
-        found = await prober.warm_up(WarmUp("t", "m", "127.0.0.1", port, reports=True))
+        found = await prober.warm_up(WarmUp("t", "m", "127.0.0.1", port, reporter=f"127.0.0.1:{port}"))
         await prober.close()
     assert found["report"] == report
 

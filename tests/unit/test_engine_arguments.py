@@ -48,6 +48,7 @@ def test_what_moorage_decides_is_refused_from_a_person():
     """Apart from what only shapes logs and shutdown, and from what a field of its own rules check."""
     free = {"--shutdown-timeout", "--no-enable-log-requests", "--disable-access-log-for-endpoints", "--chat-template"}
     free |= {"--host", "--port", "--seed"}  # llama-server's table has the first two, the last is a person's
+    free |= {"--runner"}  # a person may say what Moorage says only where nobody does
     given = {name for arguments in commandlines.vllm().values() for name in names(arguments)}
     refused = {n for owner in VLLM_ARGS_BY_OWNER.values() for n in owner}
     assert given - free <= refused

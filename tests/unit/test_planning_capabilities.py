@@ -46,7 +46,7 @@ def test_nothing_is_said_before_the_source_has_answered():
 
 def test_what_the_server_reports_is_kept_while_it_sleeps():
     world = World(model()).answer_resolve(source(*CHAT)).download_done().pod(ready=True)
-    assert question(world).reports
+    assert question(world).reporter == "10.0.0.1:8080", "the pod itself: behind the Service an old one may answer"
     reports(world, tools=False, vision=True, audio=False)
     known = {"chat": "Metadata", "completion": "Metadata", "structured_outputs": "Metadata", "vision": "Probe"}
     assert told(world) == known
@@ -77,7 +77,7 @@ def test_vllm_is_not_asked_what_it_can_do():
     world = World(model(benchmark={"enabled": False})).answer_resolve(source(*CHAT, base=SAFETENSORS))
     assert told(world) == dict.fromkeys(CHAT, "Metadata")
     world.download_done().pod(ready=True)
-    assert (question(world).capability, question(world).reports) == ("chat", False)
+    assert (question(world).capability, question(world).reporter) == ("chat", "")
 
 
 @pytest.mark.parametrize(("able", "argument"), [("embeddings", "--embeddings"), ("rerank", "--reranking")])

@@ -271,7 +271,7 @@ class ModelSpec(SpecPart):
     capabilities: Capabilities = Field(
         default=[],
         description="What the model can do, instead of what Moorage finds out: this list is all that counts then. "
-        "With embeddings or rerank, and neither chat nor completion, llama.cpp is started as a server of those.",
+        "With embeddings or rerank, and neither chat nor completion, the engine is started as a server of those.",
     )
     purpose: Purpose | None = Field(default=None, description="What the model is meant for; a field to select by.")
     benchmark: Benchmark = Field(default=Benchmark(), description="The measurement that runs once the Model serves.")

@@ -65,7 +65,7 @@ class HttpProber:
             raise _failed(f"the server answered without {_QUESTIONS[wanted][2]} to a first request ({wanted}): {text}")
         answer_ms = int((time.monotonic() - started) * 1000)
         version = str(found.get("system_fingerprint") or "")[:64]
-        report = await self._report(ask) if ask.reports else None
+        report = await self._report(ask) if ask.reporter else None
         return {"firstTokenMilliseconds": answer_ms, "version": version, "report": report}
 
     async def _report(self, ask: WarmUp) -> dict[str, bool] | None:
@@ -74,7 +74,7 @@ class HttpProber:
         `chat_template_caps` comes from rendering the template with and without tools, so it is surer than any reading.
         """
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            async with self._open().get(f"{_base(ask)}/props", allow_redirects=False) as answer:
+            async with self._open().get(f"http://{ask.reporter}/props", allow_redirects=False) as answer:
                 return _reported(orjson.loads(await bounded.read(answer))) if answer.status == 200 else None
         return None
 

@@ -343,8 +343,10 @@ def _warm(step: ModelPass, live: Manifest, problem: Trouble | None) -> str | Non
 def _question(step: ModelPass, identity: str, service: Manifest) -> WarmUp:
     """What the server is asked first: a token, or what it is for where it generates none."""
     wanted = model_capabilities.pooling(step) or Capability.CHAT
-    reports = engine_of(step).reports_itself
-    return WarmUp(identity, step.model.metadata.name, service["clusterIP"], service["port"], wanted.value, reports)
+    ready = [p for p in step.servers if p["ready"] and p["ip"] and engine_of(step).reports_itself]
+    ip = max(ready, key=lambda p: str(p["created"]))["ip"] if ready else ""  # the youngest is not of the old version
+    reporter = f"[{ip}]:{names.ENGINE_PORT}" if ":" in ip else f"{ip}:{names.ENGINE_PORT}" if ip else ""
+    return WarmUp(identity, step.model.metadata.name, service["clusterIP"], service["port"], wanted.value, reporter)
 
 
 def _serves(step: ModelPass, live: Manifest, problem: Trouble | None) -> None:

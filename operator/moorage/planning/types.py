@@ -92,8 +92,8 @@ class Resolve:
 class WarmUp:
     """Ask: a first answer through the Model's Service. `template` identifies the pods that are to answer.
 
-    `capability` is what is asked for: chat (one token), embeddings or rerank. `reports`: the server can also be asked
-    what it can do.
+    `capability` is what is asked for: chat (one token), embeddings or rerank. `reporter` is `host:port` of a pod that
+    can also be asked what it can do, empty where none can: through the Service an old one may answer for a while.
     """
 
     template: str
@@ -101,7 +101,7 @@ class WarmUp:
     cluster_ip: str
     port: int
     capability: str = "chat"
-    reports: bool = False
+    reporter: str = ""
 
 
 @dataclass(frozen=True)
