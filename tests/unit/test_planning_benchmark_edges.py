@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from moorage import names
-from tests.support.world import World, model
+from tests.support.world import GGUF, World, model
 
 REPORT: dict[str, Any] = {
     "ttftUs": {"p50": 85000, "p90": 90000, "p99": 99000},
@@ -90,3 +90,26 @@ def test_a_job_that_failed_waits_for_its_pods_last_words():
     del world.pods["bench"]
     world.job_ends(2, '{"reason": "TooFewSamples", "message": "7"}', names.MODEL_LABEL, complete=False)
     assert world.condition("Benchmarked")[2] == "TooFewSamples: 7"
+
+
+def test_a_benchmark_waits_until_nobody_uses_the_model_unless_it_is_told_not_to():
+    world = World(model()).answer_resolve(GGUF).download_done().pod(ready=True)
+    world.used(in_flight=2)
+    world.token()
+    assert world.phase == "Ready"
+    assert world.condition("Benchmarked") == ("False", "Busy", "waits until no request is under way")
+    assert world.plan().requeue_after == 15
+    assert not [kind for kind, _ in world.children if kind == "Job"][1:], "no Job but the download's"
+    run = world.used(in_flight=0).settle().condition("Benchmarked")
+    assert run[:2] == ("False", "Running")
+
+
+def test_a_benchmark_that_runs_is_not_stopped_by_requests_and_the_word_alone_asks_for_no_other():
+    world = World(model(benchmark={"when": "Always"})).answer_resolve(GGUF).download_done().pod(ready=True)
+    world.used(in_flight=2)
+    world.token()
+    assert world.condition("Benchmarked")[:2] == ("False", "Running")
+    names_ = {name for kind, name in world.children if kind == "Job"}
+    world.change(benchmark={"when": "Idle"}).settle()
+    assert {name for kind, name in world.children if kind == "Job"} == names_
+    assert world.condition("Benchmarked")[:2] == ("False", "Running")

@@ -15,6 +15,13 @@ class BenchmarkProfile(StrEnum):
     THROUGHPUT = "Throughput"
 
 
+class BenchmarkWhen(StrEnum):
+    """Whether a benchmark gives way to requests."""
+
+    IDLE = "Idle"
+    ALWAYS = "Always"
+
+
 class Slo(SpecPart):
     """Service level that a request should meet."""
 
@@ -48,5 +55,10 @@ class Benchmark(SpecPart):
     output_tokens: int = Field(default=64, ge=1, le=16384, description="Tokens that each request generates.")
     requests: int = Field(
         default=20, ge=20, le=1000, description="Requests per row; fewer than 20 give no percentiles."
+    )
+    when: BenchmarkWhen = Field(
+        default=BenchmarkWhen.IDLE,
+        description="Idle: a run begins when no request of the gateways is under way, so that neither disturbs the "
+        "other. Always: it begins at once.",
     )
     slo: Slo | None = Field(default=None, description="Service level; the figures then say how many requests met it.")

@@ -230,7 +230,7 @@ REASON_HELP: dict[Reason, str] = {
     Reason.WAITING_FOR_ROOM: "Idle Models are being put to sleep to make room; the message names them and the node.",
     Reason.LOADED_MODELS_LIMIT: "The namespace has as many loaded Models as it may (`maxLoadedModels`, or the "
     "annotation `moorage.dev/max-loaded-models` of the namespace).",
-    Reason.BUSY: "Waits until a rollout or another benchmark of this Model is over.",
+    Reason.BUSY: "The benchmark waits until no request of the gateways is under way (`spec.benchmark.when: Idle`).",
     Reason.WAITING_FOR_NODE: "No node is there yet that the pod may run on; a cluster autoscaler may add one.",
     Reason.WAITING_FOR_VOLUME: "The claim is not bound yet; see the events of the PersistentVolumeClaim.",
     Reason.WAITING_FOR_MEMORY: "The GPU that was chosen is free by Kubernetes' books, but its memory is in use; the "

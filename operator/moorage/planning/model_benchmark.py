@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from moorage import names
+from moorage.api.benchmark import BenchmarkWhen
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.conditions import Reason
 from moorage.api.model_status import BenchmarkRow, BenchmarkStatus, Percentiles, RequestCounts
@@ -13,6 +14,9 @@ from moorage.planning.draft import FALSE, TRUE, UNKNOWN
 from moorage.planning.model_pass import ModelPass
 from moorage.planning.pods import first_trouble, last_words
 from moorage.planning.types import Manifest, Ref
+
+BUSY_SECONDS = 15.0
+"""After that it is looked again whether anybody uses the Model."""
 
 _FIGURES = {
     "ttft_microseconds": "ttftUs",
@@ -33,7 +37,8 @@ def run_of(step: ModelPass) -> str:
     """
     asked = step.model.metadata.annotations.get(names.BENCHMARK_AT, "")
     known = step.status.benchmark.run if step.status.benchmark else None
-    return names.inputs([step.status.template, step.model.spec.benchmark.identity()], asked, known)
+    measured = {k: v for k, v in step.model.spec.benchmark.identity().items() if k != "when"}
+    return names.inputs([step.status.template, measured], asked, known)
 
 
 def benchmark(step: ModelPass) -> None:
@@ -66,10 +71,17 @@ def benchmark(step: ModelPass) -> None:
 
 
 def _follow(step: ModelPass, run: str, job: Manifest | None) -> None:
-    if job is None:
+    if job is not None:
+        _see(step, run, job)
+    elif step.seen.usage.load and step.model.spec.benchmark.when == BenchmarkWhen.IDLE:
+        step.wake_in(BUSY_SECONDS)
+        step.draft.set(C.BENCHMARKED, FALSE, Reason.BUSY, "waits until no request is under way")
+    else:
         step.apply.append(_job(step, run))
         step.draft.set(C.BENCHMARKED, FALSE, Reason.RUNNING, "the benchmark is being started")
-        return
+
+
+def _see(step: ModelPass, run: str, job: Manifest) -> None:
     report = _report(step.seen.pods, job)
     running = any(p.get("owner") == job["uid"] and p["phase"] in ("Pending", "Running") for p in step.seen.pods)
     if report is not None:
