@@ -23,7 +23,9 @@ from moorage.sources import CATALOG, DEFAULT_ENDPOINT, Reason, Repository
 UNREADABLE_EXIT = 3
 IMPOSSIBLE_EXIT = 4
 DEFAULT_CONTEXT = 8192
-MAX_TOKENS = 1 << 31
+MAX_TOKENS = 16_777_216
+"""Of one request, as in the API."""
+MAX_PARALLEL = 1024
 ENGINES = ("Auto", "LlamaCpp", "VLLM")
 
 
@@ -51,13 +53,19 @@ class Layers(click.ParamType[int]):
 @click.option("--file", "include", multiple=True, metavar="GLOB", help="Of the folder or repository; may be repeated.")
 @click.option("--revision", default="main", show_default=True, help="Branch, tag or commit of the repository.")
 @click.option("--endpoint", default=DEFAULT_ENDPOINT, show_default=True, help="The hub.")
-@click.option("--ctx-size", type=click.IntRange(1, MAX_TOKENS), help="llama-server's -c: the whole pool, in tokens.")
+@click.option(
+    "--ctx-size",
+    type=click.IntRange(1, MAX_TOKENS * MAX_PARALLEL),
+    help="llama-server's -c: the whole pool, in tokens.",
+)
 @click.option("--context-length", type=click.IntRange(1, MAX_TOKENS), help="Tokens of one request; times --parallel.")
-@click.option("--parallel", type=click.IntRange(1), default=1, show_default=True, help="Requests at once.")
+@click.option(
+    "--parallel", type=click.IntRange(1, MAX_PARALLEL), default=1, show_default=True, help="Requests at once."
+)
 @click.option("--kv-unified", is_flag=True, help="One pool that all requests share, as in llama-server.")
 @click.option("--cache-type-k", help="f16, q8_0, q4_0, ...; vLLM: auto or fp8.")
 @click.option("--cache-type-v", help="The same for values; vLLM has one type for both.")
-@click.option("--microbatch", type=click.IntRange(1, 1 << 20), default=512, show_default=True, help="llama.cpp: -ub.")
+@click.option("--microbatch", type=click.IntRange(1, 1 << 16), default=512, show_default=True, help="llama.cpp: -ub.")
 @click.option("--gpu-layers", type=Layers(), default="all", show_default=True, help="llama.cpp: layers on GPUs.")
 @click.option("--flash-attention", type=click.Choice(["on", "off"]), default="on", show_default=True)
 @click.option("--engine-version", metavar="X.Y", help="vLLM: the version to estimate for; absent: the newest known.")
@@ -69,7 +77,8 @@ class Layers(click.ParamType[int]):
 def command(output: str, engine: str, **options: Any) -> None:
     """Tell how much GPU memory a model needs, from its header alone.
 
-    Reads a few hundred kilobytes of a local file, of a folder or (by HTTP ranges) of a repository, and no weights.
+    Reads the header of a local file, of a folder or (by HTTP ranges) of a repository, and no weights: 1 to 16 MB of a
+    GGUF file, most of it the vocabulary, and some 100 kB of each safetensors file.
     Without --ctx-size or --context-length the context is what the model was trained for, at most 8192 tokens.
 
     \b
