@@ -285,3 +285,13 @@ def test_an_upgrade_of_the_chart_plans_for_the_image_that_runs():
     before = world.model["status"]["memory"]["computeMiB"]
     world.defaults = replace(world.defaults, vllm_nvidia_image="vllm:v0.11.0")
     assert world.settle().model["status"]["memory"]["computeMiB"] == before
+
+
+def test_the_pod_asks_for_its_shared_memory_and_a_process_for_each_gpu():
+    one, two = (on_gpu(gpus=2, accelerator={"count": count}) for count in (1, 2))
+    for world, gpus in ((one, 1), (two, 2)):
+        volumes = world.manifests["Deployment", "tiny"]["spec"]["template"]["spec"]["volumes"]
+        shared = [v["emptyDir"]["sizeLimit"] for v in volumes if v.get("emptyDir", {}).get("medium") == "Memory"]
+        assert shared == [f"{gpus}Gi"]
+        assert world.model["status"]["memory"]["hostMiB"] == 2048 + gpus * (2048 + 1024)
+        assert container(world)["resources"]["requests"]["memory"] == f"{world.model['status']['memory']['hostMiB']}Mi"

@@ -37,7 +37,15 @@ from moorage.sizing.errors import HeaderError
 from moorage.sizing.need import MemoryNeed
 from moorage.sizing.stored import parse
 from moorage.sizing.transformer import TransformerModel
-from moorage.sizing.vllm import VllmPlan, VllmSettings, judged, tensor_parallel_problem, vllm_cpu_plan, vllm_plan
+from moorage.sizing.vllm import (
+    SHARED_GIB,
+    VllmPlan,
+    VllmSettings,
+    judged,
+    tensor_parallel_problem,
+    vllm_cpu_plan,
+    vllm_plan,
+)
 
 FULL_SEQUENCES = 4
 """Requests of full length that the cache must hold at once; vLLM serves more of them where they are shorter."""
@@ -147,7 +155,7 @@ class VllmEngine(Engine):
 
         /dev/shm carries what vLLM's processes tell each other; the 64 MiB that runtimes give by default end its start.
         """
-        shared_gib = max(start.gpus, 1)
+        shared_gib = SHARED_GIB * max(start.gpus, 1)
         return EngineContainer(
             command=("vllm", "serve"),
             args=arguments(asked, start),
