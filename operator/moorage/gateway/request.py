@@ -121,8 +121,8 @@ class RequestReader:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing of a request has come yet."""
-        return not self._wire_bytes
+        """Whether nothing of a request has come yet; what came in one piece with the one before is not in the count."""
+        return not (self._wire_bytes or self.in_body or self.current.url)
 
     def close(self) -> None:
         """Let go of the parser, which holds this object."""

@@ -121,8 +121,8 @@ class ClientConnection(asyncio.Protocol):
     """One client's connection: requests in, one after the other, and answers out."""
 
     __slots__ = (
-        "_advancing", "_backlog", "_chunked", "_close", "_head", "_listener", "_reader", "_settings", "_transport",
-        "blocked", "committed", "deadline", "job", "request", "state",
+        "_advancing", "_awaited", "_backlog", "_chunked", "_close", "_head", "_listener", "_reader",
+        "_settings", "_transport", "blocked", "committed", "deadline", "job", "request", "state",
     )  # fmt: skip
 
     def __init__(self, listener: Listener) -> None:
@@ -137,6 +137,7 @@ class ClientConnection(asyncio.Protocol):
         self._reader = RequestReader(listener.settings, listener.handler.check)
         self._transport: asyncio.Transport
         self._backlog = bytearray()  # what came while BUSY
+        self._awaited: Request | None = None  # whose body is on its way, and has its time
         self._head = b""
         self._chunked = self._close = self._advancing = False
 
@@ -266,24 +267,24 @@ class ClientConnection(asyncio.Protocol):
     # Reading
 
     def _read(self, data: bytes) -> None:
-        reader = self._reader
-        was_in_body = reader.in_body
         try:
-            reader.feed(data)
+            self._reader.feed(data)
         except Refused as refused:
-            if not reader.complete:  # answers to what was whole come first, and the last of them closes
+            if self._reader.complete:  # answers to what was whole come first, and the last of them closes
+                self._reader.complete[-1].keep_alive = False
+            else:
                 self._refuse_and_linger(refused.refusal)
-                return
-            reader.complete[-1].keep_alive = False
-        if reader.complete or not reader.in_body:
-            return
-        request = reader.current
-        if not was_in_body:
+
+    def _await_body(self) -> None:
+        """A head was read and its body was not: give it its time, and say once whether it is wanted."""
+        request, first = self._reader.current, self._reader.current is not self._awaited
+        if first:
+            self._awaited = request
             self.deadline = time.monotonic() + self._settings.body_timeout
         if request.refusal is not None:
             if request.expects_continue or request.length is None or request.length > _SMALL_BODY:
                 self._refuse_and_linger(request.refusal)
-        elif request.expects_continue and not was_in_body and not request.received:
+        elif request.expects_continue and first and not request.received:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _advance(self) -> None:
@@ -301,6 +302,8 @@ class ClientConnection(asyncio.Protocol):
                 self._transport.resume_reading()
                 self._read(data)
             else:
+                if self._reader.in_body:
+                    self._await_body()
                 break
         self._advancing = False
 
@@ -332,7 +335,7 @@ class ClientConnection(asyncio.Protocol):
         self.state = _READ
         wait = self._settings.write_timeout if self.blocked else self._settings.head_timeout
         self.deadline = time.monotonic() + wait
-        if self._reader.complete or self._backlog:
+        if self._reader.complete or self._backlog or self._reader.in_body:
             self._advance()
 
     def _refuse_and_linger(self, refusal: Refusal) -> None:

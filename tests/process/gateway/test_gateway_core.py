@@ -222,6 +222,16 @@ async def test_100_continue_is_sent_before_the_body():
         assert (await client.reply()).status == 200
 
 
+async def test_100_continue_is_sent_to_a_request_that_came_behind_another():
+    async with mock() as engine, serving([model("m", engine)]) as bed, bed.client() as client:
+        head, _, body = post(chat(), Expect="100-continue").partition(b"\r\n\r\n")
+        await client.send(post(chat(max_tokens=1)) + head + b"\r\n\r\n")
+        assert (await client.reply()).status == 200
+        assert (await client.reply()).status == 100
+        await client.send(body)
+        assert (await client.reply()).status == 200
+
+
 async def test_an_offered_upgrade_is_ignored_body_and_all():
     """Java's HttpClient offers h2c with its first request."""
     upgrade = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2_Settings": "AAEAAEAAAAIAAAAAAAMAAAAA"}

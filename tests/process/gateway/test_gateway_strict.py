@@ -346,6 +346,14 @@ async def test_one_bad_client_disturbs_nobody():
             assert (reply.status, reply.whole, reply.events[-1]) == (200, True, "[DONE]")
 
 
+async def test_a_body_behind_another_request_has_a_bodys_time():
+    async with mock() as engine, serving([model("m", engine)], body_timeout=SHORT) as bed, bed.client() as client:
+        half = post(chat())[:-5]
+        await client.send(post(chat(max_tokens=1)) + half)
+        assert (await client.reply()).status == 200
+        assert (await client.reply()).status == 408
+
+
 async def test_a_flood_of_pipelined_requests_is_answered_one_after_the_other():
     async with mock() as engine, serving([model("m", engine)]) as bed, bed.client() as client:
         requests = [post(chat(max_tokens=1)) if n % 10 == 0 else get("/v1/models") for n in range(2000)]
