@@ -200,3 +200,23 @@ async def test_a_namespace_says_how_many_may_be_loaded(bed: Bed, reports: Report
         limit["metadata"]["annotations"][names.MAX_LOADED] = "2"
         await bed.kube.merge_patch(NAMESPACES, None, bed.namespace, limit)
         await bed.until(MODELS, "a", phase("Ready"))
+
+
+async def test_a_limit_that_is_lowered_puts_an_idle_one_to_sleep(bed: Bed, reports: Reports):
+    """The annotation alone wakes those that are settled."""
+    with reports.operator():
+        for name in ("a", "b"):
+            await bed.model(name, preemption={"minResidency": "1s"})
+            await bed.until(MODELS, name, phase("Ready"))
+        await reports.say("a", in_flight=1)
+        await reports.say("b", ok=1)
+        limit = {"metadata": {"annotations": {names.MAX_LOADED: "1"}}}
+        await bed.kube.merge_patch(NAMESPACES, None, bed.namespace, limit)
+        said = await bed.until_condition("a", "Active", "True", "LoadedModelsLimit")
+        assert "has 2 loaded Models and may have 1" in condition(said, "Active")["message"]
+        gone = await bed.until(MODELS, "b", phase("Preempted"), timeout=60)
+        assert gone["status"]["scaling"]["cause"] == "LoadedModelsLimit"
+        await bed.until_condition("a", "Active", "True", "Running")
+        limit["metadata"]["annotations"][names.MAX_LOADED] = "2"
+        await bed.kube.merge_patch(NAMESPACES, None, bed.namespace, limit)
+        await bed.until(MODELS, "b", phase("Ready"), timeout=60)

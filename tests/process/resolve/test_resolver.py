@@ -31,6 +31,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(b"x" * 4096)
     write_gguf(root / "org/mixed/model-F16.gguf")
+    (root / "org/choice").mkdir()
+    write_gguf(root / "org/choice/model-F16.gguf")
+    write_gguf(root / "org/choice/model-Q8_0.gguf")
+    for other, size in {"model-Q2_K": 2000, "another-Q3_K": 1000}.items():
+        (root / f"org/choice/{other}.gguf").write_bytes(b"x" * size)
     with HubServer(root, lfs_threshold=100_000) as server:
         yield server
 
@@ -96,3 +101,12 @@ async def test_an_upload_that_was_cut_is_found_before_the_download(tmp_path: Pat
         await resolve(hub, "cut")
     assert (caught.value.reason, caught.value.retryable) == ("UnexpectedContent", False)
     assert f"model-F16.gguf: the file has {size // 2:,} bytes, but its tensors end at byte " in caught.value.message
+
+
+async def test_the_other_quantizations_of_a_model_are_told_with_their_sizes(hub: HubServer):
+    found = await resolve(hub, "choice", quantization="Q8_0")
+    assert found["quantizations"] == [
+        {"name": "Q8_0", "sizeBytes": found["files"][0]["sizeBytes"]},
+        {"name": "Q2_K", "sizeBytes": 2000},
+    ]
+    assert (await resolve(hub, "plain"))["quantizations"] == []
