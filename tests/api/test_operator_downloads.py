@@ -22,6 +22,7 @@ from tests.process.download.proxy import Proxy
 from tests.process.download.support import self_signed
 from tests.support.bed import Bed, condition, running_operator
 from tests.support.downloads import Scene, Truth
+from tests.unit.projector_shapes import ENCODERS
 
 pytestmark = [pytest.mark.api, pytest.mark.timeout(180)]
 
@@ -38,7 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_gguf(made / "org/choice/m-Q8_0.gguf", split=2)
     for copy in ("two/m-F16", "two/m-Q8_0", "gated/m-F16", "choice/m-Q4_K_M", "twice/base-Q4_K_M", "twice/chat-Q4_K_M"):
         put(made / f"org/{copy}.gguf", whole.read_bytes())
-    put(made / "org/choice/mmproj-m-F16.gguf", b"GGUF")
+    put(made / "org/choice/mmproj-m-F16.gguf", ENCODERS["gemma3-12b"].header)
     for index in range(30):
         put(made / f"org/many/layer-{index:02}.bin", b"x")
     gate = {"tokens": {GATED: "ali"}, "repos": {"org/gated": {"gated": "manual", "granted": ["ali"]}}}
