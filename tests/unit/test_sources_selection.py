@@ -83,6 +83,12 @@ def test_exclude_leaves_the_projector_behind():
         (repo("a.gguf"), {"include": ("*.bin",)}, "NoFilesMatched", "include *.bin"),
         ([], {}, "NoFilesMatched", "no files"),
         (repo(*[f"f{i:02d}" for i in range(25)]), {"include": ("x",)}, "NoFilesMatched", "f19 and 5 more"),
+        (
+            [RepoFile(f"{at}", 1 << 50) for at in range(9000)],
+            {},
+            "NotAHub",
+            "the files have 10,133,099,161,583,616,000",
+        ),
         (repo("a", "a/b"), {}, "UnsafeName", "a file and a folder"),
         (repo("a", "a"), {}, "UnsafeName", "twice"),
         (repo("../a"), {}, "UnsafeName", "'..'"),

@@ -33,6 +33,7 @@ from moorage.sources import (
     same_origin,
     source_error,
 )
+from moorage.sources.files import MAX_SIZE
 from moorage.sources.proxies import choose_proxy
 from moorage.sources.tree import MAX_JSON, read_json
 from moorage.sources.urls import redirect, without_query
@@ -135,6 +136,8 @@ class HubClient:
             first, last, total = map(int, found.groups())
             if first != start or last != min(start + length, total) - 1:
                 raise source_error(Reason.UNEXPECTED_CONTENT, f"unexpected answer: {what} sent another range")
+            if total > MAX_SIZE:
+                raise source_error(Reason.UNEXPECTED_CONTENT, f"unexpected answer: {what} would have {total:,} bytes")
             data = await _read(answer, last - first + 1, what)
             if len(data) != last - first + 1:
                 raise source_error(Reason.NETWORK, f"connection broken: {what} ended early")

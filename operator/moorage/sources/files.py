@@ -10,6 +10,8 @@ from moorage.sources.reasons import Reason
 STAGE_FOLDER = ".moorage"
 _NAME_BYTES = 255
 _PATH_BYTES = 2048
+MAX_SIZE = 1 << 50
+"""Bytes of one file, and of all files of one source together; what is more cannot be meant, nor stored in a status."""
 
 
 @dataclass(frozen=True)

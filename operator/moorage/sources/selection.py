@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 
 from moorage.errors import SourceError
 from moorage.sources.errors import source_error
-from moorage.sources.files import RepoFile, check_names
+from moorage.sources.files import MAX_SIZE, RepoFile, check_names
 from moorage.sources.projectors import best_projector, is_projector
 from moorage.sources.reasons import Reason
 
@@ -111,7 +111,7 @@ def select(available: Sequence[RepoFile], wanted: Selection) -> list[RepoFile]:
     """The wanted files sorted by path.
 
     Raises SourceError: FileNotFound, NoFilesMatched, AmbiguousSelection, UnsafeName (of a wanted file only: a
-    repository is not refused for a name nobody asked for).
+    repository is not refused for a name nobody asked for), NotAHub where the sizes add up to what cannot be.
     """
     by_path = {file.path: file for file in available}
     missing = [path for path in wanted.files if path not in by_path]
@@ -128,6 +128,8 @@ def select(available: Sequence[RepoFile], wanted: Selection) -> list[RepoFile]:
             )
         chosen |= {f.path: f for f in rest}
     check_names(f.path for f in available if f.path in chosen)
+    if (total := _size(chosen.values())) > MAX_SIZE:
+        raise source_error(Reason.NOT_A_HUB, f"not a Hugging Face-compatible hub: the files have {total:,} bytes")
     return sorted(chosen.values(), key=lambda f: f.path)
 
 

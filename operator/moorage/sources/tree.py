@@ -6,12 +6,11 @@ from typing import Any
 
 from moorage.errors import SourceError
 from moorage.sources.errors import source_error
-from moorage.sources.files import RepoFile
+from moorage.sources.files import MAX_SIZE, RepoFile
 from moorage.sources.reasons import Reason
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
-_MAX_SIZE = 1 << 50
 _MAX_LICENSE = 100
 MAX_JSON = 32 << 20
 _MAX_TOKENS = 2_000_000
@@ -69,7 +68,7 @@ def _file(item: Any) -> RepoFile:
         raise _odd("an entry of the tree has no path")
     lfs = item.get("lfs")
     size = lfs.get("size") if isinstance(lfs, dict) else item.get("size")
-    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < _MAX_SIZE:
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= MAX_SIZE:
         raise _odd(f"the tree gives {item['path'][:200]!r} no usable size")
     if isinstance(lfs, dict):
         return RepoFile(item["path"], size, sha256=_hex(lfs.get("oid") or lfs.get("sha256"), _SHA256, item["path"]))

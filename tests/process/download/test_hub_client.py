@@ -137,6 +137,13 @@ async def test_only_the_asked_range_is_taken(hub, client, fault, reason):
     assert (await fails(client.read_range(source.file_url(commit, "model.gguf"), 0, 1000))).reason == reason
 
 
+async def test_a_size_that_no_status_holds_is_refused(hub, client):
+    size = {"Content-Range": f"bytes 0-0/{10**19 - 1}"}
+    hub.rule(path="/resolve/", count=None, kind="status", status=206, headers=size, body="x")
+    error = await fails(client.probe(f"{hub.url}/acme/model/resolve/main/model.gguf"))
+    assert (error.reason, "would have 9,999,999,999,999,999,999 bytes" in error.message) == ("UnexpectedContent", True)
+
+
 async def test_the_list_of_files_ends(hub, client):
     source = Repository("acme/model", endpoint=hub.url)
     commit = await client.resolve(source)
