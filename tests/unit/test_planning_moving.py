@@ -80,6 +80,7 @@ def test_the_replacement_starts_first_where_one_fits(how):
     assert wanted(world) == 2
     assert world.pods["p1"]["deletionCost"] == CHEAPEST
     assert said(world) == "serving on 1 GPU; node old is about to go; 1 replacement on the way"
+    assert world.events.count(("Normal", "Moving")) == 1
     assert [r.node for r in world.plan().reserve] == ["new"]
     replacement(world, "p2", "new")
     assert (world.phase, wanted(world)) == ("Ready", 2), "the old one serves until the new one does"
@@ -192,6 +193,7 @@ def test_a_replacement_that_does_not_come_up_is_given_up_and_tried_again():
     assert wanted(world.later(patience(world) - 5).settle()) == 2
     world.later(10).settle()
     assert wanted(world) == 1
+    assert ("Warning", "MoveFailed") in world.events
     assert said(world).endswith("its replacement did not come up: no such image; tried again 10m after that")
     assert dropped(world) == "p2"
     assert 0 < world.plan().requeue_after <= 600

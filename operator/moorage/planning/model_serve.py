@@ -19,7 +19,7 @@ from moorage.planning.model_place import candidates, decision, remember_memory
 from moorage.planning.model_start import start_of
 from moorage.planning.pods import Trouble, first_trouble
 from moorage.planning.startup import startup_of
-from moorage.planning.types import Manifest, Patch, Ref, WarmUp
+from moorage.planning.types import Manifest, Patch, PlannedEvent, Ref, WarmUp
 
 DEADLINE = "ProgressDeadlineExceeded"
 RESOURCES = {"Nvidia": "nvidia.com/gpu", "AMD": "amd.com/gpu"}
@@ -73,6 +73,8 @@ def _deployment(step: ModelPass, live: Manifest | None, image: str) -> None:
         pod, surge = _pod(step, image), _surge(step)
         step.apply.append(manifests.deployment(step.seen.model, pod, replicas=step.replicas, notes=notes, surge=surge))
     elif live["wanted"] != step.replicas + step.surge:
+        if step.surge and live["wanted"] < step.replicas + step.surge:
+            step.tell.append(PlannedEvent("Normal", "Moving", step.leaving))
         _scale(step, live, step.replicas + step.surge)
     before, engine = step.status.engine or EngineStatus(), engine_of(step)
     version = before.version if before.image == image else None

@@ -27,7 +27,7 @@ from moorage.placement.survey import grown, survey
 from moorage.planning import model_engine, model_place, text
 from moorage.planning.model_pass import ModelPass
 from moorage.planning.pods import first_trouble
-from moorage.planning.types import Manifest, Patch, Ref
+from moorage.planning.types import Manifest, Patch, PlannedEvent, Ref
 
 GOING = frozenset(
     {
@@ -163,6 +163,7 @@ def _failed(step: ModelPass, live: Manifest, new: list[Manifest]) -> str:
         found = first_trouble(late)
         told = found.message if found else f"no replacement was ready within {text.duration(patience)}"
         failed = placed.failed_move = FailedMove(at=now, message=told)
+        step.tell.append(PlannedEvent("Warning", "MoveFailed", f"no server moves for now: {told}"))
     if failed is None:
         return ""
     left = (failed.at + timedelta(seconds=FAILED_AGAIN_SECONDS) - now).total_seconds()
