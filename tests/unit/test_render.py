@@ -115,3 +115,28 @@ def test_a_folder_of_safetensors_is_rendered_for_vllm(tmp_path: Path):
     pod = next(m for m in found["manifests"] if m["kind"] == "Deployment")["spec"]["template"]["spec"]
     assert pod["containers"][0]["command"] == ["vllm", "serve"]
     assert found["memory"]["hostMiB"] > 2048
+
+
+def test_of_what_fits_nowhere_it_says_what_would_help(tmp_path: Path, header: Path):
+    """The only GPU is held by a Model, which stands in the same file."""
+    path = Path(cluster(tmp_path, 24564))
+    items = yaml.safe_load(path.read_text())["items"]
+    labels = {"app.kubernetes.io/managed-by": "moorage", "moorage.dev/model": "other"}
+    gpu = {"containers": [{"name": "engine", "resources": {"limits": {"nvidia.com/gpu": "1"}}}], "nodeName": "gpu-0"}
+    pod = {"kind": "Pod", "metadata": {"name": "other-1", "namespace": "ml", "uid": "u", "labels": labels}, "spec": gpu}
+    other = {**MODEL, "metadata": {"name": "other", "namespace": "ml"}, "status": {"desiredReplicas": 1}}
+    for more, expected in [([pod, other], ["replicas: 0 of ml/other"]), ([pod], [])]:
+        path.write_text(yaml.safe_dump({"kind": "List", "items": [*items, *more]}))
+        args = ("--header", str(header), "--cluster", str(path))
+        done = render(tmp_path, with_spec(accelerator={"memoryPerGPUOverride": "10Gi"}), *args, "-o", "json")
+        assert [r["change"] for r in json.loads(done.stdout)["remedies"]] == expected
+    placed = render(tmp_path, with_spec(accelerator={"vendor": "None"}), "--header", str(header), "-o", "json")
+    assert json.loads(placed.stdout)["remedies"] == []
+
+
+def test_models_that_are_none_are_refused(tmp_path: Path, header: Path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump({"kind": "Model", "metadata": {"name": "x"}}))
+    done = render(tmp_path, MODEL, "--header", str(header), "--cluster", str(path))
+    assert done.exit_code == 1
+    assert "not Models as the API server has them" in done.stderr

@@ -1,12 +1,17 @@
 """Carries plans out in memory: the source answers with the given header, the download is there at once."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from moorage import names
+from moorage.api.conditions import ModelCondition, Reason
 from moorage.errors import InvalidSpec
 from moorage.placement.inventory import Inventory
+from moorage.planning.explaining import explain
 from moorage.planning.model import plan_model
+from moorage.planning.neighbours import Around, Neighbour
 from moorage.planning.types import Answer, Defaults, Manifest, ObservedModel, Plan, Resolve
 
 COMMIT = "0" * 40
@@ -15,9 +20,17 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STEPS = 8
 
 
-def rendered(model: Manifest, facts: dict[str, Any] | None, inventory: Inventory, defaults: Defaults) -> dict[str, Any]:
-    """`{memory, placement, capabilities, conditions, manifests}` of `model` as soon as its files are downloaded.
+def rendered(
+    model: Manifest,
+    facts: dict[str, Any] | None,
+    inventory: Inventory,
+    defaults: Defaults,
+    neighbours: Iterable[Neighbour] = (),
+) -> dict[str, Any]:
+    """`{memory, placement, capabilities, remedies, conditions, manifests}` of `model` as soon as its files are there.
 
+    `neighbours` are the other Models that hold GPUs; whether one of them is idle nobody knows here, so none is put to
+    sleep, and whose sleep would help is among the remedies.
     `facts` are what the resolver would answer (files, header facts); None where no header was given, then the Model is
     planned as far as that goes. Raises InvalidSpec with the operator's own words.
     """
@@ -37,13 +50,21 @@ def rendered(model: Manifest, facts: dict[str, Any] | None, inventory: Inventory
         if before == (obj["status"], download, resolved):
             break
     status = obj["status"] or {}
+    last = replace(_observed(obj, download, resolved, inventory, defaults), around=Around(tuple(neighbours)))
     return {
         "memory": status.get("memory", {}),
         "placement": status.get("placement", {}),
         "capabilities": status.get("capabilities", []),
+        "remedies": explain(last).get("remedies", []) if _unplaced(status) else [],
         "conditions": status.get("conditions", []),
         "manifests": list(manifests.values()),
     }
+
+
+def _unplaced(status: Manifest) -> bool:
+    """Whether it was looked for GPUs in vain."""
+    looked = (c for c in status.get("conditions", ()) if c["type"] == ModelCondition.PLACED)
+    return any(c["status"] == "False" and c["reason"] != Reason.QUOTA_EXCEEDED for c in looked)
 
 
 def _stored(model: Manifest) -> Manifest:

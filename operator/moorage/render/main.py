@@ -18,6 +18,8 @@ from moorage.control.settings import load
 from moorage.engines.facts import read_facts
 from moorage.errors import InvalidSpec, MoorageError
 from moorage.placement.inventory import Inventory, build
+from moorage.planning.model_place import owner_of
+from moorage.planning.neighbours import Neighbour, neighbour_of
 from moorage.planning.text import capabilities
 from moorage.render.imagine import rendered
 from moorage.sizing.errors import HeaderError
@@ -49,7 +51,7 @@ MODEL_FILES = click.Path(exists=True, path_type=Path)
 @click.option(
     "--cluster",
     type=EXISTING,
-    help="Nodes, pods, ResourceSlices and ResourceClaims, as `kubectl get nodes,pods -A -o yaml` writes them.",
+    help="Nodes, pods, ResourceSlices, ResourceClaims and Models, as `kubectl get nodes,pods -A -o yaml` writes them.",
 )
 @click.option("--config", type=EXISTING, help="Settings of the operator, for its node pools, product sizes and images.")
 @click.option("-o", "--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
@@ -63,9 +65,9 @@ def command(filename: Path, headers: tuple[Path, ...], cluster: Path | None, con
     """
     try:
         settings = load(config)
-        inventory = _inventory(cluster, settings.gpus)
+        inventory, neighbours = _inventory(cluster, settings.gpus), _neighbours(cluster)
         facts = _facts(headers)
-        found = [rendered(m, facts, inventory, settings.defaults()) for m in _models(filename)]
+        found = [rendered(m, facts, inventory, settings.defaults(), neighbours) for m in _models(filename)]
     except MoorageError as error:
         raise click.ClickException(str(error)) from error
     if output == "json":
@@ -81,6 +83,8 @@ def _tell(one: dict[str, Any]) -> None:
         if condition["type"] in ("Accepted", "Placed", "Downloaded"):
             text = f"{condition['type']}={condition['status']} {condition['reason']}: {condition['message']}"
             click.echo(text, err=True)
+    for remedy in one["remedies"]:
+        click.echo(f"Would help: {remedy['change']} ({remedy['effect']})", err=True)
     if one["capabilities"]:
         click.echo(f"Capabilities: {capabilities(one['capabilities'])}", err=True)
     click.echo(yaml.safe_dump_all(one["manifests"], sort_keys=False, width=120), nl=False)
@@ -108,10 +112,23 @@ _READ: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
 }
 
 
+def _items(path: Path) -> list[dict[str, Any]]:
+    return [i for d in _documents(path) if isinstance(d, dict) for i in (d.get("items") or [d])]
+
+
+def _neighbours(path: Path | None) -> list[Neighbour]:
+    """The cluster's Models, which hold GPUs under the names of their pods' labels."""
+    models = [i for i in _items(path) if i.get("kind") == "Model"] if path else []
+    try:
+        return [neighbour_of(m, owner_of(m["metadata"]["namespace"], m["metadata"]["name"])) for m in models]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InvalidSpec("InvalidSpec", f"{path}: not Models as the API server has them: {error!r}") from error
+
+
 def _inventory(path: Path | None, gpus: GPUs) -> Inventory:
     if path is None:
         return build((), node_pools=gpus.shapes())
-    items = [i for d in _documents(path) if isinstance(d, dict) for i in (d.get("items") or [d])]
+    items = _items(path)
     try:
         found = {kind: [p for i in items if i.get("kind") == kind and (p := read(i))] for kind, read in _READ.items()}
     except (KeyError, TypeError, AttributeError) as error:
