@@ -17,16 +17,18 @@ from moorage.control import credentials
 from moorage.control.operator import Operator
 from moorage.control.settings import Downloads, Settings, Sources
 from moorage.kube.resources import CLAIMS, JOBS, MODEL_DOWNLOADS, MODELS, RESOURCE_QUOTAS
+from moorage.sizing.gguf import read_gguf_header
 from tests.conftest import TestCluster
 from tests.process.download.proxy import Proxy
 from tests.process.download.support import self_signed
 from tests.support.bed import Bed, condition, running_operator
 from tests.support.downloads import Scene, Truth
-from tests.unit.projector_shapes import ENCODERS
+from tests.unit.projector_shapes import Encoder
 
 pytestmark = [pytest.mark.api, pytest.mark.timeout(180)]
 
 GATED = "hf_open_sesame"
+EYES = Encoder("gemma3", width=32, inner=64, layers=1, image=28, patch=14, output=32, heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_gguf(made / "org/choice/m-Q8_0.gguf", split=2)
     for copy in ("two/m-F16", "two/m-Q8_0", "gated/m-F16", "choice/m-Q4_K_M", "twice/base-Q4_K_M", "twice/chat-Q4_K_M"):
         put(made / f"org/{copy}.gguf", whole.read_bytes())
-    put(made / "org/choice/mmproj-m-F16.gguf", ENCODERS["gemma3-12b"].header)
+    put(made / "org/choice/mmproj-m-F16.gguf", EYES.header.ljust(read_gguf_header(EYES.header).end, b"\0"))
     for index in range(30):
         put(made / f"org/many/layer-{index:02}.bin", b"x")
     gate = {"tokens": {GATED: "ali"}, "repos": {"org/gated": {"gated": "manual", "granted": ["ali"]}}}
