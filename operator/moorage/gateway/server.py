@@ -310,6 +310,7 @@ class ClientConnection(asyncio.Protocol):
     def _start(self, request: Request) -> None:
         self.state = _BUSY
         self.request = request
+        self._awaited = None
         self.deadline = time.monotonic() + self._settings.write_timeout if self.blocked else NEVER
         if request.refusal is not None:
             self.refuse(request.refusal)
