@@ -1,20 +1,21 @@
 """The admin port: /metrics, /healthz and /readyz, which the public one never shows."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator
 
 from moorage.gateway import refusals
 from moorage.gateway.refusals import Refusal
 from moorage.gateway.request import Request
-from moorage.gateway.server import ClientConnection
+from moorage.gateway.server import NEVER, ClientConnection
 
 _TEXT = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
 _PATHS = frozenset({b"/metrics", b"/healthz", b"/readyz"})
 
 
 class Admin:
-    """The handler of the admin listener. `unready` says why no traffic should come, or nothing."""
+    """The handler of the admin listener. `metrics` makes the page; `unready` says why no traffic should come, if so."""
 
-    def __init__(self, metrics: Callable[[], bytes], unready: Callable[[], str]) -> None:
+    def __init__(self, metrics: Callable[[], Iterator[bytes]], unready: Callable[[], str]) -> None:
         self._metrics = metrics
         self._unready = unready
 
@@ -27,7 +28,7 @@ class Admin:
     def start(self, request: Request, client: ClientConnection) -> None:
         """See server.Handler."""
         if request.path == b"/metrics":
-            client.answer(200, _TEXT, self._metrics())
+            client.job = _Scrape(client, self._metrics())
         elif request.path == b"/readyz" and (why := self._unready()):
             client.answer(503, _TEXT, why.encode() + b"\n")
         else:
@@ -35,3 +36,34 @@ class Admin:
 
     def refused(self, refusal: Refusal) -> None:
         """See server.Handler: nobody counts these."""
+
+
+class _Scrape:
+    """A page in the making: a job (server) that takes turns with everybody's requests."""
+
+    deadline = NEVER
+
+    def __init__(self, client: ClientConnection, pieces: Iterator[bytes]) -> None:
+        self._client, self._pieces, self._done = client, pieces, list[bytes]()
+        self._next = asyncio.get_running_loop().call_soon(self._step)
+
+    def _step(self) -> None:
+        piece = next(self._pieces, None)
+        if piece is None:
+            self._client.answer(200, _TEXT, b"".join(self._done))
+        else:
+            self._done.append(piece)
+            self._next = asyncio.get_running_loop().call_soon(self._step)
+
+    def on_deadline(self) -> None:
+        """See server.Job: there is none."""
+
+    def on_client_gone(self) -> None:
+        """See server.Job."""
+        self._next.cancel()
+
+    def on_client_slow(self, slow: bool) -> None:
+        """See server.Job: nothing is sent before all is made."""
+
+    def on_shutdown(self) -> None:
+        """See server.Job: whoever watches may see the end."""

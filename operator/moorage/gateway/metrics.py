@@ -1,6 +1,7 @@
-"""The gateway's counts for Prometheus, made from `stats` when somebody asks."""
+"""The gateway's counts for Prometheus, made from `stats` when somebody asks, in pieces: requests go on between them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
@@ -12,6 +13,10 @@ from moorage.gateway.health import Health
 from moorage.gateway.stats import Histogram, Outcome, RouteStats, Stats
 
 _BY = ("alias", "model")
+_PIECE = 10  # routes; a thousand take a third of a second, in which no stream would move
+
+Rows = list[tuple[tuple[str, str], RouteStats]]
+"""Routes by alias and Model."""
 
 
 class GatewayCollector(Collector):
@@ -23,19 +28,11 @@ class GatewayCollector(Collector):
         self._health = health
 
     def collect(self) -> Iterable[Metric]:
-        """Everything that was counted."""
+        """Everything that was counted; a family of many routes comes in pieces, one after the other."""
         routes = list(self._stats.routes.items())
-        yield from _counters(routes)
-        yield _histogram(
-            "moorage_gateway_first_byte_seconds",
-            "From a request's last byte to the first of its answer.",
-            [(labels, route.first_byte) for labels, route in routes],
-        )
-        yield _histogram(
-            "moorage_gateway_request_seconds",
-            "From a request's last byte to the last of its answer.",
-            [(labels, route.total) for labels, route in routes],
-        )
+        for family in (_requests, _tokens, _last_used, _first_byte, _total):
+            for start in range(0, max(len(routes), 1), _PIECE):
+                yield family(routes[start : start + _PIECE])
         yield from self._others()
 
     def _others(self) -> Iterable[Metric]:
@@ -56,37 +53,74 @@ class GatewayCollector(Collector):
         yield away
 
 
-def _counters(routes: list[tuple[tuple[str, str], RouteStats]]) -> Iterable[Metric]:
-    requests = CounterMetricFamily("moorage_gateway_requests", "Requests by how they ended.", labels=[*_BY, "outcome"])
-    tokens = CounterMetricFamily("moorage_gateway_tokens", "Tokens as engines counted them.", labels=[*_BY, "kind"])
-    used = GaugeMetricFamily("moorage_gateway_last_used_timestamp_seconds", "When the last one ended.", labels=_BY)
-    for labels, route in routes:
+def _requests(rows: Rows) -> Metric:
+    family = CounterMetricFamily("moorage_gateway_requests", "Requests by how they ended.", labels=[*_BY, "outcome"])
+    for labels, route in rows:
         for outcome in Outcome:
-            requests.add_metric([*labels, outcome], getattr(route, outcome))
-        tokens.add_metric([*labels, "prompt"], route.prompt_tokens)
-        tokens.add_metric([*labels, "completion"], route.completion_tokens)
-        used.add_metric(labels, route.last_used)
-    return requests, tokens, used
+            family.add_metric([*labels, outcome], getattr(route, outcome))
+    return family
 
 
-def _histogram(name: str, text: str, rows: list[tuple[tuple[str, str], Histogram]]) -> Metric:
+def _tokens(rows: Rows) -> Metric:
+    family = CounterMetricFamily("moorage_gateway_tokens", "Tokens as engines counted them.", labels=[*_BY, "kind"])
+    for labels, route in rows:
+        family.add_metric([*labels, "prompt"], route.prompt_tokens)
+        family.add_metric([*labels, "completion"], route.completion_tokens)
+    return family
+
+
+def _last_used(rows: Rows) -> Metric:
+    family = GaugeMetricFamily("moorage_gateway_last_used_timestamp_seconds", "When the last one ended.", labels=_BY)
+    for labels, route in rows:
+        family.add_metric(labels, route.last_used)
+    return family
+
+
+def _first_byte(rows: Rows) -> Metric:
+    text = "From a request's last byte to the first of its answer."
+    return _histogram("moorage_gateway_first_byte_seconds", text, rows, lambda route: route.first_byte)
+
+
+def _total(rows: Rows) -> Metric:
+    text = "From a request's last byte to the last of its answer."
+    return _histogram("moorage_gateway_request_seconds", text, rows, lambda route: route.total)
+
+
+def _histogram(name: str, text: str, rows: Rows, of: Callable[[RouteStats], Histogram]) -> Metric:
     family = HistogramMetricFamily(name, text, labels=_BY)
-    for labels, histogram in rows:
+    for labels, route in rows:
+        histogram = of(route)
         bounds = [*(str(bound) for bound in histogram.bounds), "+Inf"]
         family.add_metric(labels, list(zip(bounds, accumulate(histogram.counts), strict=True)), histogram.total)
     return family
+
+
+@dataclass(frozen=True)
+class _Only:
+    """A registry of one family."""
+
+    family: Metric
+
+    def collect(self) -> Iterable[Metric]:
+        return (self.family,)
 
 
 class Page:
     """The metrics page of one gateway."""
 
     def __init__(self, stats: Stats, fleet: Fleet, health: Health) -> None:
-        self._registry = CollectorRegistry()
-        self._registry.register(GatewayCollector(stats, fleet, health))
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
-        GCCollector(registry=self._registry)
+        self._counted = GatewayCollector(stats, fleet, health)
+        self._process = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._process)
 
-    def render(self) -> bytes:
-        """All metrics in the text format."""
-        return generate_latest(self._registry)
+    def pieces(self) -> Iterator[bytes]:
+        """All metrics in the text format, a millisecond's work at a time."""
+        yield generate_latest(self._process)
+        before = ""
+        for family in self._counted.collect():
+            text = generate_latest(_Only(family))  # it asks for `collect` only
+            if family.name == before:  # the help of a family stands above its first piece
+                text = b"".join(line for line in text.splitlines(keepends=True) if not line.startswith(b"#"))
+            before = family.name
+            yield text
