@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from moorage.errors import InvalidSpec, SourceError
-from moorage.estimate.model import Facts, from_file, from_folder, from_repository
+from moorage.estimate.model import Facts, Unsized, from_file, from_folder, from_repository
 from moorage.estimate.report import document, table
 from moorage.sizing.errors import HeaderError
 from moorage.sizing.llamacpp import LlamaSettings, llama_need
 from moorage.sizing.model import LlamaModel
-from moorage.sizing.need import MemoryNeed
+from moorage.sizing.need import MemoryNeed, need_by_size
 from moorage.sizing.transformer import TransformerModel
 from moorage.sizing.vllm import VllmSettings, judged, vllm_plan
 from moorage.sources import CATALOG, DEFAULT_ENDPOINT, Reason, Repository
@@ -148,6 +148,9 @@ def _need(engine: str, facts: Facts, options: dict[str, Any]) -> tuple[LlamaSett
     parallel: int = options["parallel"]
     pool = options["ctx_size"]
     length = options["context_length"] or min(facts.model.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    if isinstance(facts.model, Unsized):
+        why = f"{facts.model.why}; counted by the files"
+        return _vllm_settings(length, options), need_by_size(facts.model.weight_bytes, options["gpus"], why)
     if isinstance(facts.model, TransformerModel):
         settings = _vllm_settings(pool // parallel if pool else length, options)
         return settings, vllm_plan(judged(facts.model, settings.version), settings).need

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from moorage.hub import HubClient
-from moorage.sizing.errors import HeaderError
+from moorage.sizing.errors import HeaderError, UnsizedError
 from moorage.sizing.gguf import GgufHeader
 from moorage.sizing.gguf_model import model_of
 from moorage.sizing.model import LlamaModel
@@ -26,13 +26,23 @@ Reading = Generator[Want, bytes, _Answer]
 
 
 @dataclass(frozen=True)
+class Unsized:
+    """A safetensors model of which only the bytes of its weights are known, and `why`; vLLM may load it yet."""
+
+    why: str
+    weight_bytes: int
+    architecture: str = ""
+    context_length: int = 0
+
+
+@dataclass(frozen=True)
 class Facts:
     """A model for one of the engines, with what a person knows it by; `parameters` 0 where nobody tells.
 
     `projector` is served beside it where there is one, from the file `projector_file`.
     """
 
-    model: LlamaModel | TransformerModel
+    model: LlamaModel | TransformerModel | Unsized
     name: str
     parameters: int
     quantization: str
@@ -106,7 +116,10 @@ def reading_of(files: Sequence[RepoFile], name: str, *, whole: bool) -> Reading[
         facts = Facts.of_gguf((yield from read_gguf(weights, whole=whole)), name)
         return (yield from _with_projector(facts, found.projector, whole=whole))
     config, held = yield from read_safetensors(File(found.config.path, found.config.size), weights, whole=whole)
-    model = transformer_of(config, held)
+    try:
+        model = transformer_of(config, held)
+    except UnsizedError as error:
+        return Facts(Unsized(str(error), held.data_bytes), name, 0, held.main_type)
     return Facts(model, name, model.parameters, model.quantization)
 
 

@@ -154,6 +154,15 @@ def test_the_version_of_vllm_decides(gguf, safetensors):
         assert run(*wrong).exit_code == 4
 
 
+def test_a_model_in_unknown_words_counts_by_its_weights(safetensors):
+    (safetensors / "config.json").write_text(json.dumps({"architectures": ["LlavaForConditionalGeneration"]}))
+    found = facts("--model-dir", safetensors, "--gpus", 2)
+    assert (found["engine"], found["confidence"], found["weightsMiB"]) == ("VLLM", "Guess", 2)
+    assert found["perGpuMiB"] == [1 + 1 + 2048] * 2
+    assert found["reasons"] == ["config.json lacks num_hidden_layers; counted by the files"]
+    assert "Guess: config.json lacks" in run("--model-dir", safetensors).stdout
+
+
 def test_a_table_for_people(gguf, safetensors):
     text = run("--gguf", gguf, "--ctx-size", 32768, "--parallel", 4, "--gpus", 2).stdout
     assert "qwen3 (qwen3, 8.2B, Q4_K_M, trained for 131,072 tokens)" in text
