@@ -56,6 +56,15 @@ class Ledger:
             aliases={self._full(name): aliases[name] for name in aliases},
         )
 
+    def newly_busy(self) -> bool:
+        """Whether a Model has requests of which the operator was told that it has none."""
+        known = self._models
+        return any(
+            pool.in_flight and not ((told := known.get(pool.name)) and told.in_flight)
+            for pool in self._fleet.pools.values()
+            if pool.endpoints
+        )
+
     def told(self, report: Report) -> None:
         """The operator has `report`."""
         self._models |= {self._short(name): use for name, use in report.models.items()}

@@ -5,6 +5,7 @@ slow or of another opinion costs nobody but this task anything. It is tried agai
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -31,6 +32,7 @@ class Pace:
 
     changed: float = CHANGED_SECONDS
     alive: float = ALIVE_SECONDS
+    glance: float = 0.5  # until it is told that a Model is in use which was idle: it could be put to sleep meanwhile
     urgent: float = 0.05  # at least between two reports of demand, which come with every request for a sleeping Model
     answer: float = 5.0  # that the operator has for one
     first_retry: float = 0.2  # doubled from one failure to the next
@@ -172,13 +174,14 @@ class Reporter:
         return wait * random.uniform(0.75, 1.0)
 
     async def _wait(self) -> None:
-        if self._failures:
-            return
-        try:
-            async with asyncio.timeout(self._pace.changed):
-                await self._urgent.wait()
-        except TimeoutError:
-            pass
+        ends = time.monotonic() + self._pace.changed
+        while not self._failures and (left := ends - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left, self._pace.glance)):
+                    await self._urgent.wait()
+                    return
+            if self._ledger.newly_busy():
+                self._urgent.set()
 
     async def _deliver(self, report: Report) -> bool:
         """Send `report`; True where the operator turns out to be a new one, which has to be told everything."""

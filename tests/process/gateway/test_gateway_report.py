@@ -95,6 +95,30 @@ async def test_what_was_used_is_told_by_model_and_alias(tmp_path):
             assert told == {"team/chat": 2, "other/chat": 1}
 
 
+async def test_a_request_that_runs_is_told_of_soon_so_that_nobody_puts_its_model_to_sleep(tmp_path):
+    pace = Pace(changed=600, alive=600, glance=0.05, urgent=0.01)
+
+    async def stalls(side: EngineSide) -> None:
+        await side.request()
+        await side.start_events()
+        await side.gone()
+
+    async with (
+        RawEngine(stalls) as engine,
+        MockOperator() as operator,
+        serving([model("m", engine)]) as bed,
+        reporting(bed, operator, tmp_path, pace),
+        bed.client() as client,
+    ):
+        await eventually(lambda: operator.reports, PATIENCE)
+        await client.post(chat(stream=True))
+        await eventually(lambda: operator.total("team/m", "in_flight") == 1, PATIENCE)
+        count = len(operator.reports)
+        await client.post(chat(stream=True))  # waits behind the other
+        await asyncio.sleep(0.3)
+        assert len(operator.reports) == count, "who is known to be busy is no news"
+
+
 async def test_only_what_changed_is_told_and_silence_is_broken_now_and_then(tmp_path):
     async with RawEngine(always(OK)) as engine, MockOperator() as operator:
         models = [model("m", engine), model("n", engine)]
