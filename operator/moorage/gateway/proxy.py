@@ -101,6 +101,9 @@ class Proxy:
             after = self._settings.retry_after_blocked
             client.refuse(refusals.requirements_not_met(name, route.lacking, after))
             return
+        if route.textless and kind.generates:  # it may be the end of such a server
+            client.refuse(refusals.generates_no_text(name, route.textless))
+            return
         exchange = Exchange(self._plant, client, request, kind, body, self._request_id(request))
         if key is not None:
             exchange.meter = self._meters.get(key.name)

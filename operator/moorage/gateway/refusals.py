@@ -59,6 +59,12 @@ def bad_request(message: str, code: str = "invalid_request", param: str | None =
     return Refusal(400, code, message, param=param)
 
 
+def generates_no_text(name: str, serves: str) -> Refusal:
+    """400: a chat or completion for a server of embeddings or a reranker."""
+    message = f"The model `{name[:200]}` generates no text: it serves /v1/{serves}."
+    return bad_request(message, "unsupported_endpoint", "model")
+
+
 def model_not_found(name: str) -> Refusal:
     """404: no Model or alias of this name."""
     return Refusal(404, "model_not_found", f"The model `{name[:200]}` does not exist.", param="model")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
+from moorage.engines.capabilities import known_of, pooled
 from moorage.errors import InvalidSpec
 from moorage.gateway.keys import Key
 from moorage.gateway.rewrite import Rewrite
@@ -66,6 +67,11 @@ class Card:
     description: str = ""
     tags: tuple[str, ...] = ()
 
+    @property
+    def textless(self) -> str:
+        """What it serves instead of text, such as embeddings; empty: it generates, or nobody knows."""
+        return pooled(frozenset(known_of(self.capabilities or ()))) or ""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -117,7 +123,8 @@ class Target:
 class Route:
     """Where requests for one name go. `alias` is empty for a Model called by its own name.
 
-    A route without targets leads nowhere for now: `lacking` says what none of the alias' Models offers.
+    A route without targets leads nowhere for now: `lacking` says what none of the alias' Models offers. `textless` is
+    what a target serves that generates no text; empty: all do.
     """
 
     name: str
@@ -130,6 +137,7 @@ class Route:
     namespace: str = ""
     failover: Failover | None = None
     lacking: tuple[str, ...] = ()
+    textless: str = ""
 
     def allowed(self, key: Key, asked: str) -> bool:
         """Whether `key` may use this route, which a client called `asked`."""
@@ -231,7 +239,7 @@ def _unique(things: Iterable[_T], kind: str) -> dict[str, _T]:
 def own_route(model: Model, hold: Hold) -> Route:
     """The route of a Model called by its own name."""
     target = Target(model, Rewrite.of(model.served_name or model.name, (model.defaults,)))
-    return Route(model.name, "", (target,), (1,), (), hold, b"", model.namespace)
+    return Route(model.name, "", (target,), (1,), (), hold, b"", model.namespace, textless=model.card.textless)
 
 
 def alias_route(alias: Alias, models: Mapping[str, Model]) -> Route:
@@ -245,16 +253,18 @@ def alias_route(alias: Alias, models: Mapping[str, Model]) -> Route:
     for _, weight in weighted:
         total += weight
         bounds.append(total)
+    targets = tuple(_target(alias, name, models) for name, _ in weighted)
     return Route(
         name=alias.name,
         alias=alias.name,
-        targets=tuple(_target(alias, name, models) for name, _ in weighted),
+        targets=targets,
         bounds=tuple(bounds),
         fallbacks=tuple(_target(alias, name, models) for name in alias.fallbacks),
         hold=alias.hold,
         sticky_header=alias.sticky_header.lower().encode("latin-1", "replace"),
         namespace=alias.namespace,
         failover=alias.failover,
+        textless=next((what for target in targets if (what := target.model.card.textless)), ""),
     )
 
 

@@ -134,6 +134,26 @@ async def test_a_server_of_embeddings_is_listed_as_one():
     assert listed["architecture"] == {"input_modalities": ["text"], "output_modalities": ["embeddings"]}
 
 
+async def test_a_server_of_embeddings_is_not_asked_for_text():
+    """llama-server with --embeddings was seen to end on such a request."""
+    card = Card(512, ("embeddings",))
+    async with (
+        RawEngine(always(OK)) as engine,
+        serving([model("m", engine, card=card)], [Alias("a", (("m", 1),))]) as bed,
+    ):
+        for name in ("m", "a"):
+            for path in (CHAT, "/v1/completions"):
+                reply = await bed.ask(chat(name), path)
+                assert (reply.status, reply.error["code"], reply.error["param"]) == (
+                    400,
+                    "unsupported_endpoint",
+                    "model",
+                )
+                assert "it serves /v1/embeddings" in reply.error["message"]
+            assert (await bed.ask({"model": name, "input": "x"}, "/v1/embeddings")).status == 200
+        assert len(engine.requests) == 2
+
+
 async def test_an_alias_whose_models_fall_short_is_503():
     short = Alias("chat", (), lacking=("tools", "vision"))
     async with RawEngine(always(OK)) as engine, serving([model("m", engine)], [short]) as bed:
