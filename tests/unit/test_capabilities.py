@@ -242,6 +242,12 @@ def test_vllm(spec: dict[str, Any], parser: str, shows: frozenset[Capability], f
     assert told(capabilities(asked(parser, **spec), Known("Safetensors", shows))) == found
 
 
+@pytest.mark.parametrize("shows", [{C.EMBEDDINGS}, {C.RERANK}, GENERATED])
+def test_what_a_server_says_of_chats_counts_only_for_what_chats(shows: set[Capability]):
+    known = Known("GGUF", frozenset(shows), reported={C.TOOLS: True, C.REASONING: True, C.VISION: False})
+    assert capabilities(asked(), known).keys() == shows
+
+
 def test_a_projector_counts_until_the_server_knows_better():
     shows = CHAT | {C.VISION}
     assert told(capabilities(asked(), Known("GGUF", shows)))["vision"] == M

@@ -146,8 +146,9 @@ class LlamaCppEngine(Engine):
             found[Capability.CHAT] = Evidence.DECLARED
             for unread in (Capability.TOOLS, Capability.REASONING):
                 found.pop(unread, None)
-        found |= {capability: Evidence.PROBE for capability, able in reported.items() if able}
-        found = {capability: evidence for capability, evidence in found.items() if reported.get(capability, True)}
+        if Capability.CHAT in found:  # every server has a template, also where nobody is to chat
+            found |= {capability: Evidence.PROBE for capability, able in reported.items() if able}
+            found = {capability: evidence for capability, evidence in found.items() if reported.get(capability, True)}
         plain = option(args, "--skip-chat-parsing") is not None
         if plain or option(args, "--no-jinja") is not None:
             found.pop(Capability.TOOLS, None)
