@@ -1,7 +1,10 @@
 """Gateways that report to an operator under test: scripted ones that say what they are told, and real ones."""
 
 import asyncio
+import contextlib
 import socket
+import threading
+import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
@@ -44,7 +47,29 @@ class Reports:
     @contextmanager
     def operator(self, settings: Settings = SETTINGS) -> Iterator[Operator]:
         with running_operator(self._kubeconfig, settings, reports=self.port) as made:
-            yield made
+            stop = threading.Event()
+            beating = threading.Thread(target=self._beat, args=(stop,), daemon=True)
+            beating.start()
+            try:
+                yield made
+            finally:
+                stop.set()
+                beating.join()
+
+    def _beat(self, stop: threading.Event) -> None:
+        """Say again what was said last: on a slow machine too a gateway that is silent for a minute counts as gone."""
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        while not stop.wait(5):
+            if not self._models and not self._aliases:
+                continue  # nobody has spoken yet
+            again = urllib.request.Request(f"http://{self.address}{PATH}", self._report(), headers)
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(again, timeout=5).close()
+
+    def _report(self) -> bytes:
+        names = {"models": dict(self._models), "aliases": dict(self._aliases)}
+        body = {"gateway": "g", "instance": "instance-1", **names}
+        return Report.model_validate(body).dump()
 
     async def say(self, model: str = "", alias: str = "", **use: int) -> None:
         """A gateway tells of one Model or alias, and of all others what it told before; `wanted` is now."""
@@ -54,8 +79,7 @@ class Reports:
             self._models[f"{self._namespace}/{model}"] = use
         if alias:
             self._aliases[f"{self._namespace}/{alias}"] = use
-        body = {"gateway": "g", "instance": "instance-1", "models": self._models, "aliases": self._aliases}
-        report = Report.model_validate(body).dump()
+        report = self._report()
         headers = {"Authorization": f"Bearer {TOKEN}"}
         async with ClientSession() as session:
             for _ in range(2):  # what follows the first answer holds all names
