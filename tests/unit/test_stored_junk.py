@@ -109,6 +109,22 @@ def test_what_a_job_or_a_hub_tells_in_another_versions_words_is_not_kept(header)
     assert (facts.main_file, facts.header) == ("m.gguf", None)
 
 
+@pytest.mark.parametrize("source", [{"http": {"url": "https://example.com/a.gguf", "sha256": "a" * 64}}, None])
+def test_an_engine_that_cannot_serve_the_files_is_refused_whenever_it_is_asked_for(source):
+    """A URL is not resolved again for another engine, so the header that is kept is of files of the first."""
+    world = World(model(accelerator={"vendor": "Nvidia"}, **({"source": source} if source else {})))
+    world.nodes = [gpu_node("only", 24564)]
+    world.answer_resolve(LLAMA).download_done()
+    world.pod(ready=True, node="only", gpus={"nvidia.com/gpu": 1}, namespace="ns").token()
+    world.change(engine="VLLM").settle()
+    if source:
+        assert world.condition("Accepted")[:2] == ("False", "UnsupportedFormat")
+        assert "set spec.engine to Auto or LlamaCpp" in world.condition("Accepted")[2]
+    assert world.condition("Ready")[0] == "True", "what serves goes on"
+    world.change(engine="LlamaCpp").settle()
+    assert world.condition("Accepted")[0] in ("True", "Unknown")
+
+
 # -- whatever stands there -------------------------------------------------------------------------------------------
 
 JUNK = st.one_of(

@@ -81,7 +81,7 @@ def sleep(
     """
     asked, promises = replace(request, replicas=1), tuple(reservations)
     for group in groups:
-        owners = smallest_sleep(asked, inventory, promises, group)
+        owners = smallest_sleep(asked, inventory, promises, group) if group else ()
         decision = decide(asked, inventory.without(owners), promises) if owners else None
         if decision is not None and decision.placed:
             return Remedy(f"{SLEEP}{', '.join(group[owner] for owner in owners)}", decision.message)

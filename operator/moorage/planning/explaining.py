@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from moorage.api.conditions import ModelCondition as C
-from moorage.api.conditions import get_condition
+from moorage.api.conditions import Reason, get_condition
 from moorage.api.model import Model
 from moorage.placement.decide import decide
 from moorage.placement.inventory import Inventory, Pool
@@ -49,6 +49,7 @@ def explain(seen: ObservedModel) -> Told:
     inventory = seen.inventory or Inventory(())
     found = decide(asked, inventory, seen.reservations)
     quota = model_place.admission(step, found) if found.candidate else None
+    coming = found.candidate is not None and found.reason is not Reason.NO_NODE_CAME
     decision = {**_plain("QuotaExceeded", quota)} if quota else _decision(found)
     return {
         **told,
@@ -57,7 +58,7 @@ def explain(seen: ObservedModel) -> Told:
         "candidates": [_tried(asked, c, inventory, seen) for c in asked.candidates],
         "nodes": _nodes(asked, inventory, seen, found),
         "nodePools": _pools(inventory),
-        "remedies": [] if found.placed or quota else _remedies(step),
+        "remedies": [] if quota or coming else _remedies(step),
     }
 
 

@@ -76,6 +76,8 @@ def accept(step: ModelPass) -> str | None:
     spec, inputs = step.model.spec.source, inputs_of(step)
     beside = spec.persistent_volume_claim or spec.download_ref  # its download reads the files, not the Model
     if step.source.inputs_hash == inputs and (_understood(step.source) or (beside and _header_again(step))):
+        if step.source.format and (why := mismatch(step.model.spec.engine.value, step.source.format)):
+            return step.stop(C.ACCEPTED, Reason.UNSUPPORTED_FORMAT, why)
         if step.draft.true(C.ACCEPTED):
             step.draft.confirm(C.ACCEPTED)
         else:
