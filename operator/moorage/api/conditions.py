@@ -214,9 +214,8 @@ REASON_HELP: dict[Reason, str] = {
     Reason.DISABLED: "Switched off in the spec; nothing is wrong.",
     Reason.SCALED_TO_ZERO: "No server runs and no GPU is held: `replicas` is 0 (scale it up to load the model), or the "
     "Model sleeps because nobody used it (a request wakes it).",
-    Reason.PREEMPTED: "Put to sleep while idle to make room for another Model, which the message names, or because its "
-    "namespace had more loaded Models than it may; it comes back with a request, with room, or by "
-    "`moorage.dev/wake-at`.",
+    Reason.PREEMPTED: "Put to sleep while idle to make room for another Model, or because its namespace had too many "
+    "loaded ones; a request, room or `moorage.dev/wake-at` wakes it.",
     Reason.SETTLED: "Nothing is left to do.",
     Reason.PENDING: "Not looked at yet, or an earlier step has to finish first.",
     Reason.PROGRESSING: "A change is on its way; the message says which step.",
