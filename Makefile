@@ -4,7 +4,7 @@ PY := .venv/bin/python
 STAMP := .venv/.installed
 export PYTHONDONTWRITEBYTECODE ?=
 
-.PHONY: help venv lock check fix test test-unit test-api test-e2e test-vllm demo demo-down crds chart images cluster bench clean
+.PHONY: help venv lock check fix test test-unit test-native test-api test-e2e test-vllm demo demo-down crds chart images cluster bench clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,9 +54,14 @@ demo-down: venv ## stop the demo's cluster and remove what it left
 
 test: check cluster images ## everything that CI runs
 	@$(PY) -m pytest -q tests $(PYTEST)
+	@$(MAKE) --no-print-directory test-native
 
 test-unit: venv ## pure tests: seconds
 	@$(PY) -m pytest -q tests/house tests/unit $(PYTEST)
+
+test-native: venv ## the gateway's tests once more, on the compiled data path that its image has
+	@rm -rf build/native && mkdir -p build && cp -r operator build/native && $(PY) images/native.py build/native
+	@$(PY) -m pytest -q -o pythonpath="build/native ." tests/process/gateway $(PYTEST)
 
 test-api: cluster ## the operator and its parts against a real API server
 	@$(PY) -m pytest -q tests/api $(PYTEST)
@@ -71,7 +76,7 @@ bench: venv ## measure, beside the peers; writes benchmarks/results
 	@for b in benchmarks/*.py; do name=$$(basename $$b .py); echo "bench: $$name"; $(PY) -m benchmarks.$$name || exit 1; done
 
 clean: ## remove what was made here; the cache of builds stays
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 .PHONY: docs
 docs: crds ## write the generated pages of docs/reference

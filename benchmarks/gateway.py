@@ -3,7 +3,7 @@ to the time, and who closes the engine when the client goes; then what only the 
 a million requests.
 
 Needs nginx with its Lua module, lua-cjson and wrk (Debian: nginx libnginx-mod-http-lua lua-cjson wrk); installs LiteLLM
-from PyPI into a cache folder (`--without-litellm`: not). Each proxy has one process on one core, everything else the
+from PyPI into a cache folder (`--without-litellm`: not), and compiles the gateway's data path. Each proxy has one process on one core, everything else the
 other cores. Writes benchmarks/results/gateway.md.
 """
 
@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +32,7 @@ RESULTS = Path(__file__).parent / "results/gateway.md"
 ROUNDS = 7
 SLOW_ROUNDS = 3  # of LiteLLM, whose figures are far from all others
 STREAMS = 100
+INTERPRETED = "Moorage, interpreted"
 HELD = 1000
 SOAK = 1_000_000
 Peer = Callable[[Path, str], AbstractContextManager[Proxy]]
@@ -43,17 +45,19 @@ def main() -> None:
     if missing:
         raise SystemExit(f"not installed: {', '.join(missing)}; see this file's first lines")
     load_before = os.getloadavg()[0]
-    peers_of: dict[str, Peer] = {"Moorage": peers.moorage, "nginx + Lua": peers.nginx}
-    if "--without-litellm" not in sys.argv:
-        peers.installed_litellm()
-        peers_of["LiteLLM"] = peers.litellm
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
+        moorage = partial(peers.moorage, code=peers.compiled(folder))
+        interpreted = partial(peers.moorage, name=INTERPRETED)
+        peers_of: dict[str, Peer] = {"Moorage": moorage, INTERPRETED: interpreted, "nginx + Lua": peers.nginx}
+        if "--without-litellm" not in sys.argv:
+            peers.installed_litellm()
+            peers_of["LiteLLM"] = peers.litellm
         port = peers.free_port()
         with short_answers(folder / "engine", port) as engine:
             parts = [*_short(folder, engine, peers_of), *asyncio.run(_streamed(folder, peers_of))]
-            parts += ["## What only the gateway does", "", *asyncio.run(_held(folder, engine))]
-            parts += [*asyncio.run(_retarget(folder, engine)), *_soak(folder, engine)]
+            parts += ["## What only the gateway does", "", *asyncio.run(_held(folder, engine, moorage))]
+            parts += [*asyncio.run(_retarget(folder, engine, moorage)), *_soak(folder, engine, moorage)]
     page = "\n".join([*_header(load_before), *parts])
     print(page)
     RESULTS.write_text(page + "\n")
@@ -72,10 +76,16 @@ def _header(load_before: float) -> list[str]:
         "",
         f"Commit {run.stdout.strip()}; load average before it {load_before:.1f} on {cpus} CPUs; median (min..max).{crowded} CPU is user and system time",
         "of the proxy's one process, on a core of its own as far as the machine has one to spare: good as a ratio. `python -m benchmarks.gateway` repeats it.",
+        f"Moorage runs on {_version()}, compiled as in its image (docs/adr/0026-compiled-data-path.md), and once more interpreted.",
         "All put three parameters into a chat where the client has none and exchange the model's name.",
         f"nginx 1.22 + lua-nginx-module 0.10.23 + lua-cjson 2.1; {peers.LITELLM.replace('[proxy]==', ' ')}, one worker, no database.",
         "",
     ]
+
+
+def _version() -> str:
+    run = subprocess.run([peers.python(), "--version"], capture_output=True, text=True, check=True)
+    return f"{'Debian' if peers.python().startswith('/usr/bin/') else 'this machine'}'s {run.stdout.strip()}"
 
 
 @contextlib.contextmanager
@@ -187,11 +197,11 @@ def _gone(times: list[float | None]) -> str:
     )
 
 
-async def _held(folder: Path, engine: str) -> list[str]:
+async def _held(folder: Path, engine: str, moorage: Peer) -> list[str]:
     took, sizes = [], []
     for number in range(3):
         where = folder / f"held-{number}"
-        with peers.moorage(where, "") as proxy:
+        with moorage(where, "") as proxy:
             await asyncio.sleep(0.5)
             before = proxy.rss()
             tasks = [asyncio.create_task(load.ask(proxy.address, load.chat_body(1000))) for _ in range(HELD)]
@@ -214,7 +224,7 @@ def _write(file: Path, text: str) -> None:
     other.replace(file)
 
 
-async def _retarget(folder: Path, engine: str) -> list[str]:
+async def _retarget(folder: Path, engine: str, moorage: Peer) -> list[str]:
     """Two engines that say who they are; the alias moves between them while 16 clients ask without a pause."""
 
     async def serve(name: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -228,7 +238,7 @@ async def _retarget(folder: Path, engine: str) -> list[str]:
     servers = [await asyncio.start_server(lambda r, w, n=name: serve(n, r, w), "127.0.0.1", 0) for name in (b"a", b"b")]
     engines = [f"127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in servers]
     where, answers, times = folder / "retarget", [], []
-    with peers.moorage(where, engines[0]) as proxy:
+    with moorage(where, engines[0]) as proxy:
         stop = asyncio.Event()
 
         async def client() -> None:
@@ -258,9 +268,9 @@ async def _retarget(folder: Path, engine: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _soak(folder: Path, engine: str) -> list[str]:
+def _soak(folder: Path, engine: str, moorage: Peer) -> list[str]:
     where, sizes, done, failed = folder / "soak", [], 0, 0
-    with peers.moorage(where, engine) as proxy:
+    with moorage(where, engine) as proxy:
         load.short(proxy, folder, 1000, 64, 2, alternate=True)
         began = time.perf_counter()
         while done < SOAK:

@@ -99,6 +99,10 @@ def _vllm(tree: Path) -> None:
     vllm_cpu.finish(tree)
 
 
+def _native(tree: Path) -> None:
+    run([_python_of_the_repository(), "images/native.py", str(tree / PACKAGES)])
+
+
 def _moorage(tree: Path) -> None:
     _copy("operator/moorage", tree / PACKAGES / "moorage")
     if (ROOT / "crds").is_dir():
@@ -106,9 +110,12 @@ def _moorage(tree: Path) -> None:
 
 
 def _hub_models(tree: Path) -> None:
+    run([_python_of_the_repository(), "-m", "e2e.tinymodels", "hub", str(tree / "models")])
+
+
+def _python_of_the_repository() -> str:
     venv = ROOT / ".venv/bin/python"
-    python = str(venv) if venv.exists() else sys.executable
-    run([python, "-m", "e2e.tinymodels", "hub", str(tree / "models")])
+    return str(venv) if venv.exists() else sys.executable
 
 
 def _hub(tree: Path) -> None:
@@ -127,12 +134,26 @@ LAYERS = (
         finish=(*_COMPILE, f"/{PACKAGES}"),
     ),
     Layer(
-        "moorage",
+        "moorage-native",
         "moorage-deps",
+        _native,
+        inputs=(
+            "images/native.py",
+            "operator/moorage/gateway",
+            "operator/moorage/errors.py",
+            "operator/moorage/usage.py",
+        ),
+        # Where this machine's C library is newer than the image's it ends here, and not in a pod.
+        finish=("/usr/bin/python3", "-c", "import moorage_gateway__mypyc"),
+    ),
+    Layer(
+        "moorage",
+        "moorage-native",
         _moorage,
         inputs=("operator/moorage", "crds"),
         settings=(*_AS_USER, "--env", "PYTHONUNBUFFERED=1", "--entrypoint", '["/usr/bin/python3","-m","moorage"]'),
         finish=(*_COMPILE, f"/{PACKAGES}/moorage"),
+        tools={"g++": "build-essential", "python3-config": "python3-dev"},  # for the layer below
     ),
     Layer("hub-models", "python", _hub_models, inputs=("e2e/tinymodels",)),
     Layer(

@@ -1,7 +1,8 @@
 """The proxies, each as a process of its own that does the same: three parameters where the client has none, and the
 engine's name of the model.
 
-- Moorage's gateway, with routes from a file and every rule of it in force.
+- Moorage's gateway as its image has it: the data path compiled, and Debian's Python where there is one; with routes
+  from a file and every rule of it in force. Once more interpreted, as from a checkout.
 - nginx with Lua and lua-cjson (Debian's packages), one worker.
 - LiteLLM's proxy with one worker, installed from PyPI into a cache folder of its own; no database, no callbacks.
 """
@@ -9,10 +10,12 @@ engine's name of the model.
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -90,16 +93,29 @@ def _process(
             process.wait()
 
 
+def compiled(folder: Path) -> Path:
+    """A copy of our code in `folder` with the extension modules that the image has."""
+    code = shutil.copytree(ROOT / "operator", folder / "compiled")
+    subprocess.run([sys.executable, str(ROOT / "images/native.py"), str(code)], check=True, capture_output=True)
+    return code
+
+
 @contextlib.contextmanager
-def moorage(folder: Path, engine: str) -> Iterator[Proxy]:
+def moorage(folder: Path, engine: str, *, code: Path = ROOT / "operator", name: str = "Moorage") -> Iterator[Proxy]:
     """Our gateway; its routes are `folder`/routes.yaml."""
     folder.mkdir()
     file, port = folder / "routes.yaml", free_port()
     file.write_text(routes(engine))
-    command = [sys.executable, "-m", "moorage", "gateway", "--listen", f"127.0.0.1:{port}", "--admin", "127.0.0.1:0"]
+    command = [python(), "-m", "moorage", "gateway", "--listen", f"127.0.0.1:{port}", "--admin", "127.0.0.1:0"]
     options = ["--routes", str(file), "--drain-delay", "0"]
-    with _process("Moorage", [*command, *options], port, folder / "log", PYTHONPATH=str(ROOT / "operator")) as proxy:
+    path = f"{code}:{sysconfig.get_path('purelib')}"
+    with _process(name, [*command, *options], port, folder / "log", PYTHONPATH=path) as proxy:
         yield proxy
+
+
+def python() -> str:
+    """The image's interpreter, where this machine has it: others are built with other optimisations."""
+    return shutil.which("python3.11", path="/usr/bin") or sys.executable
 
 
 _NGINX = """

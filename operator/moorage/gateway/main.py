@@ -22,6 +22,7 @@ import click
 import uvloop
 
 from moorage.errors import InvalidSpec, MoorageError
+from moorage.gateway import server
 from moorage.gateway.app import Address, Gateway
 from moorage.gateway.ledger import Ledger
 from moorage.gateway.reporter import Operator, Reporter
@@ -284,6 +285,7 @@ async def _serve(settings: Settings, doors: Doors, source: Source, operator: Ope
     try:
         async with source.open(gateway) as feed, doors.opened(gateway):
             _calm_collector()
+            log.info("data path: %s", "interpreted" if server.__file__.endswith(".py") else "compiled")
             log.info("serving on %s:%d, admin on %s:%d", *gateway.address, *gateway.admin_address)
             async with _running(feed.follow), _reporting(gateway, feed.namespace, operator):
                 await stop.wait()

@@ -28,9 +28,15 @@ class Kind(Enum):
     EMBEDDING = "/v1/embeddings"
     RERANK = "/v1/rerank"
 
-    def __init__(self, path: str) -> None:
-        self.generates = "completions" in path  # whether sampling parameters mean anything here
-        self.chats = "chat" in path
+    @property
+    def generates(self) -> bool:
+        """Whether sampling parameters mean anything here."""
+        return self.chats or self is Kind.COMPLETION
+
+    @property
+    def chats(self) -> bool:
+        """Whether it has messages."""
+        return self is Kind.CHAT
 
 
 class Unusable(Exception):

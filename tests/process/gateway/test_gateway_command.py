@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+import moorage
 from tests.process.gateway.support import OK, Client, EngineSide, RawEngine, address, always, chat, get, mock
 from tests.process.gateway.test_gateway_tls import certificate
 from tests.support.eventually import eventually
-from tests.support.mockengine import ROOT
 
 
 @dataclass
@@ -53,7 +53,7 @@ async def command(routes: Path | None, *options: str, listen: str = "127.0.0.1:0
     words += ["--routes", str(routes)] if routes else []
     started = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "moorage", *words,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "operator")},
+        env={**os.environ, "PYTHONPATH": str(Path(moorage.__file__).parents[1])},
         stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     process = Process(started)

@@ -363,11 +363,25 @@ async def test_a_flood_of_pipelined_requests_is_answered_one_after_the_other():
         await sending
 
 
-async def test_a_fault_of_the_gateway_itself_is_500_and_keeps_nothing(monkeypatch, caplog):
+class Defective:
+    """An endpoint with a bug in it."""
+
+    address, outstanding, avoid_until = "defective:1", 0, 0.0
+
+    def head(self, path: bytes) -> bytes:
+        raise ZeroDivisionError
+
+    def close_idle(self) -> None:
+        pass
+
+
+async def test_a_fault_of_the_gateway_itself_is_500_and_keeps_nothing(caplog):
     async with mock() as engine, serving([model("m", engine, max_in_flight=1)]) as bed, bed.client() as client:
-        with monkeypatch.context() as patch:
-            patch.setattr("moorage.gateway.rewrite.dump", lambda _: 1 / 0)
-            reply = await client.ask(chat())
-            assert (reply.status, reply.error["code"]) == (500, "internal_error")
+        pool, defective = bed.gateway.proxy.fleet.pools["m"], Defective()
+        pool.endpoints, sound = [defective], pool.endpoints
+        reply = await client.ask(chat())
+        assert (reply.status, reply.error["code"]) == (500, "internal_error")
         assert "ZeroDivisionError" in caplog.text
+        assert defective.outstanding == 0
+        pool.endpoints = sound
         assert (await client.ask(chat())).status == 200, "the only slot was given back"
