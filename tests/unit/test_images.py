@@ -1,10 +1,11 @@
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from images import build, recipes
-from images.recipes import BY_NAME, ROOT, BuildError, Layer
+from images import build, native, recipes
+from images.recipes import BY_NAME, ROOT, BuildError, Layer, source_files
 
 
 @pytest.fixture
@@ -128,3 +129,12 @@ def test_an_image_in_the_cache_is_not_built_again(tmp_path, monkeypatch, capsys)
     path.touch()
     assert build.main(["--print-json", "llamacpp-cpu"]) == 0
     assert f'"archive": "{path}"' in capsys.readouterr().out
+
+
+def test_whatever_the_compiled_modules_are_made_from_makes_them_anew():
+    inputs = {path for name in BY_NAME["moorage-native"].inputs for path in source_files(ROOT / name)}
+    for module in native.MODULES:
+        source = native.SOURCES / f"moorage/gateway/{module}.py"
+        used = re.findall(r"^(?:from|import) (moorage\.\S+)", source.read_text(), re.MULTILINE)
+        files = [native.SOURCES / f"{name.replace('.', '/')}.py" for name in used]
+        assert {source, *(file for file in files if file.exists())} <= inputs, module
