@@ -51,15 +51,26 @@ class Plant:
 class Exchange:
     """See the module. It is the client connection's job, the engine connection's receiver, and a waiter."""
 
-    __slots__ = (
-        "_answer", "_asked", "_body", "_call", "_choices", "_client", "_cold", "_endpoint", "_first_token", "_headers",
-        "_health", "_hide", "_id", "_kind", "_plant", "_pool", "_request", "_route", "_started", "_stats", "_status",
-        "_timer", "_tried", "_usage", "_wait_since", "_wait_until", "deadline", "meter",
-    )  # fmt: skip
+    # Defaults are the class's: each that an instance had to set itself would cost every request.
+    meter: Meter | None = None  # of a key with limits
     _route: Route
     _stats: RouteStats
-    _status: int
+    _choices: tuple[Target, ...] = ()
+    _pool: ModelPool | None = None
+    _endpoint: Endpoint | None = None
+    _tried: tuple[Endpoint, ...] = ()
+    _call: Call | None = None
+    _answer: Answer | None = None
     _headers: Headers
+    _status = 0
+    _hide = False  # the client did not ask for the usage chunk
+    _asked = ""  # the Model whose waking was asked for
+    _cold = False
+    _health: TargetHealth | None = None  # of the target, where the alias has a failover
+    _first_token: float | None = None  # seconds, of a stream
+    _wait_since = 0.0
+    _wait_until = 0.0
+    _timer: asyncio.TimerHandle | None = None
 
     def __init__(
         self,
@@ -71,31 +82,14 @@ class Exchange:
         request_id: bytes,
     ) -> None:
         self.deadline = NEVER
-        self.meter: Meter | None = None  # of a key with limits
         self._plant = plant
         self._client = client
         self._request = request
         self._kind = kind
         self._body: dict[str, Any] | bytes = body  # bytes once it is ready to be sent
         self._id = request_id
-        self._started = time.monotonic()
-        # Where it goes.
-        self._choices: tuple[Target, ...] = ()
-        self._pool: ModelPool | None = None
-        self._endpoint: Endpoint | None = None
-        self._tried: tuple[Endpoint, ...] = ()
-        self._call: Call | None = None
-        self._health: TargetHealth | None = None  # of the target, where the alias has a failover
-        # How it waits.
-        self._asked = ""  # the Model whose waking was asked for
-        self._cold = False
-        self._wait_since = self._wait_until = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        # What comes back.
-        self._answer: Answer | None = None
-        self._hide = False  # the client did not ask for the usage chunk
         self._usage = Usage()
-        self._first_token: float | None = None  # seconds, of a stream
+        self._started = time.monotonic()
 
     def start(self, route: Route) -> None:
         """Go where `route` leads."""
@@ -193,8 +187,7 @@ class Exchange:
     def on_broken(self, why: str, answered: bool) -> None:
         """See upstream.Receiver."""
         endpoint, pool = self._endpoint, self._pool
-        assert endpoint is not None
-        assert pool is not None
+        assert endpoint is not None and pool is not None
         self._call = None
         log.warning("%s: %s: %s", self._id.decode(), endpoint.address, why)
         if answered or len(self._tried) >= self._plant.settings.retries:
