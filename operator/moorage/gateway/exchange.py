@@ -51,26 +51,10 @@ class Plant:
 class Exchange:
     """See the module. It is the client connection's job, the engine connection's receiver, and a waiter."""
 
-    # Defaults are the class's: each that an instance had to set itself would cost every request.
-    meter: Meter | None = None  # of a key with limits
     _route: Route
     _stats: RouteStats
-    _choices: tuple[Target, ...] = ()
-    _pool: ModelPool | None = None
-    _endpoint: Endpoint | None = None
-    _tried: tuple[Endpoint, ...] = ()
-    _call: Call | None = None
-    _answer: Answer | None = None
+    _status: int
     _headers: Headers
-    _status = 0
-    _hide = False  # the client did not ask for the usage chunk
-    _asked = ""  # the Model whose waking was asked for
-    _cold = False
-    _health: TargetHealth | None = None  # of the target, where the alias has a failover
-    _first_token: float | None = None  # seconds, of a stream
-    _wait_since = 0.0
-    _wait_until = 0.0
-    _timer: asyncio.TimerHandle | None = None
 
     def __init__(
         self,
@@ -82,14 +66,28 @@ class Exchange:
         request_id: bytes,
     ) -> None:
         self.deadline = NEVER
+        self.meter: Meter | None = None  # of a key with limits
         self._plant = plant
         self._client = client
         self._request = request
         self._kind = kind
         self._body: dict[str, Any] | bytes = body  # bytes once it is ready to be sent
         self._id = request_id
-        self._usage = Usage()
         self._started = time.monotonic()
+        self._choices: tuple[Target, ...] = ()
+        self._pool: ModelPool | None = None
+        self._endpoint: Endpoint | None = None
+        self._tried: tuple[Endpoint, ...] = ()
+        self._call: Call | None = None
+        self._health: TargetHealth | None = None  # of the target, where the alias has a failover
+        self._asked = ""  # the Model whose waking was asked for
+        self._cold = False
+        self._wait_since = self._wait_until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._answer: Answer | None = None
+        self._hide = False  # the client did not ask for the usage chunk
+        self._usage = Usage()
+        self._first_token: float | None = None  # seconds, of a stream
 
     def start(self, route: Route) -> None:
         """Go where `route` leads."""
