@@ -32,6 +32,18 @@ class Answer(Protocol):
         """There will be no more."""
 
 
+def begin_answer(
+    client: ClientConnection, status: int, headers: Headers, own: bytes, usage: Usage, hide: bool, limit: int
+) -> Answer:
+    """The answer that an engine's head is the beginning of; `own` are the gateway's header lines."""
+    events = headers.get(b"content-type", b"")[:17].lower() == EVENT_STREAM
+    if client.committed and not (events and status == 200):
+        return LateAnswer(client, limit)
+    if events:
+        return EventAnswer(client, status, headers, own, usage, hide=hide)
+    return WholeAnswer(client, status, headers, own, usage, limit)
+
+
 class EventAnswer:
     """A stream of events. `hide` takes the usage chunk out again that the gateway asked for."""
 

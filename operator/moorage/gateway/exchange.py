@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moorage.gateway import refusals, rewrite
-from moorage.gateway.answer import EVENT_STREAM, STREAM_HEADERS, Answer, EventAnswer, LateAnswer, WholeAnswer
+from moorage.gateway.answer import STREAM_HEADERS, Answer, EventAnswer, begin_answer
 from moorage.gateway.demand import Demand
 from moorage.gateway.events import Usage
 from moorage.gateway.fleet import Endpoint, Fleet, ModelPool
@@ -72,6 +72,8 @@ class Exchange:
         self._request = request
         self._kind = kind
         self._body: dict[str, Any] | bytes = body  # bytes once it is ready to be sent
+        self._original = body  # as it came, where a fallback may want it
+        self._streams = body.get("stream") is True
         self._id = request_id
         self._started = time.monotonic()
         self._choices: tuple[Target, ...] = ()
@@ -170,7 +172,11 @@ class Exchange:
         answer = self._answer
         if answer is None:
             self._stats.first_byte.observe(now - self._started)
-            answer = self._answer = self._begin_answer()
+            limit, own = self._plant.settings.answer_buffer_bytes, self._own_headers()
+            answer = begin_answer(self._client, self._status, self._headers, own, self._usage, self._hide, limit)
+            self._answer = answer
+            if isinstance(answer, EventAnswer) and not self._cold:
+                self._first_token = now - self._started
         if not last:
             if not self._client.blocked:
                 self.deadline = now + self._plant.settings.silence_timeout
@@ -195,26 +201,25 @@ class Exchange:
         self._tried = (*self._tried, endpoint)
         # This request has been let in already, so it does not queue again.
         endpoint.outstanding -= 1
-        other = pool.take(self._tried)
-        if other is None:
-            other = endpoint
-            other.outstanding += 1
-        self._send(other, time.monotonic(), fresh=True)
+        now, other = time.monotonic(), pool.take(self._tried)
+        # An idle connection that was just closed says nothing of its endpoint: that one is asked again first.
+        lost = (other is None or other in self._tried) and (len(self._tried) > 1 or endpoint.avoid_until > now)
+        if lost and (found := self._plant.fleet.stand_in(self._route.fallbacks, self._tried)) is not None:
+            if other is not None:
+                other.outstanding -= 1
+            if self._health is not None:
+                self._health.note(True, None, now)
+                self._health = None
+            self._body = self._original
+            self._go(*found, now)
+        else:
+            if other is None:
+                other = endpoint
+                other.outstanding += 1
+            self._send(other, now, fresh=True)
         self._plant.fleet.grant(pool)
 
     # Inside
-
-    def _begin_answer(self) -> Answer:
-        client, status, headers = self._client, self._status, self._headers
-        events = headers.get(b"content-type", b"")[:17].lower() == EVENT_STREAM
-        if client.committed and not (events and status == 200):
-            return LateAnswer(client, self._plant.settings.answer_buffer_bytes)
-        if events:
-            if not self._cold:
-                self._first_token = time.monotonic() - self._started
-            return EventAnswer(client, status, headers, self._own_headers(), self._usage, hide=self._hide)
-        limit = self._plant.settings.answer_buffer_bytes
-        return WholeAnswer(client, status, headers, self._own_headers(), self._usage, limit)
 
     def _pick(self) -> Target:
         route = self._route
@@ -299,8 +304,7 @@ class Exchange:
     @property
     def _comments(self) -> bool:
         """Whether the client hears comments while it waits."""
-        streams = isinstance(self._body, dict) and self._body.get("stream") is True
-        return streams and self._plant.settings.hold_keepalive > 0
+        return self._streams and self._plant.settings.hold_keepalive > 0
 
     def _set_timer(self) -> None:
         wait = max(0.0, self._wait_until - time.monotonic())
@@ -328,8 +332,10 @@ class Exchange:
         self._stats = self._plant.stats.route(self._route.alias, target.model.name)
         body = self._body
         assert isinstance(body, dict)
+        if self._route.fallbacks:
+            self._original = dict(body)
         try:
-            self._hide = target.rewrite.apply(body, self._kind)
+            self._hide = target.rewrite.apply(body, self._kind, counted=self.meter is not None)
             self._body = rewrite.dump(body)
         except Unusable as unusable:
             self._fail(unusable.refusal, OK)
@@ -383,16 +389,11 @@ class Exchange:
         if self._pool is not None:
             self._give_back()
         if self._health is not None:
-            self._judge(self._health, outcome, now)
+            late = now - self._started if self._streams and self._answer is None and not self._cold else None
+            self._health.ended(outcome if self._endpoint is not None else None, self._first_token, late, now)
         stats, usage = self._stats, self._usage
         stats.ended(outcome, self._started, now)
         stats.prompt_tokens += usage.prompt
         stats.completion_tokens += usage.completion
         if self.meter is not None:
             self.meter.end(usage.prompt + usage.completion, now)
-
-    def _judge(self, health: TargetHealth, outcome: Outcome, now: float) -> None:
-        if self._endpoint is None or outcome is CANCELLED:
-            health.give_back()
-        else:
-            health.note(outcome is ERROR, self._first_token, now)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from moorage.gateway.demand import Demand
-from moorage.gateway.routes import Model, Snapshot
+from moorage.gateway.routes import Model, Snapshot, Target
 from moorage.gateway.upstream import Call, Receiver
 
 
@@ -137,6 +137,21 @@ class Fleet:
         self.pending[name] -= 1
         if not self.pending[name]:
             del self.pending[name]
+
+    def stand_in(
+        self, fallbacks: Iterable[Target], tried: Iterable[Endpoint]
+    ) -> tuple[Target, ModelPool, Endpoint] | None:
+        """A slot at the first fallback that is awake and has one, for a request whose target cannot be reached.
+
+        A node that dies leaves endpoints for the 40 s in which nobody knows of it.
+        """
+        for choice in fallbacks:
+            pool = self.pools[choice.model.name]
+            if not pool.waiters and (endpoint := pool.take(tried)) is not None:
+                if endpoint not in tried:
+                    return choice, pool, endpoint
+                endpoint.outstanding -= 1
+        return None
 
     def release(self, pool: ModelPool, endpoint: Endpoint) -> None:
         """Give a slot back, and hand out what is free now."""

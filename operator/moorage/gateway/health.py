@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from moorage.gateway.routes import Failover, Snapshot
+from moorage.gateway.stats import CANCELLED, ERROR, Outcome
 from moorage.usage import FailedOver
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,18 @@ class TargetHealth:
         """A request that was admitted proves nothing: it was broken off, or never sent."""
         if self._trial is not None:
             self._seats += 1
+
+    def ended(self, outcome: Outcome | None, first_token: float | None, waited: float | None, now: float) -> None:
+        """A request that was admitted has ended; `outcome` None: it was never sent. `first_token` is as in `note`.
+
+        `waited`: seconds in which a stream had no token when it ended. Who gives one up that is late says that it is.
+        """
+        if outcome is CANCELLED and waited is not None and waited > self.policy.max_first_token > 0:
+            self.note(False, waited, now)
+        elif outcome is None or outcome is CANCELLED:
+            self.give_back()
+        else:
+            self.note(outcome is ERROR, first_token, now)
 
     def note(self, failed: bool, first_token: float | None, now: float) -> None:
         """A request ended. `first_token` is the seconds until the first of its stream; None: not to be judged."""

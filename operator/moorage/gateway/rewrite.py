@@ -88,9 +88,10 @@ class Rewrite:
             system_prompt,
         )
 
-    def apply(self, body: dict[str, Any], kind: Kind) -> bool:
-        """Change `body` in place; True where a usage chunk was asked for that the client must not see.
+    def apply(self, body: dict[str, Any], kind: Kind, *, counted: bool = False) -> bool:
+        """Change `body`, not what is in it; True where a usage chunk was asked for that the client must not see.
 
+        `counted`: the client's tokens are limited, so that they are asked for even where it wants no usage.
         Raises Unusable where a field that has to be changed has the wrong type.
         """
         if kind.generates:
@@ -98,7 +99,7 @@ class Rewrite:
             if self.system_prompt and kind.chats:
                 _prepend(body, self.system_prompt)
         body["model"] = self.served_name
-        return kind.generates and "stream" in body and _ask_for_usage(body)
+        return kind.generates and "stream" in body and _ask_for_usage(body, counted)
 
     def _inject(self, body: dict[str, Any]) -> None:
         for key in self.drop:
@@ -163,7 +164,7 @@ def _prepend(body: dict[str, Any], prompt: str) -> None:
         body["messages"] = [{"role": "system", "content": prompt}, *messages]
 
 
-def _ask_for_usage(body: dict[str, Any]) -> bool:
+def _ask_for_usage(body: dict[str, Any], counted: bool) -> bool:
     if not is_stream(body):
         return False
     options = body.get("stream_options")
@@ -172,7 +173,7 @@ def _ask_for_usage(body: dict[str, Any]) -> bool:
         return True
     if not isinstance(options, dict):
         raise Unusable(bad_request("`stream_options` must be an object.", "invalid_type", "stream_options"))
-    if "include_usage" in options:
+    if "include_usage" in options and (options["include_usage"] is True or not counted):
         return False
-    options["include_usage"] = True
+    body["stream_options"] = {**options, "include_usage": True}
     return True

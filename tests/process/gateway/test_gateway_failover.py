@@ -124,3 +124,25 @@ async def test_clients_that_leave_and_cold_starts_prove_nothing():
         assert [(await task).status for task in held] == [200] * 10
         assert bed.gateway.proxy.health.failed_over() == {}
         assert spare.requests == []
+
+
+async def test_an_engine_that_hangs_is_left_although_its_clients_give_up_first():
+    async def hangs(side: EngineSide) -> None:
+        await side.request()
+        await side.gone()
+
+    alias = Alias("chat", (("m", 1),), ("spare",), failover=POLICY)
+    async with (
+        RawEngine(hangs) as engine,
+        RawEngine(always(GOOD)) as spare,
+        serving([model("m", engine), model("spare", spare)], [alias]) as bed,
+    ):
+        for patience in (0.0, 0.1, 0.1, 0.1, 0.1, 0.1):  # the first is too short to say anything
+            async with bed.client() as client:
+                count = len(engine.requests)
+                await client.post(chat("chat", stream=True))
+                await eventually(lambda before=count: len(engine.requests) > before, PATIENCE)
+                await asyncio.sleep(patience)
+            await eventually(lambda: bed.outstanding() == 0, PATIENCE)
+        assert (await bed.ask(chat("chat", stream=True))).status == 200
+        assert (len(engine.requests), len(spare.requests)) == (6, 1)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -11,7 +12,18 @@ import yaml
 from moorage.errors import InvalidSpec
 from moorage.gateway.routes import Alias, Hold, Model, Parameters
 from moorage.gateway.routes_file import RoutesFile
-from tests.process.gateway.support import OK, EngineSide, RawEngine, address, always, chat, mock, model, serving
+from tests.process.gateway.support import (
+    OK,
+    EngineSide,
+    RawEngine,
+    address,
+    always,
+    chat,
+    dead_address,
+    mock,
+    model,
+    serving,
+)
 from tests.support.eventually import eventually
 
 
@@ -254,3 +266,41 @@ async def test_an_endpoint_that_stays_keeps_its_connections_over_a_change():
             await client.ask(chat())
             bed.apply([model("m", engine, max_in_flight=number + 1), Model(f"other-{number}")])
         assert len(engine.sides) == 1
+
+
+async def test_a_fallback_serves_where_no_endpoint_of_the_target_can_be_reached():
+    """The minute after a node has died: its endpoints are still there."""
+    alias = Alias("chat", (("a", 1),), fallbacks=("b", "c"), parameters=Parameters(defaults={"seed": 1}))
+    async with RawEngine(always(OK)) as asleep, RawEngine(always(OK)) as spare, dead_address() as nobody:
+        target = Model("a", endpoints=(nobody,), defaults={"top_k": 7})
+        models = [target, replace(model("b", asleep), endpoints=()), model("c", spare)]
+        async with serving(models, [alias]) as bed:
+            for streams in (False, True):
+                reply = await bed.ask(chat("chat", stream=streams))
+                assert reply.status == 200
+            assert bed.gateway.stats.retries == 2
+            first, second = (request.body for request in spare.requests)
+            assert (first["model"], first["seed"]) == ("c", 1)
+            assert "top_k" not in first, "what the other Model's defaults say is not for this one"
+            assert second["stream_options"] == {"include_usage": True}
+            assert await bed.metric("moorage_gateway_requests_total", alias="chat", model="c", outcome="ok") == 2
+            assert (await bed.ask(chat("a"))).status == 502, "who asks for the Model itself gets the Model"
+            assert bed.outstanding() == 0
+
+
+async def test_a_connection_that_breaks_is_no_reason_to_leave_the_target():
+    async def once(side: EngineSide) -> None:
+        await side.request()
+        if len(side.requests) == 1:
+            side.reset()
+        else:
+            await side.json(OK)
+
+    alias = Alias("chat", (("a", 1),), fallbacks=("b",))
+    async with (
+        RawEngine(once) as engine,
+        RawEngine(always(OK)) as spare,
+        serving([model("a", engine), model("b", spare)], [alias]) as bed,
+    ):
+        assert (await bed.ask(chat("chat"))).status == 200
+        assert (len(engine.requests), len(spare.requests)) == (2, 0)

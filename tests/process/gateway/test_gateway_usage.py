@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.process.gateway.support import OK, EngineSide, RawEngine, always, chat, mock, model, serving
+from moorage.gateway.keys import Limits
+from tests.process.gateway.support import OK, EngineSide, RawEngine, always, chat, key, mock, model, serving
 
 
 async def tokens(bed) -> tuple[int, int]:
@@ -38,6 +39,16 @@ async def test_who_declines_usage_is_not_overruled():
     async with mock(usage="none") as engine, serving([model("m", engine)]) as bed:
         await bed.ask(chat(stream=True, stream_options={"include_usage": False}))
         assert engine.requests[0].body["stream_options"] == {"include_usage": False}
+
+
+async def test_whose_tokens_are_limited_cannot_decline_usage():
+    limited = key("a", "sk", limits=Limits(tokens_per_minute=5))
+    async with mock() as engine, serving([model("m", engine)], [], [limited]) as bed:
+        question = chat(stream=True, stream_options={"include_usage": False}, max_tokens=50)
+        reply = await bed.ask(question, Authorization="Bearer sk")
+        assert engine.requests[0].body["stream_options"] == {"include_usage": True}
+        assert not any(event.get("usage") for event in reply.events[:-1]), "and does not see it"
+        assert (await bed.ask(question, Authorization="Bearer sk")).status == 429
 
 
 async def test_other_stream_options_stay():
