@@ -10,6 +10,16 @@ LIBRARY = "libnvidia-ml.so.1"
 
 
 @dataclass(frozen=True)
+class SimulatedSlice:
+    """A MIG device in one of a GPU's seven places; memory in MiB."""
+
+    place: int
+    uuid: str
+    total: int
+    used: int = 0
+
+
+@dataclass(frozen=True)
 class SimulatedGpu:
     """One GPU as the state file tells it; memory in MiB, `used` with the driver's reserve."""
 
@@ -20,6 +30,7 @@ class SimulatedGpu:
     name: str = "NVIDIA Simulated 24GB"
     lost: bool = False
     healthy: bool = True
+    slices: tuple[SimulatedSlice, ...] = ()
 
 
 @dataclass
@@ -41,6 +52,7 @@ class Machine:
     def write(self) -> None:
         lines = [f"driver {self.driver}"] if self.driver else []
         lines += [f"gpu {g.uuid} {g.total} {g.used} {g.utilization} {g.name}" for g in self.gpus]
+        lines += [f"mig {i} {s.place} {s.uuid} {s.total} {s.used}" for i, g in enumerate(self.gpus) for s in g.slices]
         lines += [f"lost {i}" for i, g in enumerate(self.gpus) if g.lost]
         lines += [f"health {i} Unhealthy" for i, g in enumerate(self.gpus) if not g.healthy]
         half = self.state.with_suffix(".new")

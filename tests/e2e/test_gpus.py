@@ -8,7 +8,9 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,13 @@ from e2e.demo import ROOT, SYSTEM, Demo
 from e2e.gpusim.machine import Machine as Gpus
 from e2e.gpusim.machine import SimulatedGpu, compile_oom_engine, compile_stub, uuid
 from tests.e2e.conftest import Machine, condition
+from tests.e2e.test_gateway import Address, gateway
+
+__all__ = ["gateway"]  # the fixture
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
+ADMIN_PORT = 8001  # of the gateway, in the chart
 RESERVE = 460  # of the stub; "used" in the state file includes it
 AGENT = """
 agent:
@@ -125,6 +131,11 @@ def test_a_model_is_placed_admitted_seen_and_told_of(machine: Machine, gpus: Gpu
     assert [r["resourceID"] for r in given["resources"]] == [uuid(1)]
     assert machine.chat("on-gpu")["usage"]["completion_tokens"] > 0
 
+    # The image is the one for CPUs, so nothing is in the GPU.
+    served = machine.until_condition("on-gpu", "Serving", "True", "PartiallyOffloaded")
+    assert "only 0B of GPU memory are in use" in condition(served, "Serving")["message"]
+    assert condition(served, "Ready")["status"] == "True"
+
     name = pod["metadata"]["name"]
     gpus.change(0, used=RESERVE + 1500, utilization=42)
     told = eventually(
@@ -136,6 +147,7 @@ def test_a_model_is_placed_admitted_seen_and_told_of(machine: Machine, gpus: Gpu
     [used] = re.findall(rf'moorage_gpu_memory_used_bytes{{.*gpu="{uuid(1)}".*pod="{name}".*}} (\S+)', metrics)
     assert float(used) == 1500 * 2**20
     machine.until("model", "on-gpu", lambda m: m["status"]["memory"].get("observedMiB") == 1500)
+    machine.until_condition("on-gpu", "Serving", "True", "Serving")
 
     on_gpu(machine, "too-large", memoryPerGPUOverride="40Gi")
     on_gpu(machine, "no-room", memoryPerGPUOverride="10Gi")
@@ -154,6 +166,90 @@ def test_a_model_is_placed_admitted_seen_and_told_of(machine: Machine, gpus: Gpu
     assert pod_of(machine, "no-room") is None
     gpus.change(0, used=RESERVE)
     machine.until_condition("no-room", "Ready", "True", timeout=90)
+
+
+def test_a_new_version_starts_when_the_old_ones_memory_is_given_back(machine: Machine, gpus: Gpus):
+    gpus.change(0, used=RESERVE)
+    on_gpu(machine, "rolled", memoryPerGPUOverride="10Gi")
+    machine.until_condition("rolled", "Ready", "True", timeout=120)
+    old = pod_of(machine, "rolled")
+    gpus.change(0, used=RESERVE + 20_000)
+    machine.patch("rolled", {"contextLength": 1024})
+    model = machine.until_condition("rolled", "Serving", "False", "WaitingForMemory")
+    assert condition(model, "UpToDate")["reason"] == "Progressing"
+    assert pod_of(machine, "rolled") is None
+    gpus.change(0, used=RESERVE)
+    machine.until_condition("rolled", "Serving", "True", timeout=120)
+    new = pod_of(machine, "rolled")
+    assert old is not None
+    assert new is not None
+    assert new["metadata"]["name"] != old["metadata"]["name"]
+    machine.until_condition("rolled", "UpToDate", "True")
+
+
+def test_an_idle_model_makes_room_in_order(machine: Machine, gpus: Gpus, gateway: Address):
+    """Nothing new is sent to it, it ends what it answers, it stops, its memory is seen to be free, the other starts."""
+    gpus.change(0, used=RESERVE)
+    need = {"vendor": "Nvidia", "memoryPerGPUOverride": "10Gi"}
+    machine.model("resident", "moorage/harbor-llama-GGUF", accelerator=need, preemption={"minResidency": "1s"})
+    machine.until_condition("resident", "Ready", "True", timeout=120)
+    gateway.until("resident", 200)
+    began = time.monotonic()
+    assert gateway.chat("resident", max_tokens=50, ignore_eos=True)[0] == 200
+    tokens = min(int(50 / (time.monotonic() - began) * 30), 3900)  # for half a minute, as far as its context goes
+
+    with direct_stream(machine, "resident", tokens) as told:  # past the gateway, to which it is idle
+        chunks = iter(told)
+        next(chunks)
+        gpus.change(0, used=RESERVE + 20_000)
+        machine.model("usurper", accelerator=need)
+        machine.until("model", "resident", lambda m: m["status"].get("phase") == "Preempted", timeout=60)
+        asked = threading.Thread(target=gateway.chat, args=("resident",), daemon=True)
+        asked.start()
+        eventually(lambda: held_by(machine) == 1, "the gateway holds what it had sent to the server before", 30)
+        [pod] = every_pod_of(machine, "resident")
+        assert "deletionTimestamp" in pod["metadata"]
+        assert pod["status"]["containerStatuses"][0]["state"].keys() == {"running"}, "it has not been told to stop"
+        assert every_pod_of(machine, "usurper") == []
+        rest = list(chunks)
+    assert rest[-2] == b"data: [DONE]\n", rest[-2:]
+
+    machine.until_condition("usurper", "Serving", "False", "WaitingForMemory")
+    assert every_pod_of(machine, "resident") == []
+    assert every_pod_of(machine, "usurper") == []
+    gpus.change(0, used=RESERVE)
+    machine.until_condition("usurper", "Ready", "True", timeout=120)
+    told_of = machine.kubectl("get", "events", "--field-selector", "involvedObject.name=resident")
+    assert "Preempted" in told_of
+
+
+def direct_stream(machine: Machine, model: str, tokens: int) -> Any:
+    """A streamed answer from the Model's own Service."""
+    address = machine.get("service", model)["spec"]["clusterIP"]
+    question = {"model": model, "max_tokens": tokens, "ignore_eos": True, "stream": True}
+    body = json.dumps(question | {"messages": [{"role": "user", "content": "Hi"}]}).encode()
+    request = urllib.request.Request(
+        f"http://{address}/v1/chat/completions", body, {"Content-Type": "application/json"}
+    )
+    return urllib.request.urlopen(request, timeout=180)
+
+
+def held_by(machine: Machine) -> int:
+    """Requests that the gateway holds because their Model has no server."""
+    selector = "app.kubernetes.io/component=gateway"
+    pods = json.loads(machine.kubectl("-n", SYSTEM, "get", "pods", "-l", selector, "-o", "json"))["items"]
+    found = 0
+    for pod in pods:
+        path = f"/api/v1/namespaces/{SYSTEM}/pods/{pod['metadata']['name']}:{ADMIN_PORT}/proxy/metrics"
+        metrics = machine.kubectl("get", "--raw", path, check=False)
+        found += sum(int(float(n)) for n in re.findall(r"^moorage_gateway_held (\S+)$", metrics, re.M))
+    return found
+
+
+def every_pod_of(machine: Machine, model: str) -> list[dict[str, Any]]:
+    """The Model's pods, those that end included."""
+    found = json.loads(machine.kubectl("get", "pods", "-l", f"moorage.dev/model={model}", "-o", "json"))["items"]
+    return list(found)
 
 
 def test_an_engine_that_runs_out_of_gpu_memory_is_explained_and_does_not_crash_in_a_loop(

@@ -36,16 +36,26 @@ def answer(*pods: bytes) -> bytes:
     return fields(*((1, p) for p in pods))
 
 
+def allocatable(*devices: bytes) -> bytes:
+    """AllocatableResourcesResponse of some ContainerDevices, and CPUs."""
+    return fields(*((1, d) for d in devices)) + b"\x10\x01"
+
+
 class Kubelet(grpc.GenericRpcHandler):
-    """`answer` is what List answers; `status` a gRPC status to answer with instead, `hang` no answer at all."""
+    """`answer` is what List answers, `allocatable` what GetAllocatableResources does (None: it is an old kubelet that
+    does not know the call); `status` a gRPC status to answer with instead, `hang` no answer at all."""
 
     def __init__(self) -> None:
         self.answer = b""
+        self.allocatable: bytes | None = None
         self.status: grpc.StatusCode | None = None
         self.hang = 0.0
         self.calls = 0
 
     def service(self, handler_call_details: Any) -> Any:
+        if handler_call_details.method == "/v1.PodResourcesLister/GetAllocatableResources":
+            told = self.allocatable
+            return None if told is None else grpc.unary_unary_rpc_method_handler(lambda _request, _context: told)
         if handler_call_details.method != "/v1.PodResourcesLister/List":
             return None
         return grpc.unary_unary_rpc_method_handler(self._list)

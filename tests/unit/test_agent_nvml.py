@@ -1,14 +1,13 @@
-"""NVML through pynvml: the stub library for what it can show, replaced functions for MIG and old drivers."""
+"""NVML through pynvml: the stub library for what it can show, replaced functions for old drivers."""
 
 import ctypes
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pynvml
 import pytest
 
-from e2e.gpusim.machine import Machine, SimulatedGpu, compile_stub, uuid
+from e2e.gpusim.machine import Machine, SimulatedGpu, SimulatedSlice, compile_stub, uuid
 from moorage.agent.nvml import NoDriver, Nvml
 
 
@@ -89,36 +88,12 @@ def test_drivers_before_510_know_one_number_for_used(nvml: Nvml, monkeypatch: py
     assert (first.reserved_mib, first.used_mib) == (0, 1530)
 
 
-def test_mig_devices_are_listed_with_memory_of_their_own(nvml: Nvml, monkeypatch: pytest.MonkeyPatch):
-    """The stub has no MIG, so the calls are replaced by what nvml.h documents."""
-
-    def device(_handle: object, index: int) -> str:
-        if index == 1:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
-        return f"mig-{index}"
-
-    def memory(handle: object, version: int | None = None) -> object:
-        gib = 10 if str(handle).startswith("mig") else 40
-        return SimpleNamespace(total=gib << 30, reserved=0, used=1 << 30, free=(gib - 1) << 30)
-
-    def identity(handle: object) -> str:
-        return "MIG-" + str(handle) if str(handle).startswith("mig") else uuid(1)
-
-    def unknown(_handle: object) -> object:
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetMigMode", lambda _handle: [pynvml.NVML_DEVICE_MIG_ENABLE, 1])
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetMaxMigDeviceCount", lambda _handle: 3)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetMigDeviceHandleByIndex", device)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", memory)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetUUID", identity)
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", unknown)
-    first = nvml.gpus()[0]
-    assert first.mig
-    assert [(s.uuid, s.total_mib, s.used_mib) for s in first.slices] == [
-        ("MIG-mig-0", 10240, 1024),
-        ("MIG-mig-2", 10240, 1024),
-    ]
+def test_mig_devices_are_listed_with_memory_of_their_own(nvml: Nvml, machine: Machine):
+    parts = (SimulatedSlice(0, "MIG-0", 9984, 1024), SimulatedSlice(2, "MIG-2", 9984, 0))
+    machine.change(0, slices=parts)
+    first, second = nvml.gpus()
+    assert (first.mig, second.mig) == (True, False)
+    assert [(s.uuid, s.total_mib, s.used_mib) for s in first.slices] == [("MIG-0", 9984, 1024), ("MIG-2", 9984, 0)]
     assert first.utilization_percent == -1
 
 

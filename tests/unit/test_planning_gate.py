@@ -105,6 +105,7 @@ def test_the_start_goes_on_as_soon_as_no_gpu_that_it_might_get_is_in_use():
 def test_gpus_that_cannot_be_given_out_are_passed_over():
     """Lost ones the device plugin withdraws; one that a pod holds is given to nobody else."""
     assert started(placed(gpu(used=20_000, problem="GPU is lost"), gpu(1)))
+    assert started(placed(gpu(used=20_000, hidden=True), gpu(1)))
     assert started(placed(gpu(used=20_000, pods=THEIRS), gpu(1), strangers=1))
 
 

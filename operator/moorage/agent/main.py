@@ -83,7 +83,8 @@ def command(listen: tuple[str, int], kubelet_socket: Path, nvml: Path | None, no
             err=True,
         )
         sys.exit(NO_DRIVER_EXIT)
-    sampler = Sampler(node, driver, partial(podresources.holders, kubelet_socket))
+    whose, offered = partial(podresources.holders, kubelet_socket), partial(podresources.offered, kubelet_socket)
+    sampler = Sampler(node, driver, whose, offered)
     try:
         asyncio.run(_run(sampler, *listen))
     except OSError as error:

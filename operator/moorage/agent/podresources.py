@@ -15,6 +15,7 @@ from moorage.placement.vendors import DRA_DRIVERS, is_gpu
 
 SOCKET = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
 LIST = "/v1.PodResourcesLister/List"
+ALLOCATABLE = "/v1.PodResourcesLister/GetAllocatableResources"
 
 # Of ListPodResourcesResponse, PodResources, ContainerResources, ContainerDevices, DynamicResource and ClaimResource
 _PODS = 1
@@ -23,6 +24,7 @@ _DEVICES, _DYNAMIC = 2, 5
 _RESOURCE, _IDS = 1, 2
 _CLAIM_RESOURCES = 4
 _DRIVER, _DEVICE = 2, 4
+_ALLOCATABLE_DEVICES = 1  # of AllocatableResourcesResponse
 
 Holders = Mapping[str, tuple[Holder, ...]]
 """By device: the UUID of a GPU or MIG device (device plugin), or `gpu-MINOR` (DRA)."""
@@ -34,6 +36,18 @@ def holders(path: Path = SOCKET) -> Holders:
         return parse(call(path, LIST))
     except ValueError as error:
         raise CallFailed(f"{path}: the kubelet's answer makes no sense: {error}") from error
+
+
+def offered(path: Path = SOCKET) -> frozenset[str]:
+    """UUIDs of the GPUs that device plugins offer here, given out or not; empty where the kubelet does not say.
+
+    Kubelets before 1.23 do not know the call, and DRA's devices are not told.
+    """
+    try:
+        answer = memoryview(call(path, ALLOCATABLE))
+        return frozenset(device for told in wire.messages(answer, _ALLOCATABLE_DEVICES) for device in _plugged(told))
+    except (CallFailed, ValueError):
+        return frozenset()
 
 
 def parse(answer: bytes) -> Holders:
@@ -50,12 +64,17 @@ def parse(answer: bytes) -> Holders:
 
 def _devices(container: memoryview) -> Iterator[str]:
     for devices in wire.messages(container, _DEVICES):
-        if is_gpu(wire.text(devices, _RESOURCE)):
-            yield from (_physical(device) for device in wire.texts(devices, _IDS))
+        yield from _plugged(devices)
     for claim in wire.messages(container, _DYNAMIC):
         for resource in wire.messages(claim, _CLAIM_RESOURCES):
             if wire.text(resource, _DRIVER) in DRA_DRIVERS:
                 yield wire.text(resource, _DEVICE)
+
+
+def _plugged(devices: memoryview) -> Iterator[str]:
+    """The GPUs among a ContainerDevices."""
+    if is_gpu(wire.text(devices, _RESOURCE)):
+        yield from map(_physical, wire.texts(devices, _IDS))
 
 
 def _physical(device: str) -> str:

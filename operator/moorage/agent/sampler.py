@@ -46,18 +46,20 @@ class _Sample:
 
 
 class Sampler:
-    """Samples `driver` and `whose` from `start` on; `report` never waits."""
+    """Samples `driver`, `whose` and `offered` (UUIDs; empty: not known) from `start` on; `report` never waits."""
 
     def __init__(
         self,
         node: str,
         driver: Driver,
         whose: Callable[[], Holders],
+        offered: Callable[[], frozenset[str]] = frozenset,
         *,
         period: float = PERIOD_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._node, self._driver, self._whose = node, driver, whose
+        self._offered = offered
         self._period, self._clock = period, clock
         self._lost = False
         self._sample = self._take()
@@ -102,7 +104,7 @@ class Sampler:
             self._missed(error)
             return _Sample(GpuReport(self._node, 0, problem=str(error)), began)
         try:
-            return _Sample(GpuReport(self._node, 0, version, _with_pods(gpus, self._whose())), began)
+            return _Sample(GpuReport(self._node, 0, version, _told(gpus, self._whose(), self._offered())), began)
         except CallFailed as error:
             return _Sample(GpuReport(self._node, 0, version, gpus, pods_problem=str(error)), began)
 
@@ -117,13 +119,15 @@ class Sampler:
         self._lost = False
 
 
-def _with_pods(gpus: tuple[Gpu, ...], holders: Holders) -> tuple[Gpu, ...]:
-    """The GPUs with the containers that hold them, by UUID (device plugin) or by device file (DRA)."""
+def _told(gpus: tuple[Gpu, ...], holders: Holders, offered: frozenset[str]) -> tuple[Gpu, ...]:
+    """The GPUs with what the kubelet tells of them: the containers that hold them, by UUID (device plugin) or by
+    device file (DRA), and whether a device plugin offers them."""
     return tuple(
         replace(
             gpu,
             pods=(*holders.get(gpu.uuid, ()), *holders.get(f"gpu-{gpu.minor}", ())),
             slices=tuple(replace(part, pods=holders.get(part.uuid, ())) for part in gpu.slices),
+            hidden=bool(offered) and gpu.uuid not in offered and not gpu.mig,
         )
         for gpu in gpus
     )

@@ -46,7 +46,7 @@ class Gpu:
     `reserved_mib` is what the driver keeps for itself and is in neither `used_mib` nor `free_mib`; 0 where it does not
     say. `problem` is the driver's word where it cannot tell more ("GPU is lost"); the numbers are 0 then.
     `utilization_percent` is -1 where the driver does not know it (MIG), `minor` (the number of its device file, by
-    which DRA drivers name it) where it has none.
+    which DRA drivers name it) where it has none. `hidden`: device plugins offer others of the node, and not this one.
     """
 
     index: int
@@ -62,6 +62,7 @@ class Gpu:
     slices: tuple[Slice, ...] = ()
     pods: tuple[Holder, ...] = ()
     problem: str = ""
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,7 @@ def _gpu(raw: Any) -> Gpu:
         slices=_many(gpu, "slices", MOST_SLICES, _slice),
         pods=_many(gpu, "pods", MOST_PODS, _holder),
         problem=_text(gpu, "problem"),
+        hidden=gpu.get("hidden") is True,
     )
 
 

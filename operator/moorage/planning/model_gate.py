@@ -135,8 +135,8 @@ def _idle(step: ModelPass, report: GpuReport, node: str, chosen: Decision) -> It
     need = chosen.candidate.mib if chosen.dra and chosen.candidate else 0
     lives = _lives(step, node)
     for gpu in report.gpus:
-        held_ = gpu.problem or gpu.mig or any(map(lives, gpu.pods))
-        if not held_ and memory.usable_mib(gpu.total_mib) >= need:
+        never = gpu.problem or gpu.mig or gpu.hidden
+        if not never and not any(map(lives, gpu.pods)) and memory.usable_mib(gpu.total_mib) >= need:
             yield gpu
 
 

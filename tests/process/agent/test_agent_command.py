@@ -17,11 +17,11 @@ from typing import Any
 import grpc
 import pytest
 
-from e2e.gpusim.machine import Machine, SimulatedGpu, compile_stub, uuid
+from e2e.gpusim.machine import Machine, SimulatedGpu, SimulatedSlice, compile_stub, uuid
 from moorage.agent.grpc import CallFailed, call
 from moorage.agent.podresources import holders
-from moorage.placement.gpu_report import Holder, from_json
-from tests.support.kubelet import answer, kubelet, plugin_devices, pod
+from moorage.placement.gpu_report import Holder, from_json, totals_of, used_by_pod
+from tests.support.kubelet import allocatable, answer, claim, kubelet, plugin_devices, pod
 
 COMMAND = [sys.executable, "-m", "moorage", "agent"]
 
@@ -112,6 +112,58 @@ def test_the_report_says_what_each_gpu_has_and_whose_it_is(machine: Machine, lib
         machine.driver = "590"
         machine.change(1, lost=False)
         eventually(lambda: made.report()["driver"] == "590" and made.report()["problem"] == "")
+
+
+def test_mig_devices_have_memory_and_holders_of_their_own(machine: Machine, library: Path, tmp_path: Path):
+    """The device plugin names them by their own UUIDs, under a resource of the profile's name."""
+    first, third = (SimulatedSlice(place, f"MIG-{place}", 9984, used) for place, used in ((0, 7000), (2, 16)))
+    machine.change(0, slices=(first, third))
+    path = tmp_path / "kubelet.sock"
+    with kubelet(path) as server, agent(machine, "--nvml", str(library), "--kubelet-socket", str(path)) as made:
+        server.answer = answer(pod("ns", "small-1", devices=(plugin_devices("nvidia.com/mig-1g.10gb", "MIG-0"),)))
+        report = eventually(lambda: (r := from_json(made.report())).gpus[0].slices[0].pods and r)
+        cut, whole = report.gpus
+        assert (cut.mig, whole.mig, whole.slices) == (True, False, ())
+        assert cut.utilization_percent == -1, "NVML tells none of a GPU that is cut up"
+        assert [(part.uuid, part.total_mib, part.used_mib) for part in cut.slices] == [
+            ("MIG-0", 9984, 7000),
+            ("MIG-2", 9984, 16),
+        ]
+        assert cut.slices[0].pods == (Holder("ns", "small-1", "engine"),)
+        assert (cut.pods, cut.slices[1].pods) == ((), ())
+        assert used_by_pod(report) == {("ns", "small-1"): (7000,)}
+        assert totals_of(report) == (24564,), "MIG devices are offered by names of their own"
+
+        machine.change(0, slices=(third,))  # the driver took one apart
+        eventually(lambda: [part["uuid"] for part in made.report()["gpus"][0]["slices"]] == ["MIG-2"])
+
+
+def test_devices_that_dra_allocated_are_found_by_their_minor_number(machine: Machine, library: Path, tmp_path: Path):
+    """NVIDIA's DRA driver names a device gpu-MINOR; the kubelet tells claims apart from device plugins' devices."""
+    path = tmp_path / "kubelet.sock"
+    with kubelet(path) as server, agent(machine, "--nvml", str(library), "--kubelet-socket", str(path)) as made:
+        server.answer = answer(
+            pod("ns", "by-claim", claims=(claim("gpu.nvidia.com", "gpu-1"),)),
+            pod("ns", "nic", claims=(claim("net.example.com", "gpu-0"),)),
+        )
+        report = eventually(lambda: (r := from_json(made.report())).gpus[1].pods and r)
+        assert report.gpus[1].minor == 1
+        assert report.gpus[1].pods == (Holder("ns", "by-claim", "engine"),)
+        assert report.gpus[0].pods == (), "another driver's devices bear the same names"
+        assert used_by_pod(report) == {("ns", "by-claim"): (0,)}
+
+
+def test_a_gpu_that_the_device_plugin_does_not_offer_is_hidden(machine: Machine, library: Path, tmp_path: Path):
+    """The one that drives a screen, say: no pod ever gets it."""
+    path = tmp_path / "kubelet.sock"
+    with kubelet(path) as server, agent(machine, "--nvml", str(library), "--kubelet-socket", str(path)) as made:
+        assert [gpu["hidden"] for gpu in made.report()["gpus"]] == [False, False], "an old kubelet does not say"
+        others = plugin_devices("vendor.com/nic", "nic-1")
+        server.allocatable = allocatable(others, plugin_devices("nvidia.com/gpu", f"{uuid(2)}::0", f"{uuid(2)}::1"))
+        report = eventually(lambda: (r := from_json(made.report())).gpus[0].hidden and r)
+        assert not report.gpus[1].hidden
+        server.allocatable = allocatable(others)
+        eventually(lambda: not made.report()["gpus"][0]["hidden"])
 
 
 def test_without_a_kubelet_the_numbers_are_there_and_owners_unknown(machine: Machine, library: Path, tmp_path: Path):
