@@ -8,8 +8,8 @@ import json
 import re
 import subprocess
 import sys
-import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +28,6 @@ __all__ = ["gateway"]  # the fixture
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-ADMIN_PORT = 8001  # of the gateway, in the chart
 RESERVE = 460  # of the stub; "used" in the state file includes it
 AGENT = """
 agent:
@@ -204,18 +203,18 @@ def test_an_idle_model_makes_room_in_order(machine: Machine, gpus: Gpus, gateway
         gpus.change(0, used=RESERVE + 20_000)
         machine.model("usurper", accelerator=need)
         machine.until("model", "resident", lambda m: m["status"].get("phase") == "Preempted", timeout=60)
-        asked = threading.Thread(target=gateway.chat, args=("resident",), daemon=True)
-        asked.start()
-        eventually(lambda: held_by(machine) == 1, "the gateway holds what it had sent to the server before", 30)
+        eventually(lambda: "deletionTimestamp" in every_pod_of(machine, "resident")[0]["metadata"], "its pod ends")
+        eventually(lambda: not answers(gateway, "resident"), "the gateway sends it nothing more")
         [pod] = every_pod_of(machine, "resident")
-        assert "deletionTimestamp" in pod["metadata"]
         assert pod["status"]["containerStatuses"][0]["state"].keys() == {"running"}, "it has not been told to stop"
+        path = f"/api/v1/namespaces/default/pods/{pod['metadata']['name']}:8080/proxy/metrics"
+        assert "llamacpp:requests_processing 1\n" in machine.kubectl("get", "--raw", path), "and nobody else asks it"
         assert every_pod_of(machine, "usurper") == []
         rest = list(chunks)
     assert rest[-2] == b"data: [DONE]\n", rest[-2:]
 
     machine.until_condition("usurper", "Serving", "False", "WaitingForMemory")
-    assert every_pod_of(machine, "resident") == []
+    assert [p for p in every_pod_of(machine, "resident") if p["status"]["phase"] not in ("Succeeded", "Failed")] == []
     assert every_pod_of(machine, "usurper") == []
     gpus.change(0, used=RESERVE)
     machine.until_condition("usurper", "Ready", "True", timeout=120)
@@ -234,16 +233,15 @@ def direct_stream(machine: Machine, model: str, tokens: int) -> Any:
     return urllib.request.urlopen(request, timeout=180)
 
 
-def held_by(machine: Machine) -> int:
-    """Requests that the gateway holds because their Model has no server."""
-    selector = "app.kubernetes.io/component=gateway"
-    pods = json.loads(machine.kubectl("-n", SYSTEM, "get", "pods", "-l", selector, "-o", "json"))["items"]
-    found = 0
-    for pod in pods:
-        path = f"/api/v1/namespaces/{SYSTEM}/pods/{pod['metadata']['name']}:{ADMIN_PORT}/proxy/metrics"
-        metrics = machine.kubectl("get", "--raw", path, check=False)
-        found += sum(int(float(n)) for n in re.findall(r"^moorage_gateway_held (\S+)$", metrics, re.M))
-    return found
+def answers(gateway: Address, model: str) -> bool:
+    """Whether the gateway sends a request to a server of the Model; where it holds or refuses it, not."""
+    question = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}
+    request = urllib.request.Request(f"{gateway.url}/v1/chat/completions", json.dumps(question).encode())
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (TimeoutError, urllib.error.HTTPError):
+        return False
 
 
 def every_pod_of(machine: Machine, model: str) -> list[dict[str, Any]]:

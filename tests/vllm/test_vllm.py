@@ -19,6 +19,15 @@ from tests.support.tool_calls import ANSWER, ARGUMENTS, NAME, THOUGHT, THOUGHTS,
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWERED = {model: one for model, one in TOOL_CALLS.items() if one.answer}
+WORDS = {
+    "v1/core/kv_cache_utils.py": [
+        "No available memory for the cache blocks",
+        "cache is needed, which is larger than the available KV cache ",
+    ],
+    "v1/worker/utils.py": ["Free memory on device", "is less than desired GPU memory utilization"],
+    "v1/worker/gpu_model_runner.py": ["CUDA out of memory occurred when warming up sampler"],
+}
+"""What `moorage.engines.failures` knows of vLLM, as far as one literal of its sources goes."""
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]  # the image is built on first use: 790 MB of wheels
 
 
@@ -161,3 +170,30 @@ def test_a_model_in_several_files_loads_when_it_is_woken(machine: Machine):
     question = {"model": "fleet-vllm", "max_tokens": 4, "messages": [{"role": "user", "content": "Hi"}]}
     answer = ask(machine, "fleet-vllm", {**question, "tools": tools})
     assert answer["usage"]["completion_tokens"] <= 4
+
+
+def test_the_words_for_memory_that_ran_out_are_those_of_the_pinned_version(demo: Demo, machine: Machine):
+    machine.until("model", "tiny-vllm", lambda m: unmet(m) == {}, 600)
+    assert said_inside(demo, "words.py", "WORDS", WORDS) == []
+
+
+def test_a_start_that_fails_says_why_in_the_engines_own_words(machine: Machine):
+    """A model of 64 layers by its changed config, whose cache does not fit into what was planned for two."""
+    for name in ("tiny-vllm", "fleet-vllm"):  # one at a time on a small machine
+        machine.kubectl("scale", "model", name, "--replicas=0")
+    layers = json.dumps({"num_hidden_layers": 64})
+    machine.model(
+        "deep-vllm",
+        "moorage/tiny-llama",
+        contextLength=512,
+        maxSequences=4,
+        args=["--load-format", "dummy", "--hf-overrides", layers],
+    )
+    model = machine.until_condition("deep-vllm", "Serving", "False", "OutOfMemory", timeout=600)
+    message = condition(model, "Serving")["message"]
+    assert "ran out of memory for the KV cache" in message
+    assert "To serve at least one request with the model's max seq len (512)" in message
+    assert "cache is needed, which is larger than the available KV cache memory" in message
+    assert "Traceback" not in message
+    assert model["status"]["phase"] == "Failed"
+    assert model["status"]["summary"]["reason"] == "OutOfMemory"
