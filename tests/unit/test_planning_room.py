@@ -54,6 +54,25 @@ def test_it_starts_only_when_the_pods_of_the_other_are_gone():
     assert town.run().phases() == {"a": "Preempted", "new": "Ready"}
 
 
+def test_a_request_for_the_one_that_ends_does_not_take_the_place_back():
+    """It wakes and waits for a place of its own; the one that it makes room for keeps what it was promised."""
+    town = full(G1)
+    town.stopping.add("a")
+    new = town.add("new")
+    town.run()
+    for server in town.worlds["a"].pods.values():
+        server["deleting"] = True
+    town.use("a", pending=1)
+    town.run()
+    assert town.worlds["a"].model["status"]["desiredReplicas"] == 1, "it is wanted"
+    assert new.condition("Placed")[:2] == ("False", "WaitingForRoom")
+    assert town.worlds["a"].condition("Placed")[:2] == ("False", "NoGPUFree")
+    town.stopping.clear()
+    town.worlds["a"].pods.clear()
+    town.run()
+    assert town.phases() == {"a": "Placing", "new": "Ready"}
+
+
 @pytest.mark.parametrize(
     ("use", "spec", "words"),
     [

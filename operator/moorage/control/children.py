@@ -360,4 +360,7 @@ def _move(index: dict[K, set[Where]], before: K | None, after: K | None, where: 
 
 
 def _held(pod: Manifest | None) -> tuple[object, ...]:
-    return (pod["node"], pod["phase"], tuple(pod["gpus"].items())) if pod and pod["gpus"] else ()
+    """What a change of matters to the inventory."""
+    if not pod or not pod["gpus"]:
+        return ()
+    return (pod["node"], pod["phase"], pod.get("deleting"), tuple(pod["gpus"].items()))

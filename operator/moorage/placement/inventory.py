@@ -136,12 +136,16 @@ class Reservation:
 
 @dataclass(frozen=True)
 class Inventory:
-    """All nodes by name, the pools of nodes that may grow, the ledger of each DRA device, and who holds what."""
+    """All nodes by name, the pools of nodes that may grow, the ledger of each DRA device, and who holds what.
+
+    `ending` is the part of `held` that pods hold which are being deleted.
+    """
 
     nodes: tuple[NodeState, ...]
     node_pools: tuple[NodePool, ...] = ()
     devices: Mapping[slices.DeviceKey, tuple[str, Book]] = field(default_factory=dict)
     held: Held = field(default_factory=dict)
+    ending: Held = field(default_factory=dict)
 
     @cached_property
     def has_gpus(self) -> bool:
@@ -165,11 +169,25 @@ class Inventory:
 
     def with_pods(self, pods: Iterable[Plain], claims: Iterable[Plain] = ()) -> "Inventory":
         """The same nodes with other pods and claims: the nodes' texts are not read again."""
-        return replace(self, held=_held(pods, claims, self.devices))
+        there = tuple(pods)
+        ending = _held((pod for pod in there if pod.get("deleting")), (), self.devices)
+        return replace(self, held=_held(there, claims, self.devices), ending=ending)
 
     def without(self, holders: Collection[str]) -> "Inventory":
         """The same with what `holders` hold free: as if they slept."""
         kept = {where: {h: n for h, n in who.items() if h not in holders} for where, who in self.held.items()}
+        return replace(self, held=kept)
+
+    def without_ending(self) -> "Inventory":
+        """The same when the Models' pods that are being deleted are gone, whatever their Models want by now.
+
+        Other pods may take for ever to end.
+        """
+        kept = {}
+        for where, who in self.held.items():
+            ending = self.ending.get(where, _NOBODY)
+            left = {h: n if h.startswith("pod ") else n - ending.get(h, 0) for h, n in who.items()}
+            kept[where] = {h: n for h, n in left.items() if n}
         return replace(self, held=kept)
 
     def holders(self, pool: Pool) -> Mapping[str, int]:
@@ -198,7 +216,7 @@ def build(
 
     nodes     {name, ready, unschedulable, taints: [{key, value, effect}], labels, annotations, gpus: allocatable GPUs
               by resource (a resource with 0 included: its device plugin is dead)}
-    pods      {namespace, name, node, phase, gpus: by resource, labels} of every pod that asks for GPUs
+    pods      {namespace, name, node, phase, deleting, gpus: by resource, labels} of every pod that asks for GPUs
     resource_slices   `slices.devices_of` says which fields
     claims    {namespace, name, holder, devices: [{driver, pool, device}]} of allocated ResourceClaims
     products  GPU product -> memory of one GPU (MiB, or a quantity), for nodes without a memory label

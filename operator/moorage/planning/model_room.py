@@ -54,7 +54,8 @@ def _press(step: ModelPass, told: str) -> str:
     if around is None:
         return told
     owner = model_place.owner(step)
-    inventory = (step.seen.inventory or Inventory(())).without(around.leaving() - {owner})
+    # A request may have woken one that makes room: its servers end all the same, and the place was promised.
+    inventory = (step.seen.inventory or Inventory(())).without_ending().without(around.leaving() - {owner})
     asked = model_place.request(step, model_place.candidates(step), replacing=True)
     coming = decide(asked, inventory, step.seen.reservations)
     if coming.placed:
