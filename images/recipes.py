@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 USER = 65532  # "nonroot" in distroless images
 PACKAGES = "usr/local/lib/python3.11/dist-packages"  # on the search path of Debian 12's python3.11
 LLAMACPP_BUILD = ROOT / "images/llamacpp-cpu/BUILD"
+IMAGE_GLIBC = (2, 36)  # Debian 12's
+NATIVE_CHECK = "import importlib.util as u; m = 'moorage_gateway__mypyc'; u.find_spec(m) and __import__(m)"
 CA_BUNDLE = "etc/ssl/certs/ca-certificates.crt"
 
 # What Debian's dependencies bring and a server never uses: the rest holds no package manager or interpreter but Python,
@@ -100,7 +102,16 @@ def _vllm(tree: Path) -> None:
 
 
 def _native(tree: Path) -> None:
-    run([_python_of_the_repository(), "images/native.py", str(tree / PACKAGES)])
+    """The gateway's compiled modules; nothing, with a word, where this machine cannot make them for the image's."""
+    try:
+        run([_python_of_the_repository(), "images/native.py", str(tree / PACKAGES)])
+        made = {file.name: file.read_bytes() for file in tree.rglob("*.so")}
+        why = unfit_modules(made)
+    except BuildError as error:
+        why = str(error)
+    if why:
+        _remove(tree, [f"{PACKAGES}/*"])
+        print(f"images: the gateway is not compiled, so it takes twice the CPU: {why}", file=sys.stderr)
 
 
 def _moorage(tree: Path) -> None:
@@ -140,11 +151,12 @@ LAYERS = (
         inputs=(
             "images/native.py",
             "operator/moorage/gateway",
+            "operator/moorage/engines/capabilities.py",
             "operator/moorage/errors.py",
             "operator/moorage/usage.py",
         ),
-        # Where this machine's C library is newer than the image's it ends here, and not in a pod.
-        finish=("/usr/bin/python3", "-c", "import moorage_gateway__mypyc"),
+        # What is there can be loaded: otherwise it ends here, and not in a pod.
+        finish=("/usr/bin/python3", "-c", NATIVE_CHECK),
     ),
     Layer(
         "moorage",
@@ -207,6 +219,17 @@ BY_NAME = {layer.name: layer for layer in LAYERS}
 IMAGES = ("moorage", "llamacpp-cpu", "localhub")
 ON_DEMAND = ("vllm-cpu",)
 """Large ones, built only where they are named."""
+
+
+def unfit_modules(made: Mapping[str, bytes]) -> str:
+    """Why the image could not load extension modules; empty where its Python 3.11 and C library can."""
+    if other := next((name for name in made if "cpython-311" not in name), None):
+        return f"{other} is not for Python 3.11, which the image has"
+    versions = {tuple(map(int, v.split(b"."))) for c in made.values() for v in re.findall(rb"GLIBC_(\d+\.\d+)", c)}
+    newest = max(versions, default=IMAGE_GLIBC)
+    if newest > IMAGE_GLIBC:
+        return f"this machine's C library {'.'.join(map(str, newest))} is newer than the image's"
+    return ""
 
 
 def check_llamacpp_build(printed: str, expected: str) -> None:

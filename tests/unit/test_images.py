@@ -138,3 +138,17 @@ def test_whatever_the_compiled_modules_are_made_from_makes_them_anew():
         used = re.findall(r"^(?:from|import) (moorage\.\S+)", source.read_text(), re.MULTILINE)
         files = [native.SOURCES / f"{name.replace('.', '/')}.py" for name in used]
         assert {source, *(file for file in files if file.exists())} <= inputs, module
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.cpython-311-x86_64-linux-gnu.so", b"GLIBC_2.2.5\0GLIBC_2.34\0", ""),
+        ("a.cpython-311-x86_64-linux-gnu.so", b"GLIBC_2.36\0", ""),
+        ("a.cpython-311-x86_64-linux-gnu.so", b"GLIBC_2.38\0GLIBC_2.4\0", "2.38 is newer"),
+        ("a.cpython-312-x86_64-linux-gnu.so", b"GLIBC_2.34\0", "not for Python 3.11"),
+    ],
+)
+def test_compiled_modules_that_the_image_could_not_load_are_left_out(name, content, why):
+    found = recipes.unfit_modules({name: content})
+    assert (why in found) if why else not found
