@@ -65,6 +65,7 @@ class Exchange:
         body: dict[str, Any],
         request_id: bytes,
     ) -> None:
+        # All of it here: as defaults of the class mypyc leaves some unset (docs/adr/0026).
         self.deadline = NEVER
         self.meter: Meter | None = None  # of a key with limits
         self._plant = plant
