@@ -40,7 +40,14 @@ def template(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def server() -> dict[str, Any]:
     engine = EngineContainer(
-        args=(), env={}, port=8080, startup=PROBE, readiness=PROBE, liveness=PROBE, scratch=(Scratch("/tmp"),)
+        args=(),
+        env={},
+        drain=("true",),
+        port=8080,
+        startup=PROBE,
+        readiness=PROBE,
+        liveness=PROBE,
+        scratch=(Scratch("/tmp"),),
     )
     pod = model.ServerPod(image="i:1", engine=engine, claim="c", memory_request_mib=64)
     return model.deployment(OWNER, pod, replicas=1, notes={}, surge=True)

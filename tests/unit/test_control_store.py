@@ -46,6 +46,19 @@ def test_who_uses_a_download_does_not_concern_the_models_that_do():
     assert changes == [(key, Change(False, True))]
 
 
+def test_a_download_knows_for_whom_it_is_made_before_that_is_written():
+    """Its Job goes where that Model's servers will be; a volume made elsewhere would stay there for ever."""
+    told: list[Key] = []
+    store = Store(linked=told.append)
+    model, download = Key(MODEL, "n", "m"), Key(DOWNLOAD, "n", "d")
+    store.put(model, obj(1))
+    store.expect(model, [download])
+    assert list(store.dependents(download)) == [model]
+    assert told[-1] == download
+    store.put(model, obj(2, status={"source": {"downloadName": "other"}}))
+    assert list(store.dependents(download)) == [], "what is written counts"
+
+
 def test_models_follow_a_download_that_runs_in_coarse_steps():
     changes: list[Change] = []
     store = Store(lambda _key, change: changes.append(change))

@@ -81,6 +81,8 @@ class Runner:
         """Before anything is awaited, so that no other pass is promised the same GPUs or the same place."""
         self._ledger.hold(key, plan.reserve)
         if key.kind == MODEL:
+            made = [m["metadata"]["name"] for m in plan.apply if m["kind"] == "ModelDownload"]
+            self._store.expect(key, [Key(DOWNLOAD, key.namespace, name) for name in made])
             self._ledger.load(key, plan.loaded)
             owners = (owner.partition("/") for owner in plan.evict)
             victims = [self._store.by_label(MODEL, namespace, label) for namespace, _, label in owners]

@@ -141,6 +141,10 @@ class Store:
         """Keys that look at the name `name` of `namespace`: by servedNames, or as an alias that is called so."""
         return self._back.get(Key(NAME, namespace, name), set()) | self._back.get(_full_name(namespace, name), set())
 
+    def expect(self, key: Key, named: Iterable[Key]) -> None:
+        """`key` is about to name these too: true from now on, so that whoever is made for it knows for whom."""
+        self._link(key, self.links(key) | frozenset(named))
+
     def links(self, key: Key) -> frozenset[Key]:
         """Keys that `key` names."""
         return self._links.get(key, frozenset())
