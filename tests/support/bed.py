@@ -21,7 +21,7 @@ from moorage.control.settings import Images, Settings, Sources
 from moorage.control.usage import UsageBook
 from moorage.errors import Forbidden
 from moorage.kube.client import KubeClient
-from moorage.kube.resources import MODEL_DOWNLOADS, MODELS, NAMESPACES, Resource
+from moorage.kube.resources import CLAIMS, MODEL_DOWNLOADS, MODELS, NAMESPACES, Resource
 from moorage.planning.download import inputs_of
 from tests.support.eventually import PATIENCE
 
@@ -156,6 +156,8 @@ class Bed:
                          "storageClassName": ""},
             }
         )  # fmt: skip
+        # Until the controller has bound it, the scheduler refuses every pod that mounts it.
+        await self.until(CLAIMS, name, lambda claim: claim["status"].get("phase") == "Bound", timeout=60)
 
     async def ready_download(self, name: str = "files", mode: str = "ReadWriteMany") -> None:
         """A ModelDownload that has been Ready for a while, as an operator before us left it."""
