@@ -150,6 +150,7 @@ LAYERS = (
         _native,
         inputs=(
             "images/native.py",
+            "requirements/dev.txt",
             "operator/moorage/gateway",
             "operator/moorage/engines/capabilities.py",
             "operator/moorage/errors.py",

@@ -1,5 +1,7 @@
 """The sampler: what it says when NVML or the kubelet does not."""
 
+import pytest
+
 from moorage.agent.grpc import CallFailed
 from moorage.agent.nvml import NoDriver
 from moorage.agent.sampler import SILENT_SECONDS, Sampler
@@ -41,6 +43,23 @@ def test_gpus_bear_their_pods_by_uuid_or_device_file():
     report = Sampler("n", driver, lambda: held).report()
     assert [gpu.pods for gpu in report.gpus] == [(WHOSE,), (Holder("ns", "dra", "c"),)]
     assert report.gpus[1].slices[0].pods == (WHOSE,)
+
+
+@pytest.mark.parametrize(
+    ("offered", "hidden"),
+    [
+        ((), [False, False]),
+        (("GPU-1",), [False, True]),
+        (("GPU-1", "GPU-2"), [False, False]),
+        (("nvidia0", "nvidia1"), [False, False]),
+    ],
+    ids=["nobody says", "one", "both", "GKE's own names"],
+)
+def test_what_a_device_plugin_does_not_offer_is_hidden(offered, hidden):
+    driver = FakeDriver()
+    driver.found = (GPU, Gpu(1, "GPU-2", 4))
+    report = Sampler("n", driver, dict, lambda: frozenset(offered)).report()
+    assert [gpu.hidden for gpu in report.gpus] == hidden
 
 
 def test_a_lost_driver_is_reported_and_looked_for_again():

@@ -131,6 +131,9 @@ def test_status_tells_it():
 
 def test_host_memory_for_prompts_is_what_was_asked_for():
     assert llama("--cache-ram", "8192").host_mib == llama().host_mib + 8192 - 256
+    for odd in ("inf", "nan", "-inf", "lots"):
+        assert llama("--cache-ram", odd).host_mib == llama().host_mib, "the engine does not start with that"
+    assert llama("--cache-ram", "9" * 30).host_mib < 1 << 31
     assert llama("-cram", "0") == llama()
     assert llama(**env(LLAMA_ARG_CACHE_RAM="1256")).host_mib == llama().host_mib + 1000
     assert llama("-cram", "512", **env(LLAMA_ARG_CACHE_RAM="9999")).host_mib == llama().host_mib + 256

@@ -121,13 +121,16 @@ class Sampler:
 
 def _told(gpus: tuple[Gpu, ...], holders: Holders, offered: frozenset[str]) -> tuple[Gpu, ...]:
     """The GPUs with what the kubelet tells of them: the containers that hold them, by UUID (device plugin) or by
-    device file (DRA), and whether a device plugin offers them."""
+    device file (DRA), and whether a device plugin offers them.
+
+    A plugin that calls its devices by other names (`nvidia0` on GKE) tells nothing of what it does not offer."""
+    known = offered & {gpu.uuid for gpu in gpus}
     return tuple(
         replace(
             gpu,
             pods=(*holders.get(gpu.uuid, ()), *holders.get(f"gpu-{gpu.minor}", ())),
             slices=tuple(replace(part, pods=holders.get(part.uuid, ())) for part in gpu.slices),
-            hidden=bool(offered) and gpu.uuid not in offered and not gpu.mig,
+            hidden=bool(known) and gpu.uuid not in known and not gpu.mig,
         )
         for gpu in gpus
     )

@@ -62,7 +62,10 @@ VLLM_ARGS_BY_OWNER: dict[str, tuple[str, ...]] = {
         *("--gpu-memory-utilization", "--device-memory-utilization", "--kv-cache-memory-bytes"),
         *("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp"),
     ),
-    MOORAGE: ("--uds", "--config", "--headless", "--grpc", "--root-path", "--ssl-keyfile", "--ssl-certfile"),
+    MOORAGE: (
+        *("--uds", "--config", "--headless", "--grpc", "--root-path", "--ssl-keyfile", "--ssl-certfile"),
+        "--disable-log-stats",  # by which a pod that is to stop knows that nobody is being answered
+    ),
 }
 
 # Environment variables by which llama-server takes the same arguments.

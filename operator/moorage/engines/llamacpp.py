@@ -91,6 +91,8 @@ class LlamaCppEngine(Engine):
             return "spec.reasoningParser is for vLLM; llama.cpp finds the reasoning by the chat template, so remove it"
         if spec.tool_calling and (spec.tool_calling.parser != AUTO_PARSER or not spec.tool_calling.enabled):
             return "llama.cpp reads tool calls by the chat template, always; remove spec.toolCalling"
+        if given(spec, LLAMA_CPP, ("LLAMA_ARG_",)).number("--cache-ram") < 0:
+            return "spec.args: --cache-ram below 0 has no limit, and the pod's memory has one; say how many MiB"
         return beyond_training(asked, ("--rope", "--yarn"))
 
     def unsplittable(self, asked: Asked, gpus: int) -> str:

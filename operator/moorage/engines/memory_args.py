@@ -5,6 +5,7 @@ Every argument of an engine that could change its memory is one of these: refuse
 `status.memory.reasons` tells. The tables are held to the engines' own lists of arguments by a test.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ _Model = TypeVar("_Model", LlamaModel, TransformerModel)
 _VALUE: Final = re.compile(r"-?[0-9.]")
 _TRUTHY: Final = ("on", "enabled", "true", "1")
 """As `common_arg_utils::is_truthy` of llama.cpp; argparse's environment has no flags."""
+MOST: Final = 1 << 30
+"""MiB, or GB: a petabyte."""
 _ORDER: Final = (Confidence.EXACT, Confidence.BOUNDED, Confidence.GUESS)
 
 
@@ -75,11 +78,15 @@ class Given:
         return name in self.values
 
     def number(self, name: str, default: float = 0) -> float:
-        """The argument's value; `default` where it is not given or no number, which ends the engine's start anyway."""
+        """The argument's value; `default` where it is not given or no number, which ends the engine's start anyway.
+
+        At most MOST either way, which no machine has.
+        """
         try:
-            return float(self.values[name])
+            value = float(self.values[name])
         except (KeyError, ValueError):
             return default
+        return min(max(value, -MOST), MOST) if math.isfinite(value) else default
 
     def to_host(self, what: str) -> bool:
         """Whether an argument has `what` lie in host memory."""

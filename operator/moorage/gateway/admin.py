@@ -1,12 +1,15 @@
 """The admin port: /metrics, /healthz and /readyz, which the public one never shows."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 
 from moorage.gateway import refusals
 from moorage.gateway.refusals import Refusal
 from moorage.gateway.request import Request
 from moorage.gateway.server import NEVER, ClientConnection
+
+log = logging.getLogger(__name__)
 
 _TEXT = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
 _PATHS = frozenset({b"/metrics", b"/healthz", b"/readyz"})
@@ -48,7 +51,12 @@ class _Scrape:
         self._next = asyncio.get_running_loop().call_soon(self._step)
 
     def _step(self) -> None:
-        piece = next(self._pieces, None)
+        try:
+            piece = next(self._pieces, None)
+        except Exception:
+            log.exception("a defect: the metrics page could not be made")
+            self._client.refuse(refusals.INTERNAL)
+            return
         if piece is None:
             self._client.answer(200, _TEXT, b"".join(self._done))
         else:

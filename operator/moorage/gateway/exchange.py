@@ -73,7 +73,7 @@ class Exchange:
         self._request = request
         self._kind = kind
         self._body: dict[str, Any] | bytes = body  # bytes once it is ready to be sent
-        self._original = body  # as it came, where a fallback may want it
+        self._original: dict[str, Any] = {}  # the body as it came, while a fallback may want it
         self._streams = body.get("stream") is True
         self._id = request_id
         self._started = time.monotonic()
@@ -164,6 +164,7 @@ class Exchange:
         """See upstream.Receiver."""
         self._status = status
         self._headers = headers
+        self._original = {}
         if self._client.blocked:
             self.on_client_slow(True)
 
@@ -333,8 +334,7 @@ class Exchange:
         self._stats = self._plant.stats.route(self._route.alias, target.model.name)
         body = self._body
         assert isinstance(body, dict)
-        if self._route.fallbacks:
-            self._original = dict(body)
+        self._original = dict(body) if self._route.fallbacks else {}
         try:
             self._hide = target.rewrite.apply(body, self._kind, counted=self.meter is not None)
             self._body = rewrite.dump(body)

@@ -146,8 +146,10 @@ class Fleet:
         A node that dies leaves endpoints for the 40 s in which nobody knows of it.
         """
         for choice in fallbacks:
-            pool = self.pools[choice.model.name]
-            if not pool.waiters and (endpoint := pool.take(tried)) is not None:
+            pool = self.pools.get(
+                choice.model.name
+            )  # none of a Model that went while its alias' request was on its way
+            if pool is not None and not pool.waiters and (endpoint := pool.take(tried)) is not None:
                 if endpoint not in tried:
                     return choice, pool, endpoint
                 endpoint.outstanding -= 1

@@ -94,15 +94,8 @@ class Proxy:
         if isinstance(route, Refusal):
             client.refuse(route)
             return
-        if key is not None and (refusal := self._admit(route, name, key)) is not None:
+        if (refusal := self._refusal(route, name, key, kind)) is not None:
             client.refuse(refusal)
-            return
-        if not route.targets:
-            after = self._settings.retry_after_blocked
-            client.refuse(refusals.requirements_not_met(name, route.lacking, after))
-            return
-        if route.textless and kind.generates:  # it may be the end of such a server
-            client.refuse(refusals.generates_no_text(name, route.textless))
             return
         exchange = Exchange(self._plant, client, request, kind, body, self._request_id(request))
         if key is not None:
@@ -118,12 +111,16 @@ class Proxy:
         known = key is None or _may_know(key, name)
         return refusals.model_not_found(name) if known else refusals.model_not_allowed(name)
 
-    def _admit(self, route: Route, name: str, key: Key) -> Refusal | None:
-        """Why `key` may not go there, or not now; where it may, its limits know of it."""
-        if not route.allowed(key, name):
+    def _refusal(self, route: Route, name: str, key: Key | None, kind: Kind) -> Refusal | None:
+        """Why `key` may not go there, or not now; where it may, its limits know of it: that comes last."""
+        if key is not None and not route.allowed(key, name):
             return refusals.model_not_allowed(name)
-        meter = self._meters.get(key.name)
-        return meter.admit(time.monotonic()) if meter is not None else None
+        if not route.targets:
+            return refusals.requirements_not_met(name, route.lacking, self._settings.retry_after_blocked)
+        if route.textless and kind.generates:  # it may be the end of such a server
+            return refusals.generates_no_text(name, route.textless)
+        meter = None if key is None else self._meters.get(key.name)
+        return None if meter is None else meter.admit(time.monotonic())
 
     def refused(self, refusal: Refusal) -> None:
         """See server.Handler."""

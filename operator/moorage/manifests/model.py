@@ -12,6 +12,7 @@ from moorage.manifests.common import Manifest, container_security, metadata, pod
 CONTAINER = "engine"
 GPU_CLAIM = "gpu"
 TERMINATION_GRACE_SECONDS = FORGET_SECONDS + DRAIN_SECONDS + 30  # the last is the engine's own
+HANG_GRACE_SECONDS = 30
 STARTUP_MARGIN_SECONDS = 120  # image pull and scheduling, on top of the engine's own patience
 
 
@@ -171,7 +172,8 @@ def _container(pod: ServerPod) -> Manifest:
             "securityContext": container_security(),
             "startupProbe": _probe(engine.startup),
             "readinessProbe": _probe(engine.readiness),
-            "livenessProbe": _probe(engine.liveness),
+            # One that hangs has nothing to end, and would be waited for like one that is deep in a prompt.
+            "livenessProbe": {**_probe(engine.liveness), "terminationGracePeriodSeconds": HANG_GRACE_SECONDS},
             "terminationMessagePolicy": "FallbackToLogsOnError",
             "lifecycle": {"preStop": {"exec": {"command": list(engine.drain)}}},
             "volumeMounts": [

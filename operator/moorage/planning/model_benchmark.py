@@ -14,6 +14,7 @@ from moorage.planning.draft import FALSE, TRUE, UNKNOWN
 from moorage.planning.model_pass import ModelPass
 from moorage.planning.pods import first_trouble, last_words
 from moorage.planning.types import Manifest, Ref
+from moorage.planning.usage import Hearing, Usage
 
 BUSY_SECONDS = 15.0
 """After that it is looked again whether anybody uses the Model."""
@@ -73,12 +74,17 @@ def benchmark(step: ModelPass) -> None:
 def _follow(step: ModelPass, run: str, job: Manifest | None) -> None:
     if job is not None:
         _see(step, run, job)
-    elif step.seen.usage.load and step.model.spec.benchmark.when == BenchmarkWhen.IDLE:
+    elif _in_use(step.seen.usage) and step.model.spec.benchmark.when == BenchmarkWhen.IDLE:
         step.wake_in(BUSY_SECONDS)
         step.draft.set(C.BENCHMARKED, FALSE, Reason.BUSY, "waits until no request is under way")
     else:
         step.apply.append(_job(step, run))
         step.draft.set(C.BENCHMARKED, FALSE, Reason.RUNNING, "the benchmark is being started")
+
+
+def _in_use(usage: Usage) -> bool:
+    """Whether requests are under way, as far as the gateways have told by now."""
+    return bool(usage.load) or usage.hearing is Hearing.LISTENING
 
 
 def _see(step: ModelPass, run: str, job: Manifest) -> None:

@@ -58,6 +58,7 @@ def held(step: ModelPass, *, changed: bool, surge: bool) -> Held | None:
     if running >= step.replicas + step.surge and not changed:
         return None
     if changed and not surge and _watched(step):
+        step.wake_in(SILENT_MS / 1000)  # by then an agent that says nothing more is not waited for
         return Held("the previous version stops; the new one starts when its memory is free", Reason.PENDING, True)
     beside = bool(running) and (surge or not changed)
     chosen = decision(step, candidates(step), replacing=False) if beside else step.decision
@@ -135,7 +136,7 @@ def _idle(step: ModelPass, report: GpuReport, node: str, chosen: Decision) -> It
     need = chosen.candidate.mib if chosen.dra and chosen.candidate else 0
     lives = _lives(step, node)
     for gpu in report.gpus:
-        never = gpu.problem or gpu.mig or gpu.hidden
+        never = gpu.problem or gpu.mig or (gpu.hidden and not chosen.dra)
         if not never and not any(map(lives, gpu.pods)) and memory.usable_mib(gpu.total_mib) >= need:
             yield gpu
 

@@ -159,9 +159,12 @@ def _failed(step: ModelPass, live: Manifest, new: list[Manifest]) -> str:
     now, failed = step.seen.now, placed.failed_move
     late = [p for p in new if not p["ready"]]
     patience = max(live["progressDeadline"], step.seen.defaults.node_deadline_seconds)
-    if failed is None and late and min(_age(step, p) for p in late) > patience:
+    refused = live["conditions"].get("ReplicaFailure", {}) if _begun(step, live) else {}
+    told = refused["message"] if refused.get("status") == "True" else ""  # a quota or a policy: there is no pod at all
+    if not told and late and min(_age(step, p) for p in late) > patience:
         found = first_trouble(late)
         told = found.message if found else f"no replacement was ready within {text.duration(patience)}"
+    if failed is None and told:
         failed = placed.failed_move = FailedMove(at=now, message=told)
         step.tell.append(PlannedEvent("Warning", "MoveFailed", f"no server moves for now: {told}"))
     if failed is None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from moorage.gateway.keys import Limits
-from moorage.gateway.routes import Alias, Model, Snapshot
+from moorage.gateway.routes import Alias, Card, Model, Snapshot
 from tests.process.gateway.support import (
     CHAT,
     OK,
@@ -199,3 +199,15 @@ async def test_no_key_reaches_an_engine():
     async with RawEngine(always(OK)) as engine, serving([model("m", engine)], keys=keys) as bed:
         await bed.ask(chat(), X_Api_Key="sk-few", Cookie="key=sk-few", **bearer("sk-few"))
         assert "sk-few" not in str(engine.requests[0].headers) + engine.requests[0].data.decode()
+
+
+async def test_a_refusal_takes_nothing_of_a_keys_limits():
+    """A request that goes nowhere must not hold its place among the requests at once for ever."""
+    one = key("a", "sk", limits=Limits(max_concurrency=1))
+    aliases = [Alias("short", (), lacking=("m lacks tools",))]
+    vectors = Model("v", endpoints=("127.0.0.1:1",), card=Card(capabilities=("embeddings",)))
+    async with RawEngine(always(OK)) as engine, serving([model("m", engine), vectors], aliases, [one]) as bed:
+        for _ in range(3):
+            assert (await bed.ask(chat("short"), Authorization="Bearer sk")).status == 503
+            assert (await bed.ask(chat("v"), Authorization="Bearer sk")).status == 400
+        assert (await bed.ask(chat("m"), Authorization="Bearer sk")).status == 200

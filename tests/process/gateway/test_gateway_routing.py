@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from moorage.errors import InvalidSpec
-from moorage.gateway.routes import Alias, Hold, Model, Parameters
+from moorage.gateway.routes import Alias, Hold, Model, Parameters, Snapshot
 from moorage.gateway.routes_file import RoutesFile
 from tests.process.gateway.support import (
     OK,
@@ -304,3 +304,23 @@ async def test_a_connection_that_breaks_is_no_reason_to_leave_the_target():
     ):
         assert (await bed.ask(chat("chat"))).status == 200
         assert (len(engine.requests), len(spare.requests)) == (2, 0)
+
+
+async def test_a_fallback_that_went_while_the_request_was_on_its_way_is_not_missed():
+    gone = asyncio.Event()
+
+    async def breaks(side: EngineSide) -> None:
+        await side.request()
+        await gone.wait()
+        side.reset()
+
+    alias = Alias("chat", (("a", 1),), fallbacks=("b",))
+    async with RawEngine(breaks) as engine, RawEngine(always(OK)) as spare:
+        models = [model("a", engine), model("b", spare)]
+        async with serving(models, [alias]) as bed:
+            asked = asyncio.create_task(bed.ask(chat("chat")))
+            await eventually(lambda: engine.requests)
+            bed.gateway.apply(Snapshot.build(models[:1], [Alias("chat", (("a", 1),))]))
+            gone.set()
+            assert (await asked).status == 502
+            assert bed.outstanding() == 0
