@@ -203,6 +203,20 @@ def test_a_replacement_that_does_not_come_up_is_given_up_and_tried_again():
     assert "failedMove" not in world.model["status"]["placement"]
 
 
+def test_a_replacement_that_a_quota_refuses_is_given_up_at_once():
+    """There is no pod whose age could be looked at, and while one is wanted the drain waits."""
+    world = serving(gpu_node("old", 24_564), gpu_node("new", 24_564))
+    cordon(world)
+    assert wanted(world) == 2
+    live = world.children[("Deployment", "tiny")]
+    words = 'pods "tiny-2" is forbidden: exceeded quota: team-gpus'
+    live["conditions"] = {**live["conditions"], "ReplicaFailure": {"status": "True", "reason": "x", "message": words}}
+    world.settle()
+    assert wanted(world) == 1
+    assert f"its replacement did not come up: {words}" in said(world)
+    assert ("Warning", "MoveFailed") in world.events
+
+
 def test_a_place_that_a_stranger_took_meanwhile_is_waited_for_no_longer():
     world = serving(gpu_node("old", 24_564), gpu_node("new", 24_564))
     cordon(world)

@@ -73,6 +73,20 @@ def test_a_request_for_the_one_that_ends_does_not_take_the_place_back():
     assert town.phases() == {"a": "Placing", "new": "Ready"}
 
 
+def test_who_is_only_restarted_keeps_its_place():
+    """Its old pod ends, and the new one is to have the GPU: nobody asked it to make room."""
+    town = full(G1)
+    town.worlds["a"].change(preemption={"policy": "Never"})
+    town.run()
+    new = town.add("new")
+    town.run()
+    for server in town.worlds["a"].pods.values():
+        server["deleting"] = True
+    town.run()
+    assert new.condition("Placed")[:2] == ("False", "NoGPUFree")
+    assert town.worlds["a"].condition("Placed")[0] == "True"
+
+
 @pytest.mark.parametrize(
     ("use", "spec", "words"),
     [
