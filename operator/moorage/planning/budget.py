@@ -1,7 +1,8 @@
 """How many servers of a Model a drain may take away at once: a PodDisruptionBudget, unless a person made one.
 
-One server may always go, so no drain and no autoscaler ever waits for ever. While a server that is about to go is being
-replaced there is one more than wanted, so the same budget keeps it until its replacement is ready (`moving`).
+Of servers that are all ready one may always go. While one that is about to go is being replaced there is one more than
+wanted, so the same budget keeps it until its replacement is ready (`moving`). A Model that lacks a server already can
+lose no other: a drain waits until it has all of them again, or a person deletes the budget.
 """
 
 from moorage import names
