@@ -236,7 +236,9 @@ async def test_a_backoff_outlives_the_operator(downloads: Scene, api_cluster: Te
     with running(api_cluster, hub):
         await downloads.made("later")
         await downloads.pod("later")
-    status = (await downloads.bed.get(MODEL_DOWNLOADS, "later"))["status"]
+        # The Job is made before it is written that it was; an operator that finds nothing written begins anew.
+        begun = await downloads.until("later", lambda s: s.get("inputsHash") and s.get("startedAt"))
+    status = begun["status"]
     await downloads.bed.kube.delete(JOBS, downloads.bed.namespace, "later")
     await downloads.bed.gone(JOBS, "later")
     due = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 8))
