@@ -51,6 +51,7 @@ class Refusal:
         return b"data: " + self.body() + b"\n\n"
 
 
+OVERLOADED = Refusal(503, "overloaded", "Too many large requests are under way; try again later.", 5)
 _UNLOADED = "unloaded (its replicas are 0), and waits for a person to load it again"
 
 

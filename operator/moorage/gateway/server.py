@@ -79,6 +79,7 @@ class Listener:
         self.settings = settings
         self.handler = handler
         self.connections: set[ClientConnection] = set()
+        self.held = 0  # bytes of requests that are not answered yet
         self.draining = False
 
     def connect(self) -> "ClientConnection":
@@ -121,7 +122,7 @@ class ClientConnection(asyncio.Protocol):
     """One client's connection: requests in, one after the other, and answers out."""
 
     __slots__ = (
-        "_advancing", "_awaited", "_backlog", "_chunked", "_close", "_head", "_listener", "_reader",
+        "_advancing", "_awaited", "_backlog", "_chunked", "_close", "_head", "_held", "_listener", "_reader",
         "_settings", "_transport", "blocked", "committed", "deadline", "job", "request", "state",
     )  # fmt: skip
 
@@ -137,6 +138,7 @@ class ClientConnection(asyncio.Protocol):
         self._reader = RequestReader(listener.settings, listener.handler.check)
         self._transport: asyncio.Transport
         self._backlog = bytearray()  # what came while BUSY
+        self._held = 0  # bytes that came since everything was answered
         self._awaited: Request | None = None  # whose body is on its way, and has its time
         self._head = b""
         self._chunked = self._close = self._advancing = False
@@ -204,9 +206,14 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
         if self.state is _READ:
+            self._hold(len(data))
+            if self._held > self._settings.max_head_bytes and self._listener.held > self._settings.max_held_bytes:
+                self._refuse_and_linger(refusals.OVERLOADED)
+                return
             self._read(data)
             self._advance()
         elif self.state is _BUSY:
+            self._hold(len(data))
             self._backlog += data
             if len(self._backlog) > self._settings.max_head_bytes:
                 self._transport.pause_reading()  # until this answer is done
@@ -233,6 +240,7 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = NEVER
         self._listener.connections.discard(self)
         self._reader.close()
+        self._hold(-self._held)
         job, self.job = self.job, None
         if job is not None:
             job.on_client_gone()
@@ -327,9 +335,15 @@ class ClientConnection(asyncio.Protocol):
             else:
                 self.refuse(refusals.INTERNAL)
 
+    def _hold(self, size: int) -> None:
+        self._held += size
+        self._listener.held += size
+
     def _finish(self) -> None:
         self.job = None
         self.committed = False
+        if not (self._reader.complete or self._backlog or self._reader.in_body):
+            self._hold(-self._held)
         if self._close:
             self._hang_up()
             return

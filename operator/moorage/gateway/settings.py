@@ -14,6 +14,9 @@ class Settings:
     max_body_bytes: int = 32 << 20
     # Commas and brackets in bodies over 1 MiB: `[[],[],...` would otherwise cost 30 times its size in objects.
     max_json_marks: int = 2_000_000
+    # Of all requests that are not answered yet; beyond that large ones are refused. What is parsed takes several times
+    # its size, and the pod has 512 MiB.
+    max_held_bytes: int = 96 << 20
     head_timeout: float = 75.0  # for a whole request head; also how long a connection may stay idle
     body_timeout: float = 30.0
     write_timeout: float = 60.0  # for a client that takes nothing of an answer

@@ -385,3 +385,34 @@ async def test_a_fault_of_the_gateway_itself_is_500_and_keeps_nothing(caplog):
         assert defective.outstanding == 0
         pool.endpoints = sound
         assert (await client.ask(chat())).status == 200, "the only slot was given back"
+
+
+async def test_many_large_requests_at_once_are_refused_before_they_fill_the_memory():
+    gone = asyncio.Event()
+
+    async def slow(side: EngineSide) -> None:
+        while True:
+            await side.request()
+            await gone.wait()
+            await side.json(OK)
+
+    large = chat(text="x" * 200_000)
+    async with RawEngine(slow) as engine, serving([model("m", engine)], max_held_bytes=700_000) as bed:
+        first = [asyncio.create_task(bed.ask(large)) for _ in range(3)]
+        await eventually(lambda: len(engine.requests) == 3)
+        refused = await bed.ask(large)
+        assert (refused.status, refused.error["code"]) == (503, "overloaded")
+        small = asyncio.create_task(bed.ask(chat()))
+        await eventually(lambda: len(engine.requests) == 4, what="small ones are served")
+        gone.set()
+        assert [reply.status for reply in await asyncio.gather(*first, small)] == [200] * 4
+        assert (await bed.ask(large)).status == 200
+        await eventually(lambda: bed.gateway.public.held == 0)
+
+
+async def test_what_a_client_that_leaves_had_sent_is_given_back():
+    async with mock() as engine, serving([model("m", engine)]) as bed:
+        async with bed.client() as client:
+            await client.send(post(chat(text="x" * 200_000))[:-5])
+            await eventually(lambda: bed.gateway.public.held > 200_000)
+        await eventually(lambda: bed.gateway.public.held == 0)
