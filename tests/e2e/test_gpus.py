@@ -159,6 +159,7 @@ def test_a_model_is_placed_admitted_seen_and_told_of(machine: Machine, gpus: Gpu
 
     # The GPU is given back, and its memory is not.
     gpus.change(0, used=RESERVE + 20_000)
+    machine.until("model", "on-gpu", lambda m: m["status"]["memory"].get("observedMiB") == 20_000)
     machine.kubectl("delete", "model", "on-gpu")
     machine.until_condition("no-room", "Serving", "False", "WaitingForMemory")
     machine.until("model", "no-room", lambda m: "GPU 0 has 4.0Gi free of 24.0Gi" in condition(m, "Serving")["message"])

@@ -178,12 +178,15 @@ class Inventory:
         kept = {where: {h: n for h, n in who.items() if h not in holders} for where, who in self.held.items()}
         return replace(self, held=kept)
 
-    def without_ending(self, holders: Collection[str]) -> "Inventory":
-        """The same when those pods of `holders` that are being deleted are gone, whatever their Models want by now."""
+    def without_ending(self, staying: Collection[str]) -> "Inventory":
+        """The same when the Models' pods that are being deleted are gone, but for those of the holders `staying`.
+
+        Other pods may take for ever to end.
+        """
         kept = {}
         for where, who in self.held.items():
             ending = self.ending.get(where, _NOBODY)
-            left = {h: n - ending.get(h, 0) if h in holders else n for h, n in who.items()}
+            left = {h: n if h in staying or h.startswith("pod ") else n - ending.get(h, 0) for h, n in who.items()}
             kept[where] = {h: n for h, n in left.items() if n}
         return replace(self, held=kept)
 

@@ -54,10 +54,10 @@ def _press(step: ModelPass, told: str) -> str:
     if around is None:
         return told
     owner = model_place.owner(step)
-    # A request may have woken one that makes room: its servers end all the same, and the place was promised. Of nobody
-    # else: who is only being restarted comes back to its place.
-    making = frozenset(n.owner for n in around.neighbours if n.preempted_for == owner)
-    inventory = (step.seen.inventory or Inventory(())).without_ending(making).without(around.leaving() - {owner})
+    # A request may have woken one that makes room: its servers end all the same, and the place was promised. Who is
+    # only being restarted comes back to its place.
+    staying = frozenset(n.owner for n in around.neighbours if n.desired and n.preempted_for != owner)
+    inventory = (step.seen.inventory or Inventory(())).without_ending(staying).without(around.leaving() - {owner})
     asked = model_place.request(step, model_place.candidates(step), replacing=True)
     coming = decide(asked, inventory, step.seen.reservations)
     if coming.placed:
