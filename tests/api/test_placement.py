@@ -1,5 +1,6 @@
 """Models onto simulated GPU nodes (kwok) by the real kube-scheduler: what was planned is what is bound."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 
@@ -121,3 +122,42 @@ async def test_gpus_of_unknown_size_are_never_guessed(bed: Bed, operator: Operat
     finally:
         await bed.kube.delete(MODELS, bed.namespace, "odd")
         fleet.kubectl("delete", "node", "sim-odd")
+
+
+async def ready_ones(bed: Bed, *models: str) -> list[str]:
+    found = [await bed.get(MODELS, name) for name in models]
+    return [m["metadata"]["name"] for m in found if condition(m, "Ready").get("status") == "True"]
+
+
+async def test_four_that_race_for_one_gpu_get_it_one_after_the_other(bed: Bed, operator: Operator):
+    racers = [f"racer-{n}" for n in range(4)]
+    only = {"kubernetes.io/hostname": "sim-8"}
+    gpu = {"vendor": "Auto", "memoryPerGPUOverride": "6Gi"}
+    stays = {"policy": "Never"}
+    await asyncio.gather(*(bed.model(n, accelerator=gpu, nodeSelector=only, preemption=stays) for n in racers))
+    for left in (3, 2):
+        await bed.eventually(lambda: ready_ones(bed, *racers), timeout=90)
+        [first] = await ready_ones(bed, *racers)
+        racers.remove(first)
+        assert len(racers) == left
+        for name in racers:
+            model = await bed.until_condition(name, "Placed", "False", timeout=60)
+            assert condition(model, "Placed")["reason"] in ("NoGPUFree", "WaitingForRoom")
+        pods = [p for p in (await bed.kube.list(PODS, bed.namespace))[0] if p["spec"].get("nodeName") == "sim-8"]
+        assert len([p for p in pods if "deletionTimestamp" not in p["metadata"]]) == 1, "no GPU is sold twice"
+        await bed.kube.delete(MODELS, bed.namespace, first)
+
+
+async def test_a_strangers_pod_that_has_the_gpu_is_named_and_waited_for(bed: Bed, operator: Operator):
+    limits = {"limits": {"nvidia.com/gpu": "1"}}
+    container = {"name": "c", "image": "stranger:1", "resources": limits}
+    spec = {"nodeSelector": {"kubernetes.io/hostname": "sim-8"}, "containers": [container]}
+    meta = {"name": "stranger", "namespace": bed.namespace}
+    await bed.kube.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+    await bed.until(PODS, "stranger", lambda pod: pod["spec"].get("nodeName") == "sim-8", timeout=60)
+    gpu = {"vendor": "Auto", "memoryPerGPUOverride": "6Gi"}
+    await bed.model("m", accelerator=gpu, nodeSelector={"kubernetes.io/hostname": "sim-8"})
+    model = await bed.until_condition("m", "Placed", "False", "NoGPUFree", timeout=60)
+    assert f"pod {bed.namespace}/stranger" in condition(model, "Placed")["message"]
+    await bed.kube.delete(PODS, bed.namespace, "stranger")
+    await bed.until_condition("m", "Ready", "True", timeout=90)
