@@ -17,7 +17,7 @@ from moorage.kube.resources import CLAIMS, JOBS, MODEL_DOWNLOADS, PODS, RESOURCE
 from moorage.sizing.gguf import read_gguf_header
 from moorage.sizing.gguf_model import model_of
 from moorage.sizing.llamacpp import LlamaSettings, llama_need
-from tests.api.test_placement import FLEET, gpu_node
+from tests.api.test_placement import FLEET, gpu_nodes
 from tests.conftest import TestCluster
 from tests.support.bed import Bed, condition, running_operator
 from tests.unit.model_shapes import MODELS as SHAPES
@@ -51,11 +51,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
 
 @pytest.fixture(scope="module")
 def fleet(kwok_cluster: TestCluster) -> Iterator[TestCluster]:
-    for name, (mib, gpus) in FLEET.items():
-        kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps(gpu_node(name, mib, gpus)))
-    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=120s", *(f"node/{n}" for n in FLEET))
-    yield kwok_cluster
-    kwok_cluster.kubectl("delete", "node", *FLEET)
+    with gpu_nodes(kwok_cluster, FLEET):
+        yield kwok_cluster
 
 
 @pytest.fixture

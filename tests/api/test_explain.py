@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from moorage.cli import main
 from moorage.control.operator import Operator
-from tests.api.test_placement import FLEET, gpu_node
+from tests.api.test_placement import FLEET, gpu_nodes
 from tests.conftest import TestCluster
 from tests.support.bed import Bed, condition, running_operator
 
@@ -23,11 +23,8 @@ GPU = {"vendor": "Auto", "memoryPerGPUOverride": "40Gi"}
 
 @pytest.fixture(scope="module")
 def fleet(kwok_cluster: TestCluster) -> Iterator[TestCluster]:
-    for name, (mib, gpus) in FLEET.items():
-        kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps(gpu_node(name, mib, gpus)))
-    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=120s", *(f"node/{n}" for n in FLEET))
-    yield kwok_cluster
-    kwok_cluster.kubectl("delete", "node", *FLEET)
+    with gpu_nodes(kwok_cluster, FLEET):
+        yield kwok_cluster
 
 
 @pytest.fixture

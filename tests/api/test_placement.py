@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 
 import pytest
 
@@ -28,13 +29,22 @@ def gpu_node(name: str, mib: int, gpus: int) -> dict[str, object]:
     return kwok_node(name, gpus=gpus, labels=labels)
 
 
+@contextmanager
+def gpu_nodes(cluster: TestCluster, sizes: Mapping[str, tuple[int, int]]) -> Iterator[None]:
+    """Nodes that are Ready until the block ends: by name the MiB of one GPU, and how many."""
+    for name, (mib, gpus) in sizes.items():
+        cluster.kubectl("apply", "-f", "-", input=json.dumps(gpu_node(name, mib, gpus)))
+    cluster.kubectl("wait", "--for=condition=Ready", "--timeout=120s", *(f"node/{name}" for name in sizes))
+    try:
+        yield
+    finally:
+        cluster.kubectl("delete", "node", *sizes)
+
+
 @pytest.fixture(scope="module")
 def fleet(kwok_cluster: TestCluster) -> Iterator[TestCluster]:
-    for name, (mib, gpus) in FLEET.items():
-        kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps(gpu_node(name, mib, gpus)))
-    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=120s", *(f"node/{n}" for n in FLEET))
-    yield kwok_cluster
-    kwok_cluster.kubectl("delete", "node", *FLEET)
+    with gpu_nodes(kwok_cluster, FLEET):
+        yield kwok_cluster
 
 
 @pytest.fixture

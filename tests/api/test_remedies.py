@@ -1,7 +1,6 @@
 """A Model that fits nowhere, in a cluster of simulated GPU nodes and with a hub: what its status says would help."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,7 +16,7 @@ from moorage.placement.memory import usable_mib
 from moorage.sizing.gguf import read_gguf_header
 from moorage.sizing.gguf_model import model_of
 from moorage.sizing.llamacpp import LlamaSettings, llama_need
-from tests.api.test_placement import gpu_node
+from tests.api.test_placement import gpu_nodes
 from tests.conftest import TestCluster
 from tests.support.bed import Bed, condition, running_operator
 from tests.unit.model_shapes import MODELS as SHAPES
@@ -56,11 +55,8 @@ def fleet(kwok_cluster: TestCluster) -> Iterator[TestCluster]:
     """One GPU that is too small for F16 and not for Q8_0, and one that is large enough for all."""
     enough = next(mib for mib in range(1024, 8192, 16) if usable_mib(mib) >= needed("Q8_0") + 100)
     assert usable_mib(enough) < needed("F16")
-    for name, mib in {SMALL: enough, LARGE: 24564}.items():
-        kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps(gpu_node(name, mib, 1)))
-    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=120s", f"node/{SMALL}", f"node/{LARGE}")
-    yield kwok_cluster
-    kwok_cluster.kubectl("delete", "node", SMALL, LARGE)
+    with gpu_nodes(kwok_cluster, {SMALL: (enough, 1), LARGE: (24564, 1)}):
+        yield kwok_cluster
 
 
 @pytest.fixture
