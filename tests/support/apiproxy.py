@@ -44,6 +44,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from tests.support.eventually import PATIENCE
 from tests.support.upstream import Upstream
 
 FOREVER = 10**9
@@ -99,6 +100,10 @@ class Seen:
     @property
     def is_watch(self) -> bool:
         return self.method == "GET" and "watch=" in self.query
+
+    @property
+    def changes(self) -> bool:
+        return self.method not in {"GET", "HEAD"}
 
     def matches(self, method: str | None, path: str, agent: str) -> bool:
         if method is not None and method != self.method:
@@ -245,7 +250,20 @@ class ApiProxy:
 
     def writes(self, *, path: str = "", agent: str = "") -> int:
         """Requests seen so far that would change something."""
-        return sum(seen.method not in {"GET", "HEAD"} and seen.matches(None, path, agent) for seen in self.requests)
+        return sum(seen.changes and seen.matches(None, path, agent) for seen in self.requests)
+
+    async def rest(self, *, path: str = "", seconds: float = 4.0, timeout: float = PATIENCE) -> None:
+        """Wait until nothing was written for `seconds`; AssertionError with the last writes where that never comes."""
+        start = time.monotonic()
+        while True:
+            written = [seen for seen in self.requests if seen.changes and seen.matches(None, path, "")]
+            now = time.monotonic()
+            if now - max(start, written[-1].at if written else 0.0) >= seconds:
+                return
+            if now - start > timeout:
+                last = [f"{now - seen.at:.1f} s ago: {seen.method} {seen.path}: {seen.status}" for seen in written[-8:]]
+                raise AssertionError(f"not {seconds:g} s without a write within {timeout:g} s; the last: {last}")
+            await asyncio.sleep(0.1)
 
     # What happens to a request
 
