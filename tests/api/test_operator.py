@@ -7,7 +7,16 @@ import pytest
 
 from moorage import names
 from moorage.control.operator import Operator
-from moorage.kube.resources import DEPLOYMENTS, EVENTS, MODEL_ALIASES, MODEL_DOWNLOADS, MODELS, PODS, SERVICES
+from moorage.kube.resources import (
+    DEPLOYMENTS,
+    EVENTS,
+    MODEL_ALIASES,
+    MODEL_DOWNLOADS,
+    MODELS,
+    NAMESPACES,
+    PODS,
+    SERVICES,
+)
 from tests.conftest import TestCluster
 from tests.support.bed import Bed, condition, running_operator
 from tests.support.eventually import eventually
@@ -183,6 +192,25 @@ async def test_two_that_claim_one_name(bed: Bed, operator: Operator):
     assert not condition(await bed.get(MODELS, "old"), "NameConflict")
     await bed.kube.merge_patch(MODELS, bed.namespace, "old", {"spec": {"servedNames": []}})
     await bed.until(MODEL_ALIASES, "young", lambda a: not condition(a, "NameConflict"))
+
+
+async def test_a_name_that_a_new_namespace_would_give_is_lost_to_it(bed: Bed, operator: Operator):
+    there, nowhere = f"{bed.namespace}-b/x", "meta-llama/x"
+    await bed.model("m", replicas=0, servedNames=[there, nowhere])
+    await bed.until_condition("m", "Ready", "True")
+    assert not condition(await bed.get(MODELS, "m"), "NameConflict")
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": f"{bed.namespace}-b"}}
+    await bed.kube.create(namespace)
+    try:
+        found = await bed.until_condition("m", "NameConflict", "True", "NameConflict")
+        assert condition(found, "NameConflict")["message"] == (
+            f"{there} is for namespace {bed.namespace}-b to give, as all names that begin so: "
+            "remove it from spec.servedNames"
+        )
+        assert condition(found, "Ready")["status"] == "True", "it goes on serving by its other names"
+    finally:
+        await bed.kube.delete(NAMESPACES, None, f"{bed.namespace}-b")
+    await bed.until(MODELS, "m", lambda m: not condition(m, "NameConflict"))
 
 
 async def test_a_deleted_child_comes_back(bed: Bed, operator: Operator):

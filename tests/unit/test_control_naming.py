@@ -1,5 +1,6 @@
 """Who has a name, who hears of a change, and whose aliases point at a Model."""
 
+import re
 from typing import Any
 
 from moorage import names
@@ -10,8 +11,9 @@ from moorage.control.store import ALIAS, MODEL, Key, Store
 class Desk:
     """A store without a cluster; `heard` is who was woken because of links."""
 
-    def __init__(self) -> None:
+    def __init__(self, *namespaces: str) -> None:
         self.heard: list[Key] = []
+        self.namespaces = {"n", *namespaces}
         self.store = Store(linked=self.heard.append)
         self._version = 0
 
@@ -28,9 +30,11 @@ class Desk:
         self.store.drop(key, self._version)
 
     def taken(self, key: Key) -> dict[str, str]:
+        """Each served name that `key` has not got, and what has it: the words after "is that of" or "is for"."""
         obj = self.store.get(key)
         assert obj is not None
-        return naming.taken(self.store, key, obj)
+        lost = naming.taken(self.store, key, obj, self.namespaces.__contains__)
+        return {name: re.split(r"is that of |is for |,| to give", why)[1] for name, why in lost.items()}
 
 
 def to(*models: str, namespace: str = "") -> list[dict[str, Any]]:
@@ -63,12 +67,26 @@ def test_own_names_come_first_an_alias_before_a_model():
     assert desk.taken(model) == {}
 
 
-def test_names_of_other_namespaces_are_no_conflict_but_full_names_are():
-    desk = Desk()
+def test_names_of_other_namespaces_are_no_conflict_but_what_begins_with_a_namespace_is():
+    """Whether team has such a Model or not: it may get one, and its clients must not get to another one until then."""
+    desk = Desk("team")
     desk.put(MODEL, "m", namespace="team", servedNames=["x"])
-    mine = desk.put(MODEL, "mine", servedNames=["x", "team/m"])
-    assert desk.taken(mine) == {"team/m": "Model team/m"}
-    assert desk.store.claimants("team", "m") == {mine}
+    mine = desk.put(MODEL, "mine", servedNames=["x", "team/m", "team/none", "meta-llama/m"])
+    assert desk.taken(mine) == {"team/m": "namespace team", "team/none": "namespace team"}
+    desk.namespaces.add("meta-llama")
+    assert "meta-llama/m" in desk.taken(mine)
+    assert desk.store.pretenders("meta-llama") == desk.store.pretenders("team") == {mine}
+    desk.put(MODEL, "mine", servedNames=["x"])
+    assert desk.store.pretenders("team") == set()
+
+
+def test_the_own_namespace_in_front_is_not_claimed_but_there_already():
+    desk = Desk()
+    mine = desk.put(MODEL, "mine", servedNames=["n/x"])
+    obj = desk.store.get(mine)
+    assert obj is not None
+    lost = naming.taken(desk.store, mine, obj, desk.namespaces.__contains__)
+    assert "claim x alone in spec.servedNames" in lost["n/x"]
 
 
 def test_a_claim_of_the_own_name_is_no_conflict():

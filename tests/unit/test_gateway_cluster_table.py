@@ -12,6 +12,7 @@ from moorage.api.naming import AllowedNamespaces
 from moorage.errors import InvalidSpec
 from moorage.gateway.cluster_facts import AliasFacts, ModelFacts, SliceFacts, alias_facts, model_facts, slice_facts
 from moorage.gateway.cluster_table import Table
+from moorage.gateway.keys import Key
 from moorage.gateway.rewrite import Kind
 from moorage.gateway.routes import Hold, Snapshot
 from moorage.names import dns_label
@@ -245,16 +246,34 @@ def test_of_two_claims_the_older_wins_and_own_names_beat_both():
     assert build(models).routes["x:1"].name == "young"
 
 
-def test_a_claim_that_reads_like_another_objects_full_name_is_lost():
+def test_a_claim_that_begins_with_a_namespace_is_lost_whether_there_is_such_an_object_or_not():
     table = build({"a": model(servedNames=["team/m"]), ("team", "m"): model()})
     assert table.routes["team/m"].name == "team/m"
-    assert build({"a": model(servedNames=["team/m"])}).routes["team/m"].name == "a"
+    claims = {"a": model(servedNames=["team/m", "meta-llama/x"]), ("other", "b"): model(servedNames=["team/m"])}
+    assert build(claims).routes["team/m"].name == "a", "nobody has a namespace of that name"
+    table = build(claims, labels={"team": {}})
+    assert {name for name in table.routes if "team/" in name} == set()
+    assert table.routes["meta-llama/x"].name == "a"
+    assert table.route("team/m", Key("k", (), namespaces=("other",))) is None
+
+
+def test_a_namespace_that_comes_and_goes_takes_its_names_and_gives_them_back():
+    namespaces: dict[tuple[str, str], dict[str, str]] = {}
+    models = {("default", "a"): model(servedNames=["team/m"])}
+    table = Table(models, {}, {}, namespaces, default_namespace="default", own_hold=OWN)
+    assert "team/m" in table.snapshot().routes
+    namespaces["", "team"] = {}
+    table.note_all()
+    assert "team/m" not in table.snapshot().routes
+    del namespaces["", "team"]
+    table.note_all()
+    assert "team/m" in table.snapshot().routes
 
 
 def test_a_name_in_full_goes_before_a_served_name_that_reads_like_it():
     table = build({"a": model(servedNames=["team/x"]), ("team", "b"): model(servedNames=["x"])})
     assert table.routes["team/x"].name == "team/b"
-    assert table.routes["default/team/x"].name == "a"
+    assert "default/team/x" not in table.routes, "one rule for the claim, however it is written"
 
 
 def test_a_served_name_leads_to_its_model_even_where_an_alias_has_the_models_name():

@@ -8,6 +8,7 @@ import pytest
 from moorage import names
 from moorage.planning.alias import plan_alias
 from moorage.planning.alias_history import CHANGE_CAUSE
+from moorage.planning.served_names import Claim, lost_to
 from moorage.planning.types import ObservedAlias, Plan
 from moorage.planning.usage import GonePast, Hearing, Usage
 
@@ -250,11 +251,11 @@ def test_the_gravest_reason_counts_and_all_are_told():
 
 def test_names_that_are_taken_and_a_model_that_is_hidden():
     desk = Desk(pointing_at("a", servedNames=["gpt-4o"]), a=model())
-    plan = desk.plan(taken={"gpt-4o": "Model b"}, shadows=True)
+    plan = desk.plan(taken={"gpt-4o": lost_to(Claim("", "Model", "default", "b"))}, shadows=True)
     found = desk.condition("NameConflict")
     assert found is not None
     assert found[:2] == ("True", "NameConflict")
-    assert found[2].startswith("gpt-4o is that of Model b; requests for it go there")
+    assert found[2].startswith("gpt-4o is that of Model b, and requests for it go there")
     assert desk.message.startswith("gpt-4o is that of Model b")
     assert ("Warning", "NameConflict") in [(e.type, e.reason) for e in plan.events]
     assert desk.says("Shadowing") == ("True", "Shadowing")

@@ -143,7 +143,8 @@ class AliasSpec(SpecPart):
     served_names: ServedNames = Field(
         default=[],
         description="Further names that clients may use, such as llama3:instruct. Of two objects of a namespace that "
-        "claim one name the older has it, and the other says so in its condition NameConflict.",
+        "claim one name the older has it; names that begin with a namespace (team-b/x) are that namespace's alone. Who "
+        "has lost a name says so in its condition NameConflict.",
     )
     request: AliasRequest | None = Field(default=None, description="What is done to requests on their way.")
     requires: Requires | None = Field(

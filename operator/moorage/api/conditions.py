@@ -267,8 +267,8 @@ REASON_HELP: dict[Reason, str] = {
     "`spec.allowedNamespaces` says who may. Requests go past it.",
     Reason.TARGET_FALLS_SHORT: "A Model that the alias points at offers less than the alias' `spec.requires`; requests "
     "go past it.",
-    Reason.NAME_CONFLICT: "Another object of the namespace has a name that this one claims in `spec.servedNames`: its "
-    "own name, or an older claim. Requests for the name go there.",
+    Reason.NAME_CONFLICT: "A name claimed in `spec.servedNames` does not lead here: it is another object's own name or "
+    "older claim, or begins with a namespace, whose it is.",
     Reason.FAILED_OVER: "Requests go past a target that fails or is slow, as `spec.failover` says; a trial brings them "
     "back.",
     Reason.SHADOWING: "The alias has the name of a Model, so that requests for the name go where the alias points.",

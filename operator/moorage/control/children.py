@@ -180,6 +180,10 @@ class Children:
         found = self.mirrors[NAMESPACES].items.get(("", namespace))
         return found["labels"] if found else None
 
+    def has_namespace(self, name: str) -> bool:
+        """Whether there is a namespace of that name."""
+        return ("", name) in self.mirrors[NAMESPACES].items
+
     def loaded_limit(self, namespace: str, default: int | None) -> int | None:
         """How many Models of `namespace` may be loaded at once; None: any number."""
         said = self.get(NAMESPACES, ("", namespace))
@@ -285,8 +289,12 @@ class Children:
     def _namespace_changed(self, namespace: str, old: Manifest | None, new: Manifest | None) -> None:
         """Other labels may permit other aliases: those of the namespace look again, and the Models they point at.
 
-        Another limit may let a Model be loaded that waits for a place.
+        Another limit may let a Model be loaded that waits for a place. A namespace that comes takes the names that
+        read like its own from whoever has claimed them.
         """
+        if old is None or new is None:
+            for key in self._store.pretenders(namespace):
+                self._wake(key)
         if (old or {}).get("maxLoaded") != (new or {}).get("maxLoaded"):
             self._surroundings()
             for key in self._store.all_keys(MODEL):  # a lower one concerns those that are settled, too

@@ -1,12 +1,14 @@
 """What the store knows about names: who has those that an object claims, and whose aliases point at a Model."""
 
+from collections.abc import Callable
+
 from moorage.control.store import ALIAS, MODEL, NAME, Key, Store
-from moorage.planning.served_names import Claim, ObjectKey, full_name_holder, owners
+from moorage.planning.served_names import Claim, ObjectKey, lost_to, lost_to_namespace, owners
 from moorage.planning.types import Manifest
 
 
-def taken(store: Store, key: Key, obj: Manifest) -> dict[str, str]:
-    """The served names of `key` that another object has, and which: `ModelAlias chat`, `Model team-b/m`."""
+def taken(store: Store, key: Key, obj: Manifest, is_namespace: Callable[[str], bool]) -> dict[str, str]:
+    """The served names of `key` that it has not got, and why, as a clause."""
     served = (obj.get("spec") or {}).get("servedNames") or ()
     if not served:
         return {}
@@ -16,13 +18,14 @@ def taken(store: Store, key: Key, obj: Manifest) -> dict[str, str]:
         return next((Claim("", kind, *where) for kind in kinds), None)
 
     claims = [(name, claim) for name in served for claim in _claims(store, key.namespace, name)]
-    found = owners(claims, holder)
+    found = owners(claims, holder, is_namespace)
     result = {}
     for name in served:
-        if other := full_name_holder(name, holder):
-            result[name] = f"{other.kind} {other.namespace}/{other.name}"
-        elif (owner := found[key.namespace, name]) and (owner.kind, owner.name) != (key.kind, key.name):
-            result[name] = str(owner)
+        owner = found.get((key.namespace, name))
+        if owner is None:
+            result[name] = lost_to_namespace(name, key.namespace)
+        elif (owner.kind, owner.name) != (key.kind, key.name):
+            result[name] = lost_to(owner)
     return result
 
 

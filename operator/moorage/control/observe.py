@@ -83,7 +83,7 @@ class Observer:
             budgets=children.budgets(key.namespace),
             quotas=quotas,
             limit_ranges=limit_ranges,
-            taken=naming.taken(self._store, key, obj),
+            taken=naming.taken(self._store, key, obj, self._children.has_namespace),
             aliases=tuple(
                 Pointing(alias.namespace, alias.name, children.namespace_labels(alias.namespace))
                 for alias in naming.aliases_of(self._store, key)
@@ -187,7 +187,7 @@ class Observer:
             now=now(),
             models=models,
             namespace_labels=self._children.namespace_labels(key.namespace),
-            taken=naming.taken(self._store, key, obj),
+            taken=naming.taken(self._store, key, obj, self._children.has_namespace),
             shadows=Key(MODEL, key.namespace, key.name) in self._store,
             usage=self._usage.of(key),
         )

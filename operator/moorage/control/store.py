@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from moorage import names
+from moorage.planning.served_names import namespace_in
 
 Manifest = dict[str, Any]
 
@@ -25,6 +26,8 @@ CLAIM = "PersistentVolumeClaim"
 """Claims are not kept here, but a download may name one, and wants to hear of it."""
 NAME = "name"
 """Neither are names that clients use: whoever claims one wants to hear of the others that do."""
+NAMESPACE = "Namespace"
+"""Nor namespaces: whoever claims a name that would be one of theirs wants to hear whether there is such a one."""
 
 
 class Key(NamedTuple):
@@ -139,7 +142,11 @@ class Store:
 
     def claimants(self, namespace: str, name: str) -> set[Key]:
         """Keys that look at the name `name` of `namespace`: by servedNames, or as an alias that is called so."""
-        return self._back.get(Key(NAME, namespace, name), set()) | self._back.get(_full_name(namespace, name), set())
+        return self._back.get(Key(NAME, namespace, name), set())
+
+    def pretenders(self, namespace: str) -> set[Key]:
+        """Keys with served names that would be names of `namespace`, were there one."""
+        return self._back.get(Key(NAMESPACE, "", namespace), set())
 
     def expect(self, key: Key, named: Iterable[Key]) -> None:
         """`key` is about to name these too: true from now on, so that whoever is made for it knows for whom."""
@@ -195,7 +202,7 @@ class Store:
         if target.kind == NAME:
             for rival in self._back[target]:
                 self._linked(rival)
-        elif target.kind != CLAIM:
+        elif target.kind not in (CLAIM, NAMESPACE):
             self._linked(target)
 
 
@@ -245,14 +252,9 @@ def links_of(key: Key, obj: Manifest) -> frozenset[Key]:
 
 
 def _claims(key: Key, spec: Manifest) -> frozenset[Key]:
-    """The names that an object claims, and the `namespace/name` that such a one may read like."""
+    """The names that an object claims, and the namespaces that they would be of."""
     served = [name for name in spec.get("servedNames") or () if isinstance(name, str)]
-    full = (_full_name(*name.split("/", 1)) for name in served if "/" in name)
-    return frozenset(Key(NAME, key.namespace, name) for name in served) | frozenset(full)
-
-
-def _full_name(namespace: str, name: str) -> Key:
-    return Key(NAME, "", f"{namespace}/{name}")
+    return _keys(NAME, key.namespace, served) | _keys(NAMESPACE, "", map(namespace_in, served))
 
 
 def claim_name(spec: Manifest) -> str | None:

@@ -2,9 +2,9 @@
 
 `namespace/name` always names a Model or an alias; in the default namespace the bare name does too, and there it is the
 name that metrics and `/v1/models` show. An alias hides a Model of its name. Names that are claimed by servedNames are
-synonyms of the one that has them (`planning.served_names`). What points at a Model that is not there, or that does not
-permit it, is left out, so that one wrong alias disturbs no other. So are Models that offer less than an alias requires;
-one that has only such ones stays a name, and says so to who asks.
+synonyms of the one that has them (`planning.served_names`), and begin with no namespace that there is. What points at a
+Model that is not there, or that does not permit it, is left out, so that one wrong alias disturbs no other. So are
+Models that offer less than an alias requires; one that has only such ones stays a name, and says so to who asks.
 """
 
 from collections import defaultdict
@@ -42,7 +42,7 @@ class Table:
         own_hold: Hold,
     ) -> None:
         self._models, self._aliases, self._slices = models, aliases, slices
-        self._home, self._own_hold = default_namespace, own_hold
+        self._namespaces, self._home, self._own_hold = namespaces, default_namespace, own_hold
         self._permitted = _Permitted(models, namespaces)
         self._built: dict[ObjectKey, _Built] = {}
         self._routed: dict[str, Model] = {}  # by the name that is shown
@@ -115,7 +115,7 @@ class Table:
         return Snapshot(self._routed, self._routes, self._sorted, keys, closed=closed)
 
     def _name_all(self) -> None:
-        self._names = _Naming(self._models, self._aliases, self._home).all()
+        self._names = _Naming(self._models, self._aliases, self._namespaces, self._home).all()
         self._labels = {key: (key[0], names.dns_label(key[1])) for key in self._models}
         self._by_label = {label: key for key, label in self._labels.items()}
         self._users.clear()
@@ -213,7 +213,11 @@ class _Naming:
     """The names that lead to each object."""
 
     def __init__(
-        self, models: Mapping[ObjectKey, ModelFacts], aliases: Mapping[ObjectKey, AliasFacts], home: str
+        self,
+        models: Mapping[ObjectKey, ModelFacts],
+        aliases: Mapping[ObjectKey, AliasFacts],
+        namespaces: _Namespaces,
+        home: str,
     ) -> None:
         self._kinds: tuple[tuple[str, Mapping[ObjectKey, ModelFacts | AliasFacts]], ...]
         self._kinds = ((_ALIAS, aliases), (_MODEL, models))
@@ -225,7 +229,9 @@ class _Naming:
             for key, facts in objects.items()
             for name in facts.served_names
         )
-        for (namespace, name), claim in owners(claims, self._holder).items():
+        # An object may be known a moment before its namespace is.
+        there = {name for _, name in namespaces} | {namespace for namespace, _ in chain(models, aliases)}
+        for (namespace, name), claim in owners(claims, self._holder, there.__contains__).items():
             if self._holder((namespace, name)) is None:  # an own name leads there already
                 self._served[claim.kind, (namespace, claim.name)].append(name)
 
@@ -233,15 +239,11 @@ class _Naming:
         return next((Claim(objects[key].made, kind, *key) for kind, objects in self._kinds if key in objects), None)
 
     def all(self) -> dict[tuple[str, ObjectKey], tuple[str, ...]]:
-        """What leads to each object, by kind and key: names in full, and those of the default namespace without it too.
-
-        A served name of the default namespace may read like one in full, which then goes first.
-        """
+        """What leads to each object, by kind and key: names in full, in the default namespace without it too."""
         own = {(kind, key): self._own(kind, key) for kind, objects in self._kinds for key in objects}
         full = {found: tuple(f"{found[1][0]}/{name}" for name in some) for found, some in own.items()}
-        taken = set(chain.from_iterable(full.values()))
         bare = {found: some for found, some in own.items() if found[1][0] == self._home}
-        return full | {found: (*full[found], *(n for n in some if n not in taken)) for found, some in bare.items()}
+        return full | {found: (*full[found], *some) for found, some in bare.items()}
 
     def _own(self, kind: str, key: ObjectKey) -> tuple[str, ...]:
         served = self._served.get((kind, key), ())

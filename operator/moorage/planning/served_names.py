@@ -1,8 +1,9 @@
 """Who has a name that several objects claim: the one rule for the operator, which tells, and the gateway, which routes.
 
 Within a namespace an object's own name comes first (an alias' before a Model's), then the older of those that claim a
-name in `spec.servedNames`; of two made in the same second the one first in the alphabet. A claim that reads like the
-`namespace/name` of another object is lost too, because that always works.
+name in `spec.servedNames`; of two made in the same second the one first in the alphabet. A claim that begins with the
+name of a namespace and a slash is lost whether or not there is such an object: who asks for `team-b/x` means what
+team-b calls x, and must not get to somebody else while team-b has none.
 """
 
 from collections import defaultdict
@@ -29,11 +30,13 @@ class Claim:
 
 
 def owners(
-    claims: Iterable[tuple[str, Claim]], holder: Callable[[ObjectKey], Claim | None]
+    claims: Iterable[tuple[str, Claim]],
+    holder: Callable[[ObjectKey], Claim | None],
+    is_namespace: Callable[[str], bool],
 ) -> dict[tuple[str, str], Claim]:
     """Who has each claimed name, by namespace and name; `holder` finds the object whose own name that is.
 
-    A name that reads like `namespace/name` of another object has no owner here.
+    A name that begins with a namespace that there is has no owner here.
     """
     rivals: defaultdict[tuple[str, str], list[Claim]] = defaultdict(list)
     for name, claim in claims:
@@ -41,21 +44,33 @@ def owners(
     return {
         (namespace, name): holder((namespace, name)) or min(some)
         for (namespace, name), some in rivals.items()
-        if full_name_holder(name, holder) is None
+        if not is_namespace(namespace_in(name))
     }
 
 
-def full_name_holder(name: str, holder: Callable[[ObjectKey], Claim | None]) -> Claim | None:
-    """The object that the served name `name` would be mistaken for, because it reads like its `namespace/name`."""
-    namespace, slash, rest = name.partition("/")
-    return holder((namespace, rest)) if slash else None
+def namespace_in(name: str) -> str:
+    """The namespace that a served name would be of, if there is one called so; empty where it reads like none."""
+    namespace, slash, _ = name.partition("/")
+    return namespace if slash else ""
+
+
+def lost_to(owner: Claim) -> str:
+    """What is said of a name that another object of the namespace has."""
+    return f"is that of {owner}, and requests for it go there: remove it from spec.servedNames, or rename the other"
+
+
+def lost_to_namespace(name: str, own: str) -> str:
+    """What is said of a name that reads like one of a namespace; `own` is that of the object which claims it."""
+    namespace, _, rest = name.partition("/")
+    if namespace == own:
+        return f"means {rest} of this namespace: claim {rest} alone in spec.servedNames, and {name} leads here too"
+    return f"is for namespace {namespace} to give, as all names that begin so: remove it from spec.servedNames"
 
 
 def tell(draft: Draft, taken: Mapping[str, str]) -> None:
-    """The condition NameConflict, there only while another object has one of the served names; `taken` says which."""
+    """The condition NameConflict, there only while a claim is lost; `taken` says why, by served name."""
     if not taken:
         draft.drop(Reason.NAME_CONFLICT)
         return
-    lost = "; ".join(f"{name} is that of {owner}" for name, owner in taken.items())
-    text = f"{lost}; requests for it go there: remove it from spec.servedNames, or rename the other"
+    text = "; ".join(f"{name} {why}" for name, why in taken.items())
     draft.set(Reason.NAME_CONFLICT, TRUE, Reason.NAME_CONFLICT, text)

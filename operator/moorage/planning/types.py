@@ -205,7 +205,7 @@ class ObservedModel:
     budgets: tuple[Manifest, ...] = ()  # those that people made in the namespace
     quotas: tuple[Manifest, ...] = ()  # of the namespace
     limit_ranges: tuple[Manifest, ...] = ()
-    taken: dict[str, str] = field(default_factory=dict)  # served names that another object has, and which
+    taken: dict[str, str] = field(default_factory=dict)  # served names that it has not got, and why not
     aliases: tuple[Pointing, ...] = ()
     around: Around | None = None  # shown only to a Model that has no room
     evicted_for: str = ""  # the Model that is to have its place
@@ -263,7 +263,7 @@ class ObservedDownload:
 class ObservedAlias:
     """A ModelAlias and the Models it names, by `namespace/name` (None: there is no such Model).
 
-    `taken` are served names that another object has, and which; `shadows`: a Model has the alias' own name.
+    `taken` are served names that it has not got, and why not, as a clause; `shadows`: a Model has the alias' own name.
     """
 
     alias: Manifest
