@@ -10,6 +10,7 @@ from typing import Any
 
 from moorage.gateway.admin import Admin
 from moorage.gateway.demand import Demand
+from moorage.gateway.listening import ignore_newcomers
 from moorage.gateway.metrics import Page
 from moorage.gateway.proxy import Proxy
 from moorage.gateway.routes import Snapshot
@@ -67,7 +68,10 @@ class Gateway:
         log.info("draining: not ready from now on")
         await asyncio.sleep(self.settings.drain_delay)
         if self._servers:
+            ignore_newcomers(self._servers[0])
+            await asyncio.sleep(self.settings.last_handshakes)
             self._servers[0].close()
+        log.info("draining: no more connections, %d requests left", self.public.busy)
         while self.public.busy and time.monotonic() < ends:
             await asyncio.sleep(0.02)
             self.public.close_idle()

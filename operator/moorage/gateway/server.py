@@ -88,8 +88,9 @@ class Listener:
 
     @property
     def busy(self) -> int:
-        """Connections with a request that is being answered, or an answer that is on its way."""
-        return sum(connection.state is not _READ for connection in self.connections)
+        """Connections with a request or an answer, or on which one is to be expected in this moment."""
+        now = time.monotonic()
+        return sum(not connection.idle(now) for connection in self.connections)
 
     def sweep(self) -> None:
         """Act on every deadline that has passed."""
@@ -103,8 +104,9 @@ class Listener:
 
     def close_idle(self) -> None:
         """Close every connection that does nothing."""
-        for connection in list(self.connections):
-            connection.close_if_idle()
+        now = time.monotonic()
+        for connection in [c for c in self.connections if c.idle(now)]:
+            connection.hang_up()
 
     def shut_down(self) -> None:
         """End every answer that is still to come."""
@@ -191,7 +193,7 @@ class ClientConnection(asyncio.Protocol):
         if last_words:
             self.send(last_words, False)
         self.job = None
-        self._hang_up()
+        self.hang_up()
 
     # asyncio.Protocol
 
@@ -259,14 +261,14 @@ class ClientConnection(asyncio.Protocol):
         elif self.state is _READ and not (self._reader.idle or self.blocked):
             self._refuse_and_linger(refusals.TOO_SLOW)
         elif self.state is _READ and not self.blocked:
-            self._hang_up()
+            self.hang_up()
         else:
             self.abort()
 
-    def close_if_idle(self) -> None:
-        """Close where nothing is under way."""
-        if self.state is _READ and self._reader.idle:
-            self._hang_up()
+    def idle(self, now: float) -> bool:
+        """Whether nothing is under way, not even, as from one who has just come, a request that nobody has seen yet."""
+        since = self.deadline - self._settings.head_timeout
+        return self.state is _READ and self._reader.idle and since <= now - self._settings.drain_quiet
 
     def abort(self) -> None:
         """Drop the connection now."""
@@ -345,7 +347,7 @@ class ClientConnection(asyncio.Protocol):
         if not (self._reader.complete or self._backlog or self._reader.in_body):
             self._hold(-self._held)
         if self._close:
-            self._hang_up()
+            self.hang_up()
             return
         self.state = _READ
         wait = self._settings.write_timeout if self.blocked else self._settings.head_timeout
@@ -365,7 +367,7 @@ class ClientConnection(asyncio.Protocol):
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
-    def _hang_up(self) -> None:
+    def hang_up(self) -> None:
         """Close once everything is written, or by force when the client does not take it."""
         self.state = _LINGER
         self.deadline = time.monotonic() + self._settings.write_timeout

@@ -43,6 +43,8 @@ class Settings:
 
     # The end. Kubernetes goes on sending for a moment after SIGTERM; `grace_period` is what the pod gets in all.
     drain_delay: float = 5.0
+    last_handshakes: float = 0.2  # what has begun to connect when nobody else is let in has this long to get through
+    drain_quiet: float = 1.0  # a connection that is idle for a shorter time may have a request on its way
     grace_period: float = 300.0
     grace_reserve: float = 5.0
     last_report_timeout: float = 2.0  # what of the reserve the operator has to take the last usage report

@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 import moorage
-from tests.process.gateway.support import OK, Client, EngineSide, RawEngine, address, always, chat, get, mock
+from moorage.gateway.listening import ignore_newcomers
+from tests.process.gateway.support import OK, Client, EngineSide, RawEngine, address, always, chat, get, mock, post
 from tests.process.gateway.test_gateway_tls import certificate
 from tests.support.eventually import eventually
 
@@ -149,27 +150,60 @@ async def test_the_grace_period_is_the_end_of_every_stream(tmp_path):
 
 
 async def test_load_during_the_whole_end_meets_no_failure(tmp_path):
-    """Clients that reconnect as long as connections are taken: every answer they begin to get is whole."""
+    """Who gets a connection gets answers; the only failure that a client may meet is that it gets none."""
     async with mock() as engine, command(routes(tmp_path, engine), "--drain-delay", "0.5") as gateway:
         replies = []
 
-        async def load() -> None:
-            with contextlib.suppress(ConnectionRefusedError):
-                while True:
+        async def load(requests: int) -> None:
+            while True:
+                try:
                     async with Client.connected(gateway.public) as client:
-                        for _ in range(5):
+                        for _ in range(requests):
                             replies.append(await client.ask(chat(stream=True, max_tokens=3)))
                             if replies[-1].headers.get("connection") == "close":
                                 break
+                except ConnectionRefusedError:
+                    return
 
-        loads = [asyncio.create_task(load()) for _ in range(4)]
-        await eventually(lambda: len(replies) > 20)
+        loads = [asyncio.create_task(load(requests)) for requests in (1, 5) for _ in range(20)]
+        await eventually(lambda: len(replies) > 100)
         gateway.process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(10):
-            results = await asyncio.gather(*loads, return_exceptions=True)
-        # A connection that the kernel took and nobody accepted any more may be reset; an answer is never cut.
-        assert all(result is None or isinstance(result, OSError | asyncio.IncompleteReadError) for result in results)
+        async with asyncio.timeout(30):
+            await asyncio.gather(*loads)
         assert {(reply.status, reply.whole) for reply in replies} == {(200, True)}
+        assert await gateway.ended() == 0
+
+
+async def test_who_comes_while_the_door_closes_is_refused_and_never_taken_and_then_reset():
+    """Without the filter the kernel would take them, and reset them when the socket closes."""
+    server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
+    where = server.sockets[0].getsockname()
+    async with Client.connected(where):
+        ignore_newcomers(server)
+        late = asyncio.create_task(asyncio.open_connection(*where))
+        await asyncio.sleep(0.2)  # loopback needs a thousandth of that
+        assert not late.done()
+        server.close()
+        with pytest.raises(ConnectionRefusedError):
+            await late
+
+
+async def test_a_request_that_is_half_sent_is_waited_for_and_so_is_one_that_was_about_to_be(tmp_path):
+    async with mock() as engine, command(routes(tmp_path, engine), "--drain-delay", "0.3") as gateway:
+        async with Client.connected(gateway.public) as uploading:
+            request = post(chat(max_tokens=2, text="x" * 10_000))
+            await uploading.send(request[:5000])
+            gateway.process.send_signal(signal.SIGTERM)
+            await eventually(lambda: "draining" in gateway.log)
+            async with Client.connected(gateway.public) as late:
+                await eventually(lambda: "no more connections" in gateway.log)
+                await asyncio.sleep(0.1)  # what the client needs to write its first request
+                assert (await late.ask(chat(max_tokens=2))).status == 200
+            with pytest.raises(ConnectionRefusedError):
+                async with Client.connected(gateway.public):
+                    pass
+            await uploading.send(request[5000:])
+            assert (await uploading.reply()).status == 200
         assert await gateway.ended() == 0
 
 
