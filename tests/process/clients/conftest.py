@@ -39,8 +39,8 @@ def clients_python() -> Path:
 
 @pytest.fixture(scope="session")
 def chat_engine() -> Iterator[str]:
-    """A llama-server that chats."""
-    with llama_server("--alias", "tiny") as address:
+    """A llama-server that chats, for as long as it is asked to: its context is no limit."""
+    with llama_server("--alias", "tiny", "--context-shift") as address:
         yield address
 
 

@@ -49,10 +49,26 @@ def stream_with_usage(client: OpenAI) -> Any:
     return {"choices": len(last.choices), "completion": last.usage.completion_tokens}
 
 
-def leaves_in_the_middle(client: OpenAI) -> Any:
-    with client.chat.completions.create(model="chat", messages=USER, max_tokens=2000, stream=True) as chunks:
+ENDLESS: dict[str, Any] = {
+    "model": "chat",
+    "messages": USER,
+    "max_tokens": 1_000_000,
+    "extra_body": {"ignore_eos": True},
+}
+
+
+def leaves_a_stream(client: OpenAI) -> Any:
+    with client.chat.completions.create(**ENDLESS, stream=True) as chunks:
         first = next(iter(chunks))
     return {"got": bool(first.id)}
+
+
+def loses_patience(client: OpenAI) -> Any:
+    try:
+        client.with_options(timeout=1).chat.completions.create(**ENDLESS)
+    except openai.APITimeoutError:
+        return {"got": False}
+    return {"got": True}
 
 
 def completion(client: OpenAI) -> Any:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import threading
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 from moorage.gateway.routes import Alias, Card, Hold, Model, Obstacle, Parameters
 from tests.process.gateway.support import Bed, key, serving
+from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -165,8 +167,22 @@ async def test_stream(stand: Stand):
     assert await stand.openai("stream_with_usage") == {"choices": 0, "completion": 8}
 
 
-async def test_a_client_that_leaves(stand: Stand):
-    assert await stand.openai("leaves_in_the_middle") == {"got": True}
+def busy_slots(engine: str) -> int:
+    with urllib.request.urlopen(f"http://{engine}/slots", timeout=10) as answer:
+        return sum(slot["is_processing"] for slot in json.load(answer))
+
+
+@pytest.mark.parametrize(("scenario", "got"), [("leaves_a_stream", True), ("loses_patience", False)])
+async def test_the_engine_stops_for_a_client_that_leaves(stand: Stand, chat_engine: str, scenario: str, got: bool):
+    """What was asked for would take the engine many minutes, and nobody but the gateway can tell it to stop."""
+    asking, worked = asyncio.create_task(stand.openai(scenario)), got
+    while not asking.done():
+        worked = worked or busy_slots(chat_engine) > 0
+        await asyncio.sleep(0.05)
+    assert await asking == {"got": got}
+    assert worked
+    await eventually(lambda: busy_slots(chat_engine) == 0, 30, "the engine at rest")
+    assert stand.bed.gateway.stats.route("chat", "tiny").cancelled == 1
 
 
 async def test_text_completion(stand: Stand):
