@@ -238,6 +238,18 @@ def test_what_is_not_known_yet_does_not_fall_short():
     assert desk.says("Resolved") == ("True", "Resolved")
 
 
+def test_an_alias_of_chats_and_vectors_says_how_requests_are_divided():
+    embedding = model(capabilities=["embeddings"])
+    desk = Desk(pointing_at("a=90", "v=10"), a=can(chat="Metadata"), v=embedding)
+    desk.plan()
+    points = "points at a 90%, v 10%"
+    told = f"{points}; v serves embeddings, chats and completions go past it"
+    assert desk.condition("Resolved") == ("True", "Resolved", told)
+    desk.models["ns/a"] = model(capabilities=["rerank"])
+    desk.plan()
+    assert desk.condition("Resolved") == ("True", "Resolved", points), "they are refused: there is nothing to divide"
+
+
 def test_the_gravest_reason_counts_and_all_are_told():
     desk = Desk(pointing_at("shared/b", "gone", requires={"contextLength": 16384}), a=model())
     desk.models["shared/b"] = model()

@@ -119,11 +119,11 @@ class Exchange:
         if route is None:
             self._fail(refusals.model_not_found(self._route.name))
             return
-        if not route.targets:
-            after = self._plant.settings.retry_after_blocked
-            self._fail(refusals.requirements_not_met(route.name, route.lacking, after))
+        # What a Model offers may be known only now: its files are read while requests wait.
+        if (refusal := route.refusal(route.name, self._kind, self._plant.settings.retry_after_blocked)) is not None:
+            self._fail(refusal)
             return
-        self._route = route
+        self._route = route.serving(self._kind)
         self._place(self._pick())
 
     # A job (server)

@@ -7,19 +7,25 @@ Clients of OpenAI's API take no offence at fields that they do not know.
 from typing import Any
 
 from moorage.api.capabilities import Capability
+from moorage.gateway.rewrite import Kind
 from moorage.gateway.routes import Card, Route
 
 _TAKEN = ((Capability.VISION, "image"), (Capability.AUDIO, "audio"))
 _GIVEN = ((Capability.COMPLETION, "text"), (Capability.EMBEDDINGS, "embeddings"), (Capability.RERANK, "rerank"))
 
+_ASKED_BY = {Capability.EMBEDDINGS: Kind.EMBEDDING, Capability.RERANK: Kind.RERANK}
+
 
 def entry(name: str, route: Route) -> dict[str, Any]:
-    """One name with what can be counted on behind it: of an alias, what all of its Models offer."""
-    cards = [target.model.card for target in (*route.targets, *route.fallbacks)]
+    """One name with what can be counted on behind it: of an alias, what all of its Models offer.
+
+    Where these are for different kinds of requests, it is what all offer that get the requests of that kind.
+    """
+    cards = _cards(route)
     found: dict[str, Any] = {"id": name, "object": "model", "created": 0, "owned_by": "moorage"}
     if context := min((card.context_length for card in cards), default=0):
         found |= {"context_length": context, "max_model_len": context}
-    if cards and (offered := _offered(cards)) is not None:
+    if cards and (offered := _offered(route, cards)) is not None:
         taken = ["text", *(word for capability, word in _TAKEN if capability in offered)]
         given = [word for capability, word in _GIVEN if capability in offered] or ["text"]
         modalities = {"input_modalities": taken, "output_modalities": given}
@@ -31,9 +37,17 @@ def entry(name: str, route: Route) -> dict[str, Any]:
     return found
 
 
-def _offered(cards: list[Card]) -> list[str] | None:
-    """What all of them offer; None where that is not known yet."""
-    known = [card.capabilities for card in cards if card.capabilities is not None]
-    if len(known) < len(cards):
+def _cards(route: Route) -> list[Card]:
+    return [target.model.card for target in (*route.targets, *route.fallbacks)]
+
+
+def _offered(route: Route, cards: list[Card]) -> list[str] | None:
+    """What all of `cards` offer that get requests for it; None where that is not known yet."""
+    if any(card.capabilities is None for card in cards):
         return None
-    return [one for one in known[0] if all(one in other for other in known)]
+    asked = {kind: _cards(route.serving(kind)) for kind in Kind}
+    return [
+        one.value
+        for one in Capability
+        if all(one in (card.capabilities or ()) for card in asked[_ASKED_BY.get(one, Kind.CHAT)])
+    ]

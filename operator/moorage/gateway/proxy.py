@@ -101,7 +101,7 @@ class Proxy:
         if key is not None:
             exchange.meter = self._meters.get(key.name)
         client.job = exchange
-        exchange.start(route)
+        exchange.start(route.serving(kind))
 
     def _route(self, name: str, key: Key | None) -> Route | Refusal:
         """Where `name` leads; a refusal where nothing is called so, or where `key` may not know whether anything is."""
@@ -115,10 +115,8 @@ class Proxy:
         """Why `key` may not go there, or not now; where it may, its limits know of it: that comes last."""
         if key is not None and not route.allowed(key, name):
             return refusals.model_not_allowed(name)
-        if not route.targets:
-            return refusals.requirements_not_met(name, route.lacking, self._settings.retry_after_blocked)
-        if route.textless and kind.generates:  # it may be the end of such a server
-            return refusals.generates_no_text(name, route.textless)
+        if (refusal := route.refusal(name, kind, self._settings.retry_after_blocked)) is not None:
+            return refusal
         meter = None if key is None else self._meters.get(key.name)
         return None if meter is None else meter.admit(time.monotonic())
 

@@ -7,16 +7,21 @@
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
+from moorage.api.capabilities import Capability
 from moorage.engines.capabilities import known_of, pooled
 from moorage.errors import InvalidSpec
+from moorage.gateway import refusals
 from moorage.gateway.keys import Key
-from moorage.gateway.rewrite import Rewrite
+from moorage.gateway.refusals import Refusal
+from moorage.gateway.rewrite import Kind, Rewrite
 
 _HASH_RANGE = 1 << 64
+_POOLS = {Kind.EMBEDDING: Capability.EMBEDDINGS.value, Kind.RERANK: Capability.RERANK.value}
 
 _T = TypeVar("_T", "Model", "Alias", "Key")
 
@@ -72,6 +77,10 @@ class Card:
         """What it serves instead of text, such as embeddings; empty: it generates, or nobody knows."""
         return pooled(frozenset(known_of(self.capabilities or ()))) or ""
 
+    def suits(self, kind: Kind) -> bool:
+        """Whether to send it requests of `kind` where there is a choice; vectors come of who is known to make them."""
+        return not self.textless if kind.generates else _POOLS[kind] in (self.capabilities or ())
+
 
 @dataclass(frozen=True)
 class Model:
@@ -124,7 +133,8 @@ class Route:
     """Where requests for one name go. `alias` is empty for a Model called by its own name.
 
     A route without targets leads nowhere for now: `lacking` says what none of the alias' Models offers. `textless` is
-    what a target serves that generates no text; empty: all do.
+    what its Models serve where none of them generates text; empty: some may. `views` are the route as kinds of requests
+    see it that only some of its Models suit.
     """
 
     name: str
@@ -138,6 +148,19 @@ class Route:
     failover: Failover | None = None
     lacking: tuple[str, ...] = ()
     textless: str = ""
+    views: Mapping[Kind, "Route"] = field(default_factory=dict)
+
+    def serving(self, kind: Kind) -> "Route":
+        """The route for requests of `kind`: past Models that do not suit it, where others do."""
+        return self.views.get(kind, self)
+
+    def refusal(self, name: str, kind: Kind, retry_after: int) -> Refusal | None:
+        """Why requests of `kind` get nowhere here, whoever sends them; `name` is what the client calls it."""
+        if not self.targets:
+            return refusals.requirements_not_met(name, self.lacking, retry_after)
+        if self.textless and kind.generates:  # it may be the end of such a server
+            return refusals.generates_no_text(name, self.textless)
+        return None
 
     def allowed(self, key: Key, asked: str) -> bool:
         """Whether `key` may use this route, which a client called `asked`."""
@@ -246,26 +269,36 @@ def alias_route(alias: Alias, models: Mapping[str, Model]) -> Route:
     """The route of an alias. Raises InvalidSpec where it leads to a Model that is not there, or to none."""
     if alias.lacking:
         return Route(alias.name, alias.name, (), (), (), alias.hold, b"", alias.namespace, lacking=alias.lacking)
-    weighted = [(name, weight) for name, weight in alias.targets if weight > 0]
+    weighted = [(_target(alias, name, models), weight) for name, weight in alias.targets if weight > 0]
     if not weighted:
         raise InvalidSpec("InvalidSpec", f"alias {alias.name!r} has no target with a weight above 0")
-    total, bounds = 0, []
-    for _, weight in weighted:
-        total += weight
-        bounds.append(total)
-    targets = tuple(_target(alias, name, models) for name, _ in weighted)
-    return Route(
+    fallbacks = [_target(alias, name, models) for name in alias.fallbacks]
+    cards = [target.model.card for target in (*(target for target, _ in weighted), *fallbacks)]
+    route = Route(
         name=alias.name,
         alias=alias.name,
-        targets=targets,
-        bounds=tuple(bounds),
-        fallbacks=tuple(_target(alias, name, models) for name in alias.fallbacks),
+        targets=tuple(target for target, _ in weighted),
+        bounds=tuple(accumulate(weight for _, weight in weighted)),
+        fallbacks=tuple(fallbacks),
         hold=alias.hold,
         sticky_header=alias.sticky_header.lower().encode("latin-1", "replace"),
         namespace=alias.namespace,
         failover=alias.failover,
-        textless=next((what for target in targets if (what := target.model.card.textless)), ""),
+        textless=cards[0].textless if all(card.textless for card in cards) else "",
     )
+    suited = {kind: [card.suits(kind) for card in cards] for kind in Kind}
+    views = {kind: _view(route, weighted, kind) for kind, some in suited.items() if any(some) and not all(some)}
+    return replace(route, views=views) if views else route
+
+
+def _view(route: Route, weighted: list[tuple[Target, int]], kind: Kind) -> Route:
+    """`route` less the Models that do not suit `kind`; with no target left the first fallback is one."""
+    suited = [(target, weight) for target, weight in weighted if target.model.card.suits(kind)]
+    fallbacks = [target for target in route.fallbacks if target.model.card.suits(kind)]
+    if not suited:
+        suited, fallbacks = [(fallbacks[0], 1)], fallbacks[1:]
+    targets, weights = zip(*suited, strict=True)
+    return replace(route, targets=targets, bounds=tuple(accumulate(weights)), fallbacks=tuple(fallbacks))
 
 
 def _target(alias: Alias, name: str, models: Mapping[str, Model]) -> Target:

@@ -7,6 +7,7 @@ from moorage.api.alias import AliasStatus, AliasSummary, CurrentTarget, ModelAli
 from moorage.api.conditions import AliasCondition, ModelCondition, Reason, is_true
 from moorage.api.model import Model
 from moorage.api.naming import ModelRef
+from moorage.engines.capabilities import known_of, pooled
 from moorage.errors import InvalidSpec
 from moorage.planning import alias_history, invalid, served_names
 from moorage.planning import usage as use
@@ -27,7 +28,10 @@ _EVENTS = {
 
 @dataclass(frozen=True)
 class _Leg:
-    """One Model that the alias names. `reason` and `problem`: why requests go past it."""
+    """One Model that the alias names. `reason` and `problem`: why requests go past it.
+
+    `serves`: what it does instead of generating text, such as embeddings; empty where it generates or nobody knows.
+    """
 
     ref: ModelRef
     shown: str
@@ -35,6 +39,7 @@ class _Leg:
     problem: str = ""
     ready: bool = False
     why_not: str = ""
+    serves: str = ""
 
 
 def plan_alias(seen: ObservedAlias) -> Plan:
@@ -103,9 +108,11 @@ def _leg(seen: ObservedAlias, alias: ModelAlias, ref: ModelRef) -> _Leg:
         text = f"Model {shown} does not permit aliases of namespace {own} (its spec.allowedNamespaces)"
         return _Leg(ref, shown, Reason.TARGET_NOT_PERMITTED, text)
     why_not = _why_not_ready(model, shown)
-    if lack := shortfall(alias.spec.requires, offer_of(model), shown):
+    offered = offer_of(model)
+    if lack := shortfall(alias.spec.requires, offered, shown):
         return _Leg(ref, shown, Reason.TARGET_FALLS_SHORT, lack, why_not=why_not)
-    return _Leg(ref, shown, ready=not why_not, why_not=why_not)
+    serves = pooled(known_of(offered.capabilities or ())) or ""
+    return _Leg(ref, shown, ready=not why_not, why_not=why_not, serves=serves)
 
 
 def offer_of(model: Model) -> Offer:
@@ -138,8 +145,16 @@ def _resolved(draft: Draft, alias: ModelAlias, legs: list[_Leg]) -> str:
         draft.set(C.RESOLVED, FALSE, first, problem)
     else:
         shares = _shares(alias, legs[: len(alias.spec.targets)])
-        draft.set(C.RESOLVED, TRUE, Reason.RESOLVED, f"points at {shares}")
+        draft.set(C.RESOLVED, TRUE, Reason.RESOLVED, f"points at {shares}{_divided(legs)}")
     return problem
+
+
+def _divided(legs: list[_Leg]) -> str:
+    """Which of the Models chats and completions go past, where there is another for them: the gateway divides them."""
+    if all(leg.serves for leg in legs):
+        return ""
+    past = (f"; {leg.shown} serves {leg.serves}, chats and completions go past it" for leg in legs if leg.serves)
+    return "".join(past)
 
 
 _GRAVEST = (Reason.TARGET_NOT_FOUND, Reason.TARGET_NOT_PERMITTED, Reason.TARGET_FALLS_SHORT)

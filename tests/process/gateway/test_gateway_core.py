@@ -1,6 +1,7 @@
 """What a client gets when everything works: paths, bodies, streams, names, keys, request ids."""
 
 import asyncio
+import contextlib
 import json
 
 import pytest
@@ -152,6 +153,67 @@ async def test_a_server_of_embeddings_is_not_asked_for_text():
                 assert "it serves /v1/embeddings" in reply.error["message"]
             assert (await bed.ask({"model": name, "input": "x"}, "/v1/embeddings")).status == 200
         assert len(engine.requests) == 2
+
+
+CHATS, VECTORS, RANKS = Card(8192, ("chat", "completion", "tools")), Card(512, ("embeddings",)), Card(512, ("rerank",))
+KINDS = [(CHAT, "messages"), ("/v1/embeddings", "input"), ("/v1/rerank", "query")]
+
+
+@pytest.mark.parametrize(
+    ("cards", "fallbacks", "reached"),
+    [
+        ({"a": CHATS, "b": VECTORS}, {}, ["a", "b", "a b"]),  # nobody reranks: the engines say so
+        ({"a": VECTORS, "b": CHATS}, {}, ["b", "a", "a b"]),
+        ({"a": CHATS, "b": VECTORS, "c": RANKS}, {}, ["a", "b", "c"]),
+        ({"a": CHATS}, {"b": VECTORS}, ["a", "b", "a"]),
+        ({"a": VECTORS}, {"b": CHATS}, ["b", "a", "a"]),
+        ({"a": Card(), "b": VECTORS}, {}, ["a", "b", "a b"]),  # who nobody knows anything of may generate
+        ({"a": VECTORS, "b": RANKS}, {}, ["unsupported_endpoint", "a", "b"]),
+        ({"a": VECTORS}, {"b": VECTORS}, ["unsupported_endpoint", "a", "a"]),
+    ],
+)
+async def test_of_different_models_behind_one_alias_each_gets_the_requests_that_it_can_answer(
+    cards, fallbacks, reached
+):
+    every = cards | fallbacks
+    async with contextlib.AsyncExitStack() as stack:
+        engines = {name: await stack.enter_async_context(RawEngine(always(OK))) for name in every}
+        models = [model(name, engines[name], card=card, served_name=name) for name, card in every.items()]
+        mixed = Alias("mixed", tuple((name, 1) for name in cards), fallbacks=tuple(fallbacks))
+        bed = await stack.enter_async_context(serving(models, [mixed]))
+        for (path, field), wanted in zip(KINDS, reached, strict=True):
+            replies = [await bed.ask({"model": "mixed", field: []}, path, X_Request_Id=f"r{n}") for n in range(12)]
+            codes = {reply.error["code"] for reply in replies if reply.status != 200}
+            asked = {name for name, engine in engines.items() for r in engine.requests if r.line.split()[1] == path}
+            assert " ".join(sorted(codes | asked)) == wanted, path
+
+
+async def test_an_alias_of_different_models_lists_what_requests_can_count_on_and_changes_only_chats():
+    told = Parameters(defaults={"max_tokens": 7}, system_prompt="Be brief.")
+    aliases = [Alias("mixed", (("a", 9), ("b", 1)), parameters=told), Alias("chats", (("a", 1), ("c", 1)))]
+    async with RawEngine(always(OK)) as engine:
+        cards = {"a": CHATS, "b": VECTORS, "c": Card(8192, ("chat", "completion", "embeddings"))}
+        async with serving([model(name, engine, card=card) for name, card in cards.items()], aliases) as bed:
+            listed = {entry["id"]: entry for entry in (await bed.raw(get("/v1/models"))).json["data"]}
+            await bed.ask(chat("mixed"))
+            await bed.ask({"model": "mixed", "input": "x"}, "/v1/embeddings")
+    assert listed["mixed"]["capabilities"] == ["chat", "completion", "tools", "embeddings"]
+    assert listed["mixed"]["architecture"]["output_modalities"] == ["text", "embeddings"]
+    assert listed["mixed"]["context_length"] == 512, "whichever kind of request: so much is taken"
+    assert listed["chats"]["capabilities"] == ["chat", "completion", "embeddings"]
+    asked, vectors = (r.body for r in engine.requests)
+    assert (asked["max_tokens"], asked["messages"][0]) == (7, {"role": "system", "content": "Be brief."})
+    assert vectors == {"model": "b", "input": "x"}
+
+
+async def test_a_chat_that_waits_is_refused_when_its_model_turns_out_to_make_vectors():
+    async with RawEngine(always(OK)) as engine, serving([model("m")]) as bed, bed.client() as client:
+        await client.post(chat())
+        await eventually(lambda: bed.gateway.proxy.fleet.held == 1)
+        bed.apply([model("m", engine, card=VECTORS)])
+        reply = await client.reply()
+        assert (reply.status, reply.error["code"]) == (400, "unsupported_endpoint")
+        assert engine.requests == []
 
 
 async def test_an_alias_whose_models_fall_short_is_503():
