@@ -36,7 +36,7 @@ class Gateway:
         self.public = Listener(self.settings, self.proxy)
         # Nobody uploads there, and nobody there may use up what clients need.
         modest = replace(self.settings, max_body_bytes=1024, max_connections=256)
-        page = Page(self.stats, self.proxy.fleet, self.proxy.health)
+        page = Page(self.stats, self.proxy.fleet, self.proxy.health, lambda: len(self.public.connections))
         self.admin = Listener(modest, Admin(page.pieces, self._unready))
         self.address: Address = ("", 0)
         self.admin_address: Address = ("", 0)

@@ -22,10 +22,11 @@ Rows = list[tuple[tuple[str, str], RouteStats]]
 class GatewayCollector(Collector):
     """Labels are bare names; the alias of a Model called by its own name is empty."""
 
-    def __init__(self, stats: Stats, fleet: Fleet, health: Health) -> None:
+    def __init__(self, stats: Stats, fleet: Fleet, health: Health, connections: Callable[[], int]) -> None:
         self._stats = stats
         self._fleet = fleet
         self._health = health
+        self._connections = connections
 
     def collect(self) -> Iterable[Metric]:
         """Everything that was counted; a family of many routes comes in pieces, one after the other."""
@@ -41,6 +42,7 @@ class GatewayCollector(Collector):
             refused.add_metric([code], count)
         yield refused
         yield CounterMetricFamily("moorage_gateway_retries", "Requests sent again.", value=self._stats.retries)
+        yield GaugeMetricFamily("moorage_gateway_connections", "Clients' connections now.", value=self._connections())
         yield GaugeMetricFamily("moorage_gateway_held", "Requests that wait for a Model now.", value=self._fleet.held)
         flight = GaugeMetricFamily("moorage_gateway_in_flight", "Requests at engines now.", labels=["model"])
         for pool in self._fleet.pools.values():
@@ -106,10 +108,10 @@ class _Only:
 
 
 class Page:
-    """The metrics page of one gateway."""
+    """The metrics page of one gateway; `connections` says how many clients are connected."""
 
-    def __init__(self, stats: Stats, fleet: Fleet, health: Health) -> None:
-        self._counted = GatewayCollector(stats, fleet, health)
+    def __init__(self, stats: Stats, fleet: Fleet, health: Health, connections: Callable[[], int]) -> None:
+        self._counted = GatewayCollector(stats, fleet, health, connections)
         self._process = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._process)

@@ -85,8 +85,6 @@ class Stats:
     by_alias: dict[str, list[RouteStats]] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)  # by code
     retries: int = 0
-    connections: int = 0  # open now
-    held: int = 0  # waiting now
 
     def route(self, alias: str, model: str) -> RouteStats:
         """The counts of one alias and Model."""
