@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -37,7 +38,7 @@ class TestCluster:
             input=input,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=150,
         )
         if check and done.returncode:
             raise AssertionError(f"kubectl {' '.join(args)}: {done.stderr.strip()}")
@@ -70,7 +71,7 @@ def kwok_cluster() -> Iterator[TestCluster]:
         yield made
 
 
-def kwok_node(name: str, *, gpus: int = 0, labels: dict[str, str] | None = None) -> dict[str, object]:
+def kwok_node(name: str, *, gpus: int = 0, labels: dict[str, str] | None = None) -> dict[str, Any]:
     """A simulated node with room for many pods and, where asked for, NVIDIA GPUs."""
     room = {"cpu": "64", "memory": "1Ti", "pods": "1000"} | ({"nvidia.com/gpu": str(gpus)} if gpus else {})
     return {

@@ -139,7 +139,7 @@ async def test_a_namespace_goes_with_everything_in_it(bed: Bed, delete: Delete, 
     await bed.create("ModelAlias", "chat", pointing_at("m"))
     await refused(bed, delete, "m")
     await bed.kube.delete(NAMESPACES, None, bed.namespace)
-    cluster.kubectl("wait", "--for=delete", f"namespace/{bed.namespace}", "--timeout=120s")
+    cluster.kubectl("wait", "--for=delete", f"namespace/{bed.namespace}", "--timeout=110s")
 
 
 async def test_an_owner_that_goes_takes_its_model_along(bed: Bed, delete: Delete):
@@ -151,4 +151,4 @@ async def test_an_owner_that_goes_takes_its_model_along(bed: Bed, delete: Delete
     await bed.create("ModelAlias", "chat", pointing_at("m"))
     await refused(bed, delete, "m")
     assert delete("configmap", "app")[0] == 0
-    await bed.gone(MODELS, "m", timeout=90)  # the garbage collector learns of new kinds every 30 s
+    await bed.gone(MODELS, "m")  # the garbage collector learns of new kinds every 30 s

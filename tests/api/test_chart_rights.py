@@ -268,7 +268,7 @@ async def a_model_asks_for_other_devices(bed: Bed, cluster: TestCluster) -> None
         await bed.model("g", accelerator={"vendor": "Auto", "memoryPerGPUOverride": "10Gi"}, resources=crowded)
         before = await bed.eventually(lambda: templates(1))
         await bed.model("g", accelerator={"vendor": "Auto", "memoryPerGPUOverride": "40Gi"}, resources=crowded)
-        await bed.eventually(lambda: templates(1, *before), timeout=60)
+        await bed.eventually(lambda: templates(1, *before))
     finally:
         cluster.kubectl("delete", f"node/{name}", f"resourceslice/{name}", "--ignore-not-found")
 

@@ -82,7 +82,7 @@ async def test_the_class_follows_from_the_header_and_every_command_says_the_same
         await bed.create("Model", named(shape), spec_of(shape))
     for shape, node in WHERE.items():
         name, header = named(shape), SHAPES[shape].header
-        model = await bed.until_condition(name, "Placed", "True", "Placed", timeout=60)
+        model = await bed.until_condition(name, "Placed", "True", "Placed")
         memory, placement = model["status"]["memory"], model["status"]["placement"]
         said = condition(model, "Placed")["message"]
         needed = llama_need(model_of(read_gguf_header(header)), LlamaSettings(4 * 8192, parallel=4))
@@ -115,13 +115,13 @@ async def test_a_quota_is_asked_before_anything_is_downloaded(bed: Bed):
     await bed.kube.create({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": meta, "spec": none})
     await bed.until(RESOURCE_QUOTAS, "no-gpus", lambda q: (q.get("status") or {}).get("hard"))
     await bed.create("Model", "m", spec_of("llama32-1b Q8_0"))
-    model = await bed.until_condition("m", "Placed", "False", "QuotaExceeded", timeout=60)
+    model = await bed.until_condition("m", "Placed", "False", "QuotaExceeded")
     assert "0 of 0 nvidia.com/gpu" in condition(model, "Placed")["message"]
     for resource in (MODEL_DOWNLOADS, JOBS, CLAIMS, PODS):
         assert (await bed.kube.list(resource, bed.namespace))[0] == [], resource.plural
     await bed.kube.delete(RESOURCE_QUOTAS, bed.namespace, "no-gpus")
-    await bed.until_condition("m", "Placed", "True", "Placed", timeout=60)
-    await bed.eventually(lambda: _some(bed), timeout=60)
+    await bed.until_condition("m", "Placed", "True", "Placed")
+    await bed.eventually(lambda: _some(bed))
 
 
 async def _some(bed: Bed) -> bool:

@@ -50,7 +50,7 @@ async def explained(bed: Bed, kubeconfig: Path, model: str, *more: str) -> Any:
 async def test_it_says_what_the_operator_decided(bed: Bed, operator: Operator, fleet: TestCluster):
     for name in ("first", "second"):
         await bed.model(name, accelerator=GPU)
-        await bed.until_condition(name, "Ready", "True", timeout=60)
+        await bed.until_condition(name, "Ready", "True")
     await bed.model("third", accelerator=GPU)
     model = await bed.until_condition("third", "Placed", "False", "NoGPUFree")
     found = await explained(bed, fleet.kubeconfig, "third", "-o", "json")

@@ -19,6 +19,7 @@ from tests.api.test_placement import gpu_node
 from tests.conftest import TestCluster
 from tests.support.agents import FakeAgent, agent, gpu, set_status
 from tests.support.bed import SETTINGS, Bed, condition, ready_status, running_operator
+from tests.support.nodes import nodes
 from tests.unit.model_shapes import MODELS as SHAPES
 from tests.unit.test_engine_failures import WEIGHTS
 
@@ -33,18 +34,13 @@ SMALL = {"contextLength": 2048, "maxSequences": 1}
 
 @pytest.fixture(scope="module")
 def fleet(kwok_cluster: TestCluster) -> Iterator[TestCluster]:
-    nodes = [gpu_node(name, mib, 1) for name, mib in FLEET.items()]
-    nodes.append(gpu_node(UNTOLD, 0, 1))
-    for node in nodes:
-        labels: Any = node["metadata"]["labels"]  # type: ignore[index]
-        labels["test"] = "memory"
-        if labels["kubernetes.io/hostname"] == UNTOLD:
-            del labels["nvidia.com/gpu.memory"]
-        kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps(node))
-    every = [*FLEET, UNTOLD]
-    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=60s", *(f"node/{n}" for n in every))
-    yield kwok_cluster
-    kwok_cluster.kubectl("delete", "node", *every)
+    untold = gpu_node(UNTOLD, 0, 1)
+    del untold["metadata"]["labels"]["nvidia.com/gpu.memory"]
+    made = [*(gpu_node(name, mib, 1) for name, mib in FLEET.items()), untold]
+    for node in made:
+        node["metadata"]["labels"]["test"] = "memory"
+    with nodes(kwok_cluster, *made):
+        yield kwok_cluster
 
 
 @pytest.fixture
@@ -153,7 +149,7 @@ async def test_what_a_server_held_decides_where_it_wakes(fleet: TestCluster, bed
 
         annotate = ("-n", bed.namespace, "annotate", "model", "llama")
         fleet.kubectl(*annotate, "moorage.dev/sleep-at=2026-01-01T00:00:00Z")
-        await bed.until(MODELS, "llama", lambda m: m["status"]["phase"] == "ScaledToZero", timeout=30)
+        await bed.until(MODELS, "llama", lambda m: m["status"]["phase"] == "ScaledToZero")
         asleep = await bed.until(MODELS, "llama", lambda m: m["status"]["memory"]["plannedMiB"] >= 7500)
         assert asleep["status"]["memory"]["plannedMiB"] == 7500 + 256
         fleet.kubectl(*annotate, "moorage.dev/wake-at=2026-01-02T00:00:00Z")

@@ -1,6 +1,5 @@
 """Every way in which a node tells what its GPUs are, from real Node objects through the operator to a bound pod."""
 
-import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from moorage.control.operator import Operator
 from moorage.kube.resources import MODELS, PODS
 from tests.conftest import TestCluster, kwok_node
 from tests.support.bed import SETTINGS, Bed, condition, running_operator
+from tests.support.nodes import nodes
 
 pytestmark = pytest.mark.api
 
@@ -75,11 +75,8 @@ def simulated(name: str, kind: Kind) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def fleet(kwok_cluster: TestCluster) -> Iterator[TestCluster]:
-    items = [simulated(f"sim-{name}", kind) for name, kind in KINDS.items()]
-    kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
-    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=60s", *(f"node/sim-{n}" for n in KINDS))
-    yield kwok_cluster
-    kwok_cluster.kubectl("delete", *(f"node/sim-{n}" for n in KINDS))
+    with nodes(kwok_cluster, *(simulated(f"sim-{name}", kind) for name, kind in KINDS.items())):
+        yield kwok_cluster
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +100,11 @@ async def test_what_a_node_tells_decides(bed: Bed, operator: Operator, name: str
     here = {"kubernetes.io/hostname": f"sim-{name}"}
     await bed.model(name, accelerator={"vendor": "Auto", **need}, nodeSelector=here)
     if not kind.placed:
-        model = await bed.until_condition(name, "Placed", "False", timeout=60)
+        model = await bed.until_condition(name, "Placed", "False")
         placed = condition(model, "Placed")
         assert kind.told in f"{placed['reason']}: {placed['message']}"
         return
-    model = await bed.until_condition(name, "Ready", "True", timeout=60)
+    model = await bed.until_condition(name, "Ready", "True")
     assert model["status"]["placement"]["nodes"] == [f"sim-{name}"]
     assert kind.told in condition(model, "Placed")["message"]
     (pod,) = (await bed.kube.list(PODS, bed.namespace, label_selector=f"moorage.dev/model={name}"))[0]
@@ -123,6 +120,6 @@ async def test_the_schedulers_own_words_where_it_disagrees(bed: Bed, operator: O
     def told(model: dict[str, Any]) -> bool:
         return "Insufficient cpu" in condition(model, "Serving").get("message", "")
 
-    model = await bed.until(MODELS, "many", told, timeout=60)
+    model = await bed.until(MODELS, "many", told)
     assert condition(model, "Placed")["status"] == "True"
     assert condition(model, "Ready")["reason"] == condition(model, "Serving")["reason"] == "Unschedulable"

@@ -1,66 +1,43 @@
 """Node pools whose GPUs only a DRA driver publishes: the node comes first, its ResourceSlice a moment later."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 
 from moorage.control.fleet import GPUNodePool, GPUs
 from moorage.control.operator import Operator
-from moorage.kube.resources import DEPLOYMENTS, PODS, RESOURCE_CLAIMS
-from moorage.placement.matching import affinity_matches
+from moorage.kube.resources import DEPLOYMENTS, RESOURCE_CLAIMS
 from tests.api.test_placement_scheduler import DEVICE_CLASS, resource_slice
 from tests.conftest import TestCluster, kwok_node
 from tests.support.bed import SETTINGS, Bed, condition, running_operator
+from tests.support.nodes import POOL_LABEL, Autoscaler, apply, until_ready
 
 pytestmark = pytest.mark.api
 
-POOL_LABEL = "example.com/pool"
 DRIVER = "gpu.nvidia.com"
 POOLS = {"sim-dra-l4": (23_034, 1), "sim-dra-h100": (81_559, 2)}
-DEADLINE = "15s"
+DEADLINE = "15s"  # of the impatient operator, who has to wait for nodes that do not come
 
 
-def settings() -> Any:
+def settings(deadline: str) -> Any:
     pools = [
         GPUNodePool(name=n, labels={POOL_LABEL: n}, driver=DRIVER, memory=f"{mib}Mi", gpus=gpus, maximum=1)
         for n, (mib, gpus) in POOLS.items()
     ]
-    return SETTINGS.model_copy(update={"gpus": GPUs(node_pools=tuple(pools), node_deadline=DEADLINE)})
+    return SETTINGS.model_copy(update={"gpus": GPUs(node_pools=tuple(pools), node_deadline=deadline)})
 
 
-class Autoscaler:
-    """Adds a node of a pool in stock when an unschedulable pod with a claim would run there; `publish` its devices."""
+class Devices(Autoscaler):
+    """Nodes whose GPUs a DRA driver publishes as soon as it starts."""
 
-    def __init__(self, bed: Bed, cluster: TestCluster, stock: tuple[str, ...]) -> None:
-        self._bed, self._cluster, self._stock = bed, cluster, set(stock)
-        self.made, self.publish = list[str](), asyncio.Event()
+    pools = tuple(POOLS)
 
-    async def run(self) -> None:
-        while True:
-            for pod in (await self._bed.kube.list(PODS, self._bed.namespace))[0]:
-                if condition(pod, "PodScheduled").get("reason") == "Unschedulable":
-                    for pool in [p for p in sorted(self._stock) if self._would_run(pod, p)]:
-                        self._stock.discard(pool)
-                        await self._add(pool)
-            await asyncio.sleep(0.2)
-
-    def _would_run(self, pod: dict[str, Any], pool: str) -> bool:
-        affinity = (pod["spec"].get("affinity") or {}).get("nodeAffinity")
-        return bool(pod["spec"].get("resourceClaims")) and affinity_matches(affinity, pool, {POOL_LABEL: pool})
-
-    async def _add(self, pool: str) -> None:
-        name = f"{pool}-node"
-        self.made.append(name)
-        self._apply(kwok_node(name, labels={POOL_LABEL: pool}))
-        await self.publish.wait()
-        self._apply(resource_slice(name, *POOLS[pool]))
-
-    def _apply(self, obj: dict[str, Any]) -> None:
-        self._cluster.kubectl("apply", "-f", "-", input=json.dumps(obj))
+    async def join(self, pool: str, node: str) -> None:
+        apply(self.cluster, kwok_node(node, labels={POOL_LABEL: pool}))
+        await self.drivers.wait()
+        apply(self.cluster, resource_slice(node, *POOLS[pool]))
 
 
 @pytest.fixture(scope="module")
@@ -79,22 +56,15 @@ async def bed(devices: TestCluster) -> AsyncIterator[Bed]:
 
 @pytest.fixture
 def operator(devices: TestCluster) -> Iterator[Operator]:
-    with running_operator(devices.kubeconfig, settings()) as made:
+    """Waits for a node as long as a loaded machine may take to bring it."""
+    with running_operator(devices.kubeconfig, settings("10m")) as made:
         yield made
 
 
-@asynccontextmanager
-async def autoscaler(bed: Bed, cluster: TestCluster, *stock: str) -> AsyncIterator[Autoscaler]:
-    made = Autoscaler(bed, cluster, stock)
-    task = asyncio.create_task(made.run())
-    try:
+@pytest.fixture
+def impatient(devices: TestCluster) -> Iterator[Operator]:
+    with running_operator(devices.kubeconfig, settings(DEADLINE)) as made:
         yield made
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-        for kind in ("node", "resourceslice"):
-            cluster.kubectl("delete", kind, "--ignore-not-found", *(f"{pool}-node" for pool in POOLS))
 
 
 def needs(size: str) -> dict[str, str]:
@@ -105,44 +75,41 @@ async def test_a_node_of_the_smallest_pool_is_asked_for_and_its_device_is_claime
     bed: Bed, operator: Operator, devices: TestCluster
 ):
     await bed.model("m", accelerator=needs("10Gi"))
-    model = await bed.until_condition("m", "Serving", "False", "WaitingForNode", timeout=60)
+    model = await bed.until_condition("m", "Serving", "False", "WaitingForNode")
     assert (model["status"]["phase"], condition(model, "Placed")["reason"]) == ("Placing", "WaitingForNode")
     template = (await bed.get(DEPLOYMENTS, "m"))["spec"]["template"]
-    async with autoscaler(bed, devices, *POOLS) as scaler:
-
-        async def came() -> bool:
-            return bool(scaler.made)
-
-        await bed.eventually(came, timeout=60)
-        devices.kubectl("wait", "--for=condition=Ready", "--timeout=60s", f"node/{scaler.made[0]}")
+    async with Devices.working(bed, devices, *POOLS) as scaler:
+        scaler.drivers.clear()
+        await bed.eventually(lambda: scaler.joined("sim-dra-l4"))
+        assert scaler.made == ["sim-dra-l4"], "only the planned pool grew"
+        node = scaler.node("sim-dra-l4")
+        until_ready(devices, node)
         assert condition(await bed.until_condition("m", "Placed", "False"), "Placed")["reason"] == "WaitingForNode"
-        scaler.publish.set()
-        model = await bed.until_condition("m", "Ready", "True", timeout=60)
-        assert scaler.made == ["sim-dra-l4-node"], "only the planned pool grew"
-        assert model["status"]["placement"]["nodes"] == ["sim-dra-l4-node"]
+        scaler.drivers.set()
+        model = await bed.until_condition("m", "Ready", "True")
+        assert scaler.made == ["sim-dra-l4"], "and no other"
+        assert model["status"]["placement"]["nodes"] == [node]
         assert "fits on one 22Gi GPU" in condition(model, "Placed")["message"]
         (claim,) = (await bed.kube.list(RESOURCE_CLAIMS, bed.namespace))[0]
         (given,) = claim["status"]["allocation"]["devices"]["results"]
-        assert (given["driver"], given["pool"]) == (DRIVER, "sim-dra-l4-node")
+        assert (given["driver"], given["pool"]) == (DRIVER, node)
         assert (await bed.get(DEPLOYMENTS, "m"))["spec"]["template"] == template, "the pod that waited is the one"
 
 
-async def test_a_pool_without_stock_is_passed_over(bed: Bed, operator: Operator, devices: TestCluster):
-    async with autoscaler(bed, devices, "sim-dra-h100") as scaler:
-        scaler.publish.set()
+async def test_a_pool_without_stock_is_passed_over(bed: Bed, impatient: Operator, devices: TestCluster):
+    async with Devices.working(bed, devices, "sim-dra-h100") as scaler:
         await bed.model("m", accelerator=needs("10Gi"))
-        model = await bed.until_condition("m", "Ready", "True", timeout=120)
-        assert scaler.made == ["sim-dra-h100-node"]
-        assert model["status"]["placement"]["nodes"] == ["sim-dra-h100-node"]
+        model = await bed.until_condition("m", "Ready", "True")
+        assert scaler.made == ["sim-dra-h100"]
+        assert model["status"]["placement"]["nodes"] == [scaler.node("sim-dra-h100")]
 
 
 async def test_no_node_at_all_is_said_and_one_that_comes_late_is_taken(
-    bed: Bed, operator: Operator, devices: TestCluster
+    bed: Bed, impatient: Operator, devices: TestCluster
 ):
     await bed.model("m", accelerator=needs("40Gi"))
-    model = await bed.until_condition("m", "Placed", "False", "NoNodeCame", timeout=90)
+    model = await bed.until_condition("m", "Placed", "False", "NoNodeCame")
     assert model["status"]["phase"] == "Blocked"
     assert f"no node of pool sim-dra-h100 came within {DEADLINE}" in condition(model, "Placed")["message"]
-    async with autoscaler(bed, devices, *POOLS) as scaler:
-        scaler.publish.set()
-        await bed.until_condition("m", "Ready", "True", timeout=90)
+    async with Devices.working(bed, devices, *POOLS):
+        await bed.until_condition("m", "Ready", "True")

@@ -138,7 +138,7 @@ async def test_deleting_a_model_removes_its_children_and_keeps_the_download(bed:
     await bed.until_condition("m", "Ready", "True")
     await bed.kube.delete(MODELS, bed.namespace, "m")
     for resource in (DEPLOYMENTS, SERVICES, MODELS):
-        await bed.gone(resource, "m", timeout=60)  # the garbage collector learns of new kinds every 30 s
+        await bed.gone(resource, "m")  # the garbage collector learns of new kinds every 30 s
     download = await bed.until(MODEL_DOWNLOADS, "files", lambda d: not d["status"].get("usedBy"))
     assert download["status"]["phase"] == "Ready"
 
@@ -149,7 +149,7 @@ async def test_a_model_deleted_while_the_operator_is_down_leaves_nothing(bed: Be
         await bed.until_condition("m", "Ready", "True")
     await bed.kube.delete(MODELS, bed.namespace, "m")
     for resource in (MODELS, DEPLOYMENTS, SERVICES):
-        await bed.gone(resource, "m", timeout=60)  # the garbage collector learns of new kinds every 30 s
+        await bed.gone(resource, "m")  # the garbage collector learns of new kinds every 30 s
 
 
 async def test_an_alias_is_true_to_its_targets(bed: Bed, operator: Operator):

@@ -125,14 +125,14 @@ async def test_a_sleeper_that_was_woken_for_a_switch_and_fails_sleeps_again(
 
     await bed.model("old")
     await bed.model("napper", annotations={names.SLEEP_AT: "2026-01-01T00:00:00Z"})
-    await bed.until(MODELS, "napper", sleeps, timeout=60)
+    await bed.until(MODELS, "napper", sleeps)
     await bed.kube.merge_patch(MODELS, bed.namespace, "napper", {"spec": {"nodeSelector": {"no-such": "label"}}})
     await chat(bed, "old")
     done = await person.types("switch", "chat", "napper")
     assert done.code == 4
     assert done.err.strip().endswith("napper will sleep again. chat still points at old")
     assert await points_at(bed) == ["old"]
-    slept = await bed.until(MODELS, "napper", sleeps, timeout=60)
+    slept = await bed.until(MODELS, "napper", sleeps)
     assert (slept["spec"]["replicas"], slept["status"]["desiredReplicas"]) == (1, 0), "as it was found"
 
 

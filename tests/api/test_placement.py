@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -11,13 +12,14 @@ from moorage.control.operator import Operator
 from moorage.kube.resources import MODELS, PODS
 from tests.conftest import TestCluster, kwok_node
 from tests.support.bed import Bed, condition, running_operator
+from tests.support.nodes import nodes
 
 pytestmark = pytest.mark.api
 
 FLEET = {"sim-8": (8188, 1), "sim-24": (24564, 1), "sim-80": (81559, 2)}
 
 
-def gpu_node(name: str, mib: int, gpus: int) -> dict[str, object]:
+def gpu_node(name: str, mib: int, gpus: int) -> dict[str, Any]:
     labels = {
         "nvidia.com/gpu.memory": str(mib),
         "nvidia.com/gpu.count": str(gpus),
@@ -32,13 +34,8 @@ def gpu_node(name: str, mib: int, gpus: int) -> dict[str, object]:
 @contextmanager
 def gpu_nodes(cluster: TestCluster, sizes: Mapping[str, tuple[int, int]]) -> Iterator[None]:
     """Nodes that are Ready until the block ends: by name the MiB of one GPU, and how many."""
-    for name, (mib, gpus) in sizes.items():
-        cluster.kubectl("apply", "-f", "-", input=json.dumps(gpu_node(name, mib, gpus)))
-    cluster.kubectl("wait", "--for=condition=Ready", "--timeout=120s", *(f"node/{name}" for name in sizes))
-    try:
+    with nodes(cluster, *(gpu_node(name, mib, gpus) for name, (mib, gpus) in sizes.items())):
         yield
-    finally:
-        cluster.kubectl("delete", "node", *sizes)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +88,7 @@ async def test_models_that_race_for_one_gpu_never_get_it_twice(bed: Bed, operato
         waiting = [m for m in found if condition(m, "Placed").get("reason") == "NoGPUFree"]
         return placed if len(placed) == 2 and len(waiting) == 2 else []
 
-    ready = await bed.eventually(settled, timeout=90)  # Models of the test before may take a while to be collected
+    ready = await bed.eventually(settled)  # Models of the test before may take a while to be collected
     last = next(n for n in names if n not in ready)
     model = await bed.get(MODELS, last)
     assert model["status"]["phase"] == "Placing"
@@ -99,7 +96,7 @@ async def test_models_that_race_for_one_gpu_never_get_it_twice(bed: Bed, operato
     assert bed.namespace in condition(model, "Placed")["message"], "it says who holds the GPUs"
     await bed.kube.delete(MODELS, bed.namespace, ready[0])
     left = [n for n in names if n not in ready]
-    await bed.eventually(lambda: _ready(bed, left), timeout=60)  # garbage collection learns of new kinds every 30 s
+    await bed.eventually(lambda: _ready(bed, left))  # garbage collection learns of new kinds every 30 s
 
 
 async def _ready(bed: Bed, names: list[str]) -> bool:
@@ -146,12 +143,12 @@ async def test_four_that_race_for_one_gpu_get_it_one_after_the_other(bed: Bed, o
     stays = {"policy": "Never"}
     await asyncio.gather(*(bed.model(n, accelerator=gpu, nodeSelector=only, preemption=stays) for n in racers))
     for left in (3, 2):
-        await bed.eventually(lambda: ready_ones(bed, *racers), timeout=90)
+        await bed.eventually(lambda: ready_ones(bed, *racers))
         [first] = await ready_ones(bed, *racers)
         racers.remove(first)
         assert len(racers) == left
         for name in racers:
-            model = await bed.until_condition(name, "Placed", "False", timeout=60)
+            model = await bed.until_condition(name, "Placed", "False")
             assert condition(model, "Placed")["reason"] in ("NoGPUFree", "WaitingForRoom")
         pods = [p for p in (await bed.kube.list(PODS, bed.namespace))[0] if p["spec"].get("nodeName") == "sim-8"]
         assert len([p for p in pods if "deletionTimestamp" not in p["metadata"]]) == 1, "no GPU is sold twice"
@@ -164,10 +161,10 @@ async def test_a_strangers_pod_that_has_the_gpu_is_named_and_waited_for(bed: Bed
     spec = {"nodeSelector": {"kubernetes.io/hostname": "sim-8"}, "containers": [container]}
     meta = {"name": "stranger", "namespace": bed.namespace}
     await bed.kube.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
-    await bed.until(PODS, "stranger", lambda pod: pod["spec"].get("nodeName") == "sim-8", timeout=60)
+    await bed.until(PODS, "stranger", lambda pod: pod["spec"].get("nodeName") == "sim-8")
     gpu = {"vendor": "Auto", "memoryPerGPUOverride": "6Gi"}
     await bed.model("m", accelerator=gpu, nodeSelector={"kubernetes.io/hostname": "sim-8"})
-    model = await bed.until_condition("m", "Placed", "False", "NoGPUFree", timeout=60)
+    model = await bed.until_condition("m", "Placed", "False", "NoGPUFree")
     assert f"pod {bed.namespace}/stranger" in condition(model, "Placed")["message"]
     await bed.kube.delete(PODS, bed.namespace, "stranger")
-    await bed.until_condition("m", "Ready", "True", timeout=90)
+    await bed.until_condition("m", "Ready", "True")

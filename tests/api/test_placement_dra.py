@@ -10,6 +10,7 @@ from moorage.kube.resources import MODELS, PODS, RESOURCE_CLAIM_TEMPLATES, RESOU
 from tests.api.test_placement_scheduler import DEVICE_CLASS, resource_slice
 from tests.conftest import TestCluster, kwok_node
 from tests.support.bed import Bed, condition, running_operator
+from tests.support.nodes import apply, nodes
 
 pytestmark = pytest.mark.api
 
@@ -19,12 +20,11 @@ FLEET = {"sim-dra-16": (16_380, 1), "sim-dra-24": (24_564, 1), "sim-dra-80": (81
 @pytest.fixture(scope="module")
 def fleet(kwok_cluster: TestCluster) -> Iterator[TestCluster]:
     slices = [resource_slice(name, *shape) for name, shape in FLEET.items()]
-    items = [*(kwok_node(name) for name in FLEET), *slices, DEVICE_CLASS]
-    kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
-    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=120s", *(f"node/{n}" for n in FLEET))
-    yield kwok_cluster
-    kwok_cluster.kubectl("delete", "deviceclass/gpu.nvidia.com", *(f"node/{n}" for n in FLEET))
-    kwok_cluster.kubectl("delete", "--ignore-not-found", *(f"resourceslice/{n}" for n in FLEET))
+    apply(kwok_cluster, *slices, DEVICE_CLASS)
+    with nodes(kwok_cluster, *map(kwok_node, FLEET)):
+        yield kwok_cluster
+    slice_names = (f"resourceslice/{name}" for name in FLEET)
+    kwok_cluster.kubectl("delete", "--ignore-not-found", "deviceclass/gpu.nvidia.com", *slice_names)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ async def test_models_get_devices_by_claims_and_give_them_back(bed: Bed, operato
     """The smallest class first; the scheduler's allocation is seen, so that the next Model goes elsewhere."""
     for name, node in (("a", "sim-dra-16"), ("b", "sim-dra-24"), ("c", "sim-dra-80"), ("d", "sim-dra-80")):
         await bed.model(name, accelerator=needs("10Gi"))
-        model = await bed.until_condition(name, "Ready", "True", timeout=60)
+        model = await bed.until_condition(name, "Ready", "True")
         assert model["status"]["placement"]["nodes"] == [node], condition(model, "Placed")["message"]
     for pod in (await bed.kube.list(PODS, bed.namespace))[0]:
         assert "nvidia.com/gpu" not in json.dumps(pod["spec"]["containers"])
@@ -57,17 +57,17 @@ async def test_models_get_devices_by_claims_and_give_them_back(bed: Bed, operato
     model = await bed.until_condition("e", "Placed", "False", "NoGPUFree")
     assert f"{bed.namespace}/a" in condition(model, "Placed")["message"], "it says who holds them"
     await bed.kube.delete(MODELS, bed.namespace, "b")
-    model = await bed.until_condition("e", "Ready", "True", timeout=90)
+    model = await bed.until_condition("e", "Ready", "True")
     assert model["status"]["placement"]["nodes"] == ["sim-dra-24"]
 
 
 async def test_two_devices_of_one_node_and_no_template_is_left_behind(bed: Bed, operator: Operator):
     await bed.model("pair", accelerator=needs("30Gi", count=2))
-    model = await bed.until_condition("pair", "Ready", "True", timeout=60)
+    model = await bed.until_condition("pair", "Ready", "True")
     assert model["status"]["placement"]["nodes"] == ["sim-dra-80"]
     (claim,) = (await bed.kube.list(RESOURCE_CLAIMS, bed.namespace))[0]
     results = claim["status"]["allocation"]["devices"]["results"]
-    assert [r["device"] for r in results] == ["gpu-0", "gpu-1"]
+    assert sorted(r["device"] for r in results) == ["gpu-0", "gpu-1"]
     (before,) = (await bed.kube.list(RESOURCE_CLAIM_TEMPLATES, bed.namespace))[0]
     await bed.model("pair", accelerator=needs("40Gi", count=2))
 
@@ -75,8 +75,8 @@ async def test_two_devices_of_one_node_and_no_template_is_left_behind(bed: Bed, 
         found = [t["metadata"]["name"] for t in (await bed.kube.list(RESOURCE_CLAIM_TEMPLATES, bed.namespace))[0]]
         return len(found) == 1 and found != [before["metadata"]["name"]]
 
-    await bed.eventually(renewed, timeout=60)
-    await bed.until_condition("pair", "Ready", "True", timeout=60)
+    await bed.eventually(renewed)
+    await bed.until_condition("pair", "Ready", "True")
 
 
 async def test_a_device_plugin_that_comes_to_the_same_node_is_not_mixed_with_devices(
@@ -84,11 +84,10 @@ async def test_a_device_plugin_that_comes_to_the_same_node_is_not_mixed_with_dev
 ):
     """On `both` the plugin gives out the GPU; that a claim could have it too is kept from happening."""
     both = kwok_node("sim-dra-both", gpus=1, labels={"nvidia.com/gpu.memory": "143771"})
-    items = [both, resource_slice("sim-dra-both", 143_771, 1)]
-    fleet.kubectl("apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+    apply(fleet, both, resource_slice("sim-dra-both", 143_771, 1))
     try:
         await bed.model("huge", accelerator=needs("100Gi"))
-        model = await bed.until_condition("huge", "Ready", "True", timeout=60)
+        model = await bed.until_condition("huge", "Ready", "True")
         assert model["status"]["placement"]["nodes"] == ["sim-dra-both"]
         assert (await bed.kube.list(RESOURCE_CLAIMS, bed.namespace))[0] == []
         await bed.model("second", accelerator=needs("100Gi"))

@@ -13,6 +13,7 @@ from moorage.placement.inventory import Inventory, build
 from moorage.placement.request import Candidate, Decision, Request
 from tests.conftest import TestCluster
 from tests.support.eventually import eventually
+from tests.support.nodes import until_ready
 
 pytestmark = pytest.mark.api
 
@@ -124,7 +125,7 @@ class Bench:
         else:
             container["resources"] = {"limits": {decision.resource: str(decision.candidate.gpus)}}
         self.pod(name, {**spec, "containers": [container]})
-        await eventually(lambda: self._bound(name), timeout=90, what=f"{decision.message}: the pod is bound", every=0.2)
+        await eventually(lambda: self._bound(name), what=f"{decision.message}: the pod is bound", every=0.2)
         return decision, self._bound(name)
 
     def pod(self, name: str, spec: Manifest) -> None:
@@ -144,12 +145,12 @@ def bench(kwok_cluster: TestCluster) -> Iterator[Bench]:
     kubectl("create", "namespace", NAMESPACE, check=False)
     made = Bench(kwok_cluster)
     made.apply(*NODES, *SLICES, DEVICE_CLASS)
-    kubectl("wait", "--for=condition=Ready", "--timeout=60s", *names)
-    kubectl("wait", "--for=create", "--timeout=120s", "-n", NAMESPACE, "serviceaccount/default")
+    until_ready(kwok_cluster, *(n["metadata"]["name"] for n in NODES))
+    kubectl("wait", "--for=create", "--timeout=110s", "-n", NAMESPACE, "serviceaccount/default")
     yield made
     kubectl("delete", "pods", "--all", "-n", NAMESPACE, "--force", "--grace-period=0")
     kubectl("delete", "resourceclaimtemplates", "--all", "-n", NAMESPACE)
-    kubectl("wait", "--for=delete", "--timeout=60s", "-n", NAMESPACE, "resourceclaims", "--all")
+    kubectl("wait", "--for=delete", "--timeout=110s", "-n", NAMESPACE, "resourceclaims", "--all")
     kubectl("delete", *names, "deviceclass/gpu.nvidia.com", *(f"resourceslice/{s['metadata']['name']}" for s in SLICES))
 
 

@@ -1,6 +1,5 @@
 """ResourceQuotas and LimitRanges on the real API server: said before the download, and undone when there is room."""
 
-import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ from moorage.control.operator import Operator
 from moorage.kube.resources import LIMIT_RANGES, MODELS, PODS, RESOURCE_QUOTAS
 from tests.conftest import TestCluster, kwok_node
 from tests.support.bed import Bed, condition, running_operator
+from tests.support.nodes import nodes
 
 pytestmark = pytest.mark.api
 
@@ -20,12 +20,10 @@ GPU = {"vendor": "Auto", "memoryPerGPUOverride": "10Gi"}
 @pytest.fixture
 async def bed(kwok_cluster: TestCluster) -> AsyncIterator[Bed]:
     node = kwok_node(NODE, gpus=4, labels={"nvidia.com/gpu.memory": "24564"})
-    kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps(node))
-    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=120s", f"node/{NODE}")
-    async with Bed.made(kwok_cluster.kubeconfig) as made:
-        await made.ready_download()
-        yield made
-    kwok_cluster.kubectl("delete", "node", NODE)
+    with nodes(kwok_cluster, node):
+        async with Bed.made(kwok_cluster.kubeconfig) as made:
+            await made.ready_download()
+            yield made
 
 
 @pytest.fixture
@@ -51,7 +49,7 @@ async def test_a_quota_of_gpus_is_kept_to_and_given_back(bed: Bed, operator: Ope
     pods = (await bed.kube.list(PODS, bed.namespace))[0]
     assert all("second" not in p["metadata"]["name"] for p in pods), "nothing was tried in vain"
     await bed.kube.delete(MODELS, bed.namespace, "first")
-    await bed.until_condition("second", "Ready", "True", timeout=90)
+    await bed.until_condition("second", "Ready", "True")
 
 
 async def test_a_limit_range_that_no_server_fits_in(bed: Bed, operator: Operator):
@@ -61,4 +59,4 @@ async def test_a_limit_range_that_no_server_fits_in(bed: Bed, operator: Operator
     model = await bed.until_condition("m", "Placed", "False", "QuotaExceeded")
     assert "limit range defaults gives containers a memory limit of 256Mi" in condition(model, "Placed")["message"]
     await bed.kube.delete(LIMIT_RANGES, bed.namespace, "defaults")
-    await bed.until_condition("m", "Ready", "True", timeout=60)
+    await bed.until_condition("m", "Ready", "True")

@@ -78,12 +78,12 @@ async def waiting(bed: Bed) -> dict[str, str]:
     stays = {"policy": "WhenIdle", "minResidency": "1h"}
     gpu = {"vendor": "Auto", "memoryPerGPUOverride": "2Gi"}
     await bed.model("resident", accelerator=gpu, preemption=stays, affinity=on(LARGE))
-    await bed.until_condition("resident", "Ready", "True", timeout=60)
+    await bed.until_condition("resident", "Ready", "True")
     source = {"huggingFace": {"repo": "org/qwen", "quantization": "F16"}}
     spec = {"source": source, "contextLength": 512, "maxSequences": 1, "accelerator": {"vendor": "Auto"}}
     await bed.model("asks", affinity=on(SMALL, LARGE), **spec)
-    await bed.until_condition("asks", "Placed", "False", "NoGPUFree", timeout=60)
-    obj = await bed.until(MODELS, "asks", lambda m: len(m["status"].get("remedies", [])) == 2, timeout=60)
+    await bed.until_condition("asks", "Placed", "False", "NoGPUFree")
+    obj = await bed.until(MODELS, "asks", lambda m: len(m["status"].get("remedies", [])) == 2)
     return {r["change"]: r["effect"] for r in obj["status"]["remedies"]}
 
 
@@ -102,7 +102,7 @@ async def test_a_smaller_quantization_and_anothers_sleep_are_told_and_help(bed: 
     kept = (await bed.get(MODELS, "asks"))["status"]["source"]["quantizations"]
     assert [q["name"] for q in kept] == ["F16", "Q8_0", "Q4_K_M"]
     await bed.kube.merge_patch(MODELS, bed.namespace, "resident", {"spec": {"replicas": 0}})
-    placed = await bed.until_condition("asks", "Placed", "True", "Placed", timeout=60)
+    placed = await bed.until_condition("asks", "Placed", "True", "Placed")
     assert LARGE in condition(placed, "Placed")["message"]
     assert "remedies" not in placed["status"]
 
@@ -111,5 +111,5 @@ async def test_the_smaller_quantization_fits_as_was_promised(bed: Bed):
     await waiting(bed)
     change = {"spec": {"source": {"huggingFace": {"quantization": "Q8_0"}}}}
     await bed.kube.merge_patch(MODELS, bed.namespace, "asks", change)
-    placed = await bed.until_condition("asks", "Placed", "True", "Placed", timeout=60)
+    placed = await bed.until_condition("asks", "Placed", "True", "Placed")
     assert SMALL in condition(placed, "Placed")["message"]

@@ -129,7 +129,7 @@ async def test_an_autoscaler_without_metrics_keeps_its_bounds(bed: Bed, operator
     kwok_cluster.kubectl("-n", bed.namespace, "autoscale", "model/m", "--min=2", "--max=4", "--cpu-percent=80")
     await servers(bed, 2, timeout=180)  # the controller-manager hears of new kinds every half minute
     kwok_cluster.kubectl("-n", bed.namespace, "scale", "model/m", "--replicas=5")
-    await servers(bed, 4, timeout=120)
+    await servers(bed, 4)
     found = json.loads(kwok_cluster.kubectl("-n", bed.namespace, "get", "hpa", "m", "-o", "json").stdout)
     assert condition(found, "AbleToScale")["status"] == "True"
 
@@ -138,7 +138,7 @@ async def test_an_autoscaler_without_metrics_keeps_its_bounds(bed: Bed, operator
 def adapter(kwok_cluster: TestCluster) -> Iterator[None]:
     kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps(METRIC_CRD))
     kwok_cluster.kubectl(
-        "wait", "--for=condition=Established", "--timeout=60s", f"crd/{METRIC_CRD['metadata']['name']}"
+        "wait", "--for=condition=Established", "--timeout=110s", f"crd/{METRIC_CRD['metadata']['name']}"
     )
     yield
     kwok_cluster.kubectl("delete", "crd", METRIC_CRD["metadata"]["name"])
@@ -163,16 +163,16 @@ async def test_a_horizontal_pod_autoscaler_scales_a_model_by_a_metric(
     model = await servers(bed, 3, timeout=180)
     assert model["spec"]["replicas"] == 3
     load_is(8)
-    await servers(bed, 1, timeout=120)
+    await servers(bed, 1)
     load_is(900)
-    await servers(bed, 4, timeout=120)
+    await servers(bed, 4)
     shown = kwok_cluster.kubectl("-n", bed.namespace, "get", "hpa", "m", "-o", "json").stdout
     states = {c["type"]: c["status"] for c in json.loads(shown)["status"]["conditions"]}
     assert states == {"AbleToScale": "True", "ScalingActive": "True", "ScalingLimited": "True"}
 
     kwok_cluster.kubectl("-n", bed.namespace, "scale", "model/m", "--replicas=0")  # a person unloads: the HPA keeps off
-    model = await bed.until(MODELS, "m", lambda m: (m.get("status") or {}).get("phase") == "ScaledToZero", timeout=60)
-    await bed.eventually(lambda: _disabled(bed, kwok_cluster), timeout=120)
+    model = await bed.until(MODELS, "m", lambda m: (m.get("status") or {}).get("phase") == "ScaledToZero")
+    await bed.eventually(lambda: _disabled(bed, kwok_cluster))
     assert (await bed.get(MODELS, "m"))["spec"]["replicas"] == 0
 
 

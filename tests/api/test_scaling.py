@@ -1,6 +1,5 @@
 """Sleep, wake and making room on a real API server, with gateways that report over HTTP and operators that restart."""
 
-import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 
 from moorage import names
 from moorage.kube.resources import DEPLOYMENTS, EVENTS, MODEL_ALIASES, MODELS, NAMESPACES, PODS
-from tests.api.test_placement import gpu_node, needs
+from tests.api.test_placement import gpu_nodes, needs
 from tests.conftest import TestCluster
 from tests.support.bed import Bed, condition
 from tests.support.reports import Reports
@@ -21,11 +20,8 @@ FLEET = {"room-1": (24564, 1), "room-2": (24564, 1)}
 
 @pytest.fixture(scope="module")
 def fleet(kwok_cluster: TestCluster) -> Iterator[TestCluster]:
-    for name, (mib, gpus) in FLEET.items():
-        kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps(gpu_node(name, mib, gpus)))
-    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=120s", *(f"node/{n}" for n in FLEET))
-    yield kwok_cluster
-    kwok_cluster.kubectl("delete", "node", *FLEET)
+    with gpu_nodes(kwok_cluster, FLEET):
+        yield kwok_cluster
 
 
 @pytest.fixture
@@ -66,7 +62,7 @@ async def test_an_idle_model_sleeps_and_a_request_wakes_it_across_restarts(bed: 
     with reports.operator():
         await bed.until(MODELS, "m", phase("Ready"))
         await reports.say("m", ok=1)
-        model = await bed.until(MODELS, "m", phase("ScaledToZero"), timeout=60)
+        model = await bed.until(MODELS, "m", phase("ScaledToZero"))
         assert condition(model, "Ready")["status"] == "True"
         assert condition(model, "Active")["status"] == "False"
         assert model["status"]["summary"]["message"] == "asleep after 10s without a request; a request wakes it"
@@ -90,7 +86,7 @@ async def test_a_demand_that_came_while_the_operator_was_away_counts(bed: Bed, r
     with reports.operator():
         await bed.until(MODELS, "m", phase("Ready"))
         await reports.say("m", ok=1)
-        await bed.until(MODELS, "m", phase("ScaledToZero"), timeout=60)
+        await bed.until(MODELS, "m", phase("ScaledToZero"))
     with reports.operator():  # the request was given up meanwhile; the gateway tells that it came
         await reports.say("m", ok=1, wanted=1)
         await bed.until(MODELS, "m", phase("Ready"))
@@ -102,7 +98,7 @@ async def test_an_annotation_wakes_and_a_person_unloads(bed: Bed, reports: Repor
     with reports.operator():
         await bed.until(MODELS, "m", phase("Ready"))
         await reports.say("m", ok=1)
-        await bed.until(MODELS, "m", phase("ScaledToZero"), timeout=60)
+        await bed.until(MODELS, "m", phase("ScaledToZero"))
         fleet.kubectl("-n", bed.namespace, "annotate", "model", "m", "moorage.dev/wake-at=2026-01-01T00:00:00Z")
         await bed.until(MODELS, "m", phase("Ready"))
         fleet.kubectl("-n", bed.namespace, "scale", "model", "m", "--replicas=0")
@@ -151,17 +147,17 @@ async def test_an_idle_model_makes_room_and_returns(bed: Bed, reports: Reports, 
         await reports.say("a", inFlight=1)
         await reports.say("b", ok=1)
         await gpu_model(bed, "new")
-        model = await bed.until(MODELS, "b", phase("Preempted"), timeout=60)
+        model = await bed.until(MODELS, "b", phase("Preempted"))
         assert condition(model, "Ready")["status"] == "False"
         assert f"{bed.namespace}/new" in model["status"]["summary"]["message"]
         await bed.eventually(lambda: has_told(bed, "b", "Preempted"))  # what is not sent yet when it stops is lost
     with reports.operator():  # it restarts while the room is being made
         await reports.say("a", inFlight=1)
-        await bed.until(MODELS, "new", phase("Ready"), timeout=60)
+        await bed.until(MODELS, "new", phase("Ready"))
         assert (await bed.get(MODELS, "a"))["status"]["phase"] == "Ready", "who is in use stays"
         assert (await bed.get(MODELS, "b"))["status"]["phase"] == "Preempted"
         await bed.kube.delete(MODELS, bed.namespace, "new")
-        await bed.until(MODELS, "b", phase("Ready"), timeout=90)  # the garbage collector takes its time
+        await bed.until(MODELS, "b", phase("Ready"))  # the garbage collector takes its time
 
 
 async def test_many_at_once_never_share_a_gpu_and_busy_ones_stay(bed: Bed, reports: Reports):
@@ -169,7 +165,7 @@ async def test_many_at_once_never_share_a_gpu_and_busy_ones_stay(bed: Bed, repor
         for name in ("a", "b"):
             await gpu_model(bed, name)
         for name in ("a", "b"):
-            await bed.until(MODELS, name, phase("Ready"), timeout=90)
+            await bed.until(MODELS, name, phase("Ready"))
             await reports.say(name, ok=1)
         for i in range(4):
             await gpu_model(bed, f"new-{i}", preemption={"policy": "Never"})
@@ -179,7 +175,7 @@ async def test_many_at_once_never_share_a_gpu_and_busy_ones_stay(bed: Bed, repor
             words = [(m.get("status") or {}).get("phase") for m in found if m["metadata"]["name"].startswith("new")]
             return sorted(w or "" for w in words) == ["Placing", "Placing", "Ready", "Ready"]
 
-        await bed.eventually(settled, timeout=90)
+        await bed.eventually(settled)
         pods, _ = await bed.kube.list(PODS, bed.namespace)
         nodes = [p["spec"].get("nodeName") for p in pods if p["status"]["phase"] == "Running"]
         assert sorted(nodes) == [*FLEET]
@@ -195,7 +191,7 @@ async def test_a_namespace_says_how_many_may_be_loaded(bed: Bed, reports: Report
         waits = await bed.until_condition("b", "Ready", "False", "LoadedModelsLimit")
         assert "1 of 1 places for loaded Models" in waits["status"]["summary"]["message"]
         await reports.say("a", ok=1)
-        await bed.until(MODELS, "a", phase("Preempted"), timeout=60)
+        await bed.until(MODELS, "a", phase("Preempted"))
         await bed.until(MODELS, "b", phase("Ready"))
         limit["metadata"]["annotations"][names.MAX_LOADED] = "2"
         await bed.kube.merge_patch(NAMESPACES, None, bed.namespace, limit)
@@ -214,9 +210,9 @@ async def test_a_limit_that_is_lowered_puts_an_idle_one_to_sleep(bed: Bed, repor
         await bed.kube.merge_patch(NAMESPACES, None, bed.namespace, limit)
         said = await bed.until_condition("a", "Active", "True", "LoadedModelsLimit")
         assert "has 2 loaded Models and may have 1" in condition(said, "Active")["message"]
-        gone = await bed.until(MODELS, "b", phase("Preempted"), timeout=60)
+        gone = await bed.until(MODELS, "b", phase("Preempted"))
         assert gone["status"]["scaling"]["cause"] == "LoadedModelsLimit"
         await bed.until_condition("a", "Active", "True", "Running")
         limit["metadata"]["annotations"][names.MAX_LOADED] = "2"
         await bed.kube.merge_patch(NAMESPACES, None, bed.namespace, limit)
-        await bed.until(MODELS, "b", phase("Ready"), timeout=60)
+        await bed.until(MODELS, "b", phase("Ready"))

@@ -15,6 +15,7 @@ from moorage.kube.resources import MODELS, PODS
 from tests.api.test_placement import gpu_node
 from tests.conftest import TestCluster, kwok_node
 from tests.support.bed import Bed, condition, running_operator
+from tests.support.nodes import nodes as simulated
 
 pytestmark = pytest.mark.api
 
@@ -27,10 +28,9 @@ IDLE = "sim-vol-idle"
 @pytest.fixture(scope="module")
 def nodes(kwok_cluster: TestCluster) -> Iterator[TestCluster]:
     made = [*(kwok_node(name, labels=HERE) for name in NODES), *(gpu_node(name, 24564, 1) for name in GPUS)]
-    kwok_cluster.kubectl("apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": made}))
-    kwok_cluster.kubectl("wait", "--for=condition=Ready", "--timeout=60s", *(f"node/{n}" for n in (*NODES, *GPUS)))
-    yield kwok_cluster
-    kwok_cluster.kubectl("delete", "node", "--ignore-not-found", *NODES, *GPUS, IDLE)
+    with simulated(kwok_cluster, *made):
+        yield kwok_cluster
+    kwok_cluster.kubectl("delete", "node", "--ignore-not-found", IDLE)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def operator(nodes: TestCluster) -> Iterator[Operator]:
 
 
 async def until_ready(bed: Bed, name: str, servers: int = 1) -> None:
-    await bed.until(MODELS, name, lambda m: m["status"].get("readyReplicas") == servers, timeout=60)
+    await bed.until(MODELS, name, lambda m: m["status"].get("readyReplicas") == servers)
 
 
 async def homes(bed: Bed) -> list[str]:
@@ -74,7 +74,7 @@ async def test_a_server_with_no_room_on_the_claims_node_says_so(bed: Bed, operat
     await until_ready(bed, "a")
     (home,) = await homes(bed)
     await bed.model("b", nodeSelector=HERE, resources={"requests": {"cpu": "40"}})
-    model = await bed.until_condition("b", "Serving", "False", "VolumeOnOneNode", timeout=60)
+    model = await bed.until_condition("b", "Serving", "False", "VolumeOnOneNode")
     message = condition(model, "Serving")["message"]
     assert f"claim files is ReadWriteOnce and can be mounted on node {home} alone" in message
     assert "Insufficient cpu" in message, "the scheduler's own words"
@@ -88,11 +88,11 @@ async def test_a_gpu_on_another_node_is_of_no_use(bed: Bed, operator: Operator):
     gpu = {"vendor": "Auto", "memoryPerGPUOverride": "10Gi"}
     await bed.model("a", replicas=2, accelerator=gpu)
     said = "1 of 2 servers are ready: claim files is ReadWriteOnce and can be mounted on node"
-    model = await bed.until(MODELS, "a", lambda m: said in condition(m, "Serving").get("message", ""), timeout=60)
+    model = await bed.until(MODELS, "a", lambda m: said in condition(m, "Serving").get("message", ""))
     (home,) = model["status"]["placement"]["nodes"]
     assert home in GPUS
     await bed.model("b", accelerator=gpu)
-    model = await bed.until_condition("b", "Placed", "False", timeout=60)
+    model = await bed.until_condition("b", "Placed", "False")
     assert "cannot mount the volume" in json.dumps(model["status"]), condition(model, "Placed")["message"]
 
 
@@ -109,12 +109,12 @@ async def test_a_volume_that_a_stranger_holds_on_another_node_is_said_to_be_in_u
     nodes.kubectl("apply", "-f", "-", input=json.dumps({**idle, "status": ready}))
     nodes.kubectl("patch", "node", IDLE, "--subresource=status", "--type=merge", "-p", json.dumps({"status": ready}))
     await bed.model("a", nodeSelector=label)
-    model = await bed.until_condition("a", "Serving", "False", "VolumeInUse", timeout=60)
+    model = await bed.until_condition("a", "Serving", "False", "VolumeInUse")
     message = condition(model, "Serving")["message"]
     assert f"claim files is ReadWriteOnce and mounted by pod backup-0 on node {NODES[0]}" in message
     assert f"waits on node {IDLE} until that one ends" in message
     await bed.kube.delete(PODS, bed.namespace, "backup-0")
-    await bed.until_condition("a", "Serving", "False", "Loading", timeout=60)
+    await bed.until_condition("a", "Serving", "False", "Loading")
 
 
 def pod(name: str, node: str) -> dict[str, Any]:

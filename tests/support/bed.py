@@ -21,9 +21,22 @@ from moorage.control.settings import Images, Settings, Sources
 from moorage.control.usage import UsageBook
 from moorage.errors import Forbidden
 from moorage.kube.client import KubeClient
-from moorage.kube.resources import CLAIMS, MODEL_DOWNLOADS, MODELS, NAMESPACES, Resource
+from moorage.kube.resources import (
+    CLAIMS,
+    EVENTS,
+    MODEL_ALIASES,
+    MODEL_DOWNLOADS,
+    MODELS,
+    NAMESPACES,
+    PODS,
+    RESOURCE_CLAIMS,
+    SERVICE_ACCOUNTS,
+    VOLUMES,
+    Resource,
+)
 from moorage.planning.download import inputs_of
 from tests.support.eventually import PATIENCE
+from tests.support.upstream import Upstream
 
 SETTINGS = Settings(
     images=Images(moorage="moorage:test", llama_cpp="llamacpp:test"),
@@ -100,10 +113,15 @@ def running_operator(
 
 
 class Bed:
-    """One namespace of a test, with the verbs that tests need; everything in it is deleted afterwards."""
+    """One namespace of a test, with the verbs that tests need.
+
+    Afterwards everything in it is deleted, and what another test could meet is gone: Models that its operator would
+    write, pods and claims that hold GPUs.
+    """
 
     def __init__(self, kube: KubeClient, namespace: str) -> None:
         self.kube, self.namespace = kube, namespace
+        self._volumes: list[str] = []
 
     @classmethod
     @asynccontextmanager
@@ -113,16 +131,39 @@ class Bed:
             await kube.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
             bed = cls(kube, name)
             try:
+                await bed.until(SERVICE_ACCOUNTS, "default", bool)  # without it the API server takes no pod
                 yield bed
             finally:
-                await bed._clear()
+                await bed._clear(Upstream.read(kubeconfig))
 
-    async def _clear(self) -> None:
-        for resource in (MODELS, MODEL_DOWNLOADS):
+    async def _clear(self, upstream: Upstream) -> None:
+        await self.kube.delete(NAMESPACES, None, self.namespace)  # from now on nobody makes anything in it
+        for resource in (MODEL_ALIASES, MODELS, MODEL_DOWNLOADS):
             for obj in (await self.kube.list(resource, self.namespace))[0]:
-                with contextlib.suppress(Forbidden):  # an alias points at it: it goes with the namespace
+                with contextlib.suppress(Forbidden):  # an alias pointed at it a moment ago: it goes with the namespace
                     await self.kube.delete(resource, self.namespace, obj["metadata"]["name"])
-        await self.kube.delete(NAMESPACES, None, self.namespace)
+        for volume in self._volumes:
+            await self.kube.delete(VOLUMES, None, volume)
+        async with upstream.session() as session:
+            # By force, as pods on nodes that are gone by now would wait for a minute.
+            pods = f"{upstream.server}{PODS.path(self.namespace)}?gracePeriodSeconds=0"
+
+            async def cleared() -> bool:
+                async with session.delete(pods) as answer:
+                    answer.raise_for_status()
+                return not await self._held()
+
+            await self.eventually(cleared)
+
+    async def _held(self) -> list[str]:
+        """What is left of what an operator would look after, and of what takes a place on a node."""
+        held = {MODELS: bool, MODEL_DOWNLOADS: bool, PODS: _is_bound, RESOURCE_CLAIMS: _is_allocated}
+        return [
+            obj["metadata"]["name"]
+            for resource, holds in held.items()
+            for obj in (await self.kube.list(resource, self.namespace))[0]
+            if holds(obj)
+        ]
 
     async def create(self, kind: str, name: str, spec: dict[str, Any], **meta: Any) -> dict[str, Any]:
         body = {"apiVersion": names.API_VERSION, "kind": kind, "metadata": {"name": name, **meta}, "spec": spec}
@@ -140,6 +181,7 @@ class Bed:
     async def bound_claim(self, name: str = "files", mode: str = "ReadWriteMany") -> None:
         """A claim that is bound to a volume on a path that only simulated nodes would have."""
         volume = f"{self.namespace}-{name}"
+        self._volumes.append(volume)
         size = {"storage": "10Gi"}
         reference = {"namespace": self.namespace, "name": name}
         await self.kube.create(
@@ -157,7 +199,7 @@ class Bed:
             }
         )  # fmt: skip
         # Until the controller has bound it, the scheduler refuses every pod that mounts it.
-        await self.until(CLAIMS, name, lambda claim: claim["status"].get("phase") == "Bound", timeout=60)
+        await self.until(CLAIMS, name, lambda claim: claim["status"].get("phase") == "Bound")
 
     async def ready_download(self, name: str = "files", mode: str = "ReadWriteMany") -> None:
         """A ModelDownload that has been Ready for a while, as an operator before us left it."""
@@ -170,7 +212,7 @@ class Bed:
         return await self.kube.get(resource, self.namespace, name)
 
     async def until(self, resource: Resource, name: str, good: Any, timeout: float = PATIENCE) -> dict[str, Any]:
-        """The object as soon as `good(object)` is true; fails with what it last looked like."""
+        """The object as soon as `good(object)` is true; fails with what it last looked like, and what is around it."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while True:
@@ -181,17 +223,46 @@ class Bed:
                 last = json.dumps(obj.get("status", {}), indent=1)
             except Exception as error:
                 last = repr(error)
-            assert loop.time() < deadline, f"{resource.plural}/{name} not as expected within {timeout:g} s: {last}"
+            if loop.time() > deadline:
+                what = f"{resource.plural}/{name} not as expected within {timeout:g} s"
+                raise AssertionError(f"{what}: {last}\n{await self.scene()}")
             await asyncio.sleep(0.05)
 
     async def eventually(self, check: Callable[[], Awaitable[Any]], timeout: float = PATIENCE) -> Any:
-        """What `check()` returns as soon as that is true."""
+        """What `check()` returns as soon as that is true; fails with what it returned last, and what is there."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while not (found := await check()):
-            assert loop.time() < deadline, f"not within {timeout:g} s"
+            if loop.time() > deadline:
+                what = f"{check.__qualname__}: not within {timeout:g} s; last: {found!r}"
+                raise AssertionError(f"{what}\n{await self.scene()}")
             await asyncio.sleep(0.05)
         return found
+
+    async def scene(self) -> str:
+        """What there is in the namespace, for whoever waited in vain: a line for each object, the last events."""
+        try:
+            return "\n".join([line async for line in self._scene()])
+        except Exception as error:  # the API server may be what was waited for
+            return repr(error)
+
+    async def _scene(self) -> AsyncIterator[str]:
+        for resource in (MODELS, MODEL_DOWNLOADS, MODEL_ALIASES):
+            for obj in (await self.kube.list(resource, self.namespace))[0]:
+                status = obj.get("status") or {}
+                told = [
+                    f"{c['type']}={c['status']} {c['reason']}: {c['message']}" for c in status.get("conditions", ())
+                ]
+                yield f"{resource.plural}/{obj['metadata']['name']} {status.get('phase', '')}: {'; '.join(told)}"
+        for pod in (await self.kube.list(PODS, self.namespace))[0]:
+            where, status = pod["spec"].get("nodeName", "no node"), pod.get("status") or {}
+            ends = " (being deleted)" if "deletionTimestamp" in pod["metadata"] else ""
+            why = condition(pod, "PodScheduled").get("message", "") if where == "no node" else ""
+            yield f"pods/{pod['metadata']['name']}{ends} on {where}: {status.get('phase')} {why}"
+        events, _ = await self.kube.list(EVENTS, self.namespace)
+        events.sort(key=lambda e: e["metadata"]["creationTimestamp"])
+        for event in events[-15:]:
+            yield f"{event['involvedObject']['name']}: {event['reason']}: {event['message']}"
 
     async def until_condition(self, name: str, kind: str, status: str, reason: str = "", **kw: Any) -> dict[str, Any]:
         """The Model as soon as one condition has this status (and reason)."""
@@ -206,8 +277,19 @@ class Bed:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while [o for o in (await self.kube.list(resource, self.namespace))[0] if o["metadata"]["name"] == name]:
-            assert loop.time() < deadline, f"{resource.plural}/{name} is still there after {timeout:g} s"
+            if loop.time() > deadline:
+                raise AssertionError(
+                    f"{resource.plural}/{name} is still there after {timeout:g} s\n{await self.scene()}"
+                )
             await asyncio.sleep(0.05)
+
+
+def _is_bound(pod: dict[str, Any]) -> bool:
+    return bool(pod["spec"].get("nodeName"))
+
+
+def _is_allocated(claim: dict[str, Any]) -> bool:
+    return bool((claim.get("status") or {}).get("allocation"))
 
 
 def condition(obj: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds for what takes moments. A limit tells right from wrong, and a machine that is busy with other things is not
 wrong; what has to be quick is measured in a test that says so."""
 
