@@ -7,7 +7,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from e2e.tinymodels.gguf_file import write_gguf
@@ -17,8 +17,8 @@ START_SECONDS = 60.0
 
 
 @contextlib.contextmanager
-def llama_server(*arguments: str) -> Iterator[str]:
-    """The `host:port` of a llama-server that has loaded the tiny model; it ends with the block."""
+def llama_server(*arguments: str, write: Callable[[Path], object] = write_gguf) -> Iterator[str]:
+    """The `host:port` of a llama-server that has loaded the model of `write`, a tiny one; it ends with the block."""
     root = unpacked()
     (root / "models").mkdir(exist_ok=True)
     port = _free_port()
@@ -27,7 +27,7 @@ def llama_server(*arguments: str) -> Iterator[str]:
         tempfile.TemporaryFile() as log,
     ):
         Path(folder).chmod(0o755)
-        write_gguf(Path(folder) / "tiny.gguf")
+        write(Path(folder) / "tiny.gguf")
         command = [
             *inside(root), "/usr/bin/llama-server", "-m", f"/models/{Path(folder).name}/tiny.gguf",
             "--host", "127.0.0.1", "--port", str(port), "--threads", "1", "--threads-batch", "1",

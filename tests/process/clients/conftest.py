@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from images.build import cache_folder
+from tests.process.clients.small_talk import SMALL_TALK
 from tests.support.llamaserver import llama_server
+from tests.support.reranker import write_reranker
+from tests.support.table_model import write_table_model
 
 ROOT = Path(__file__).resolve().parents[3]
 LOCK = ROOT / "requirements/clients.txt"
@@ -48,4 +51,18 @@ def chat_engine() -> Iterator[str]:
 def embedding_engine() -> Iterator[str]:
     """A llama-server that embeds."""
     with llama_server("--alias", "embed", "--embeddings", "--pooling", "mean") as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def talking_engine() -> Iterator[str]:
+    """A llama-server that says known things, calls tools, and answers with what they have found."""
+    with llama_server("--alias", "talk", write=lambda path: write_table_model(path, SMALL_TALK)) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def ranking_engine() -> Iterator[str]:
+    """A llama-server that orders documents."""
+    with llama_server("--alias", "rank", "--reranking", write=write_reranker) as address:
         yield address

@@ -5,13 +5,15 @@ Runs in the environment of requirements/clients.txt, not in Moorage's: `python s
 
 import json
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import openai
 from openai import OpenAI
+from pydantic import BaseModel
 
 UNLIMITED = "sk-moorage-unlimited-0123456789abcdef"
 USER = [{"role": "user", "content": "Hello"}]
+WEATHER = [{"role": "user", "content": "What is the weather in Oslo?"}]
 CITY = {
     "type": "object",
     "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}},
@@ -76,41 +78,82 @@ def completion(client: OpenAI) -> Any:
     return {"text": made.choices[0].text, "completion": made.usage.completion_tokens}
 
 
-def json_schema(client: OpenAI) -> Any:
-    wanted = {"type": "json_schema", "json_schema": {"name": "place", "schema": CITY, "strict": True}}
-    made = client.chat.completions.create(model="chat", messages=USER, max_tokens=64, response_format=wanted)
-    return json.loads(made.choices[0].message.content)
+def json_mode(client: OpenAI) -> Any:
+    """The same question, answered freely, as some JSON, and by a schema: as text and as the client's own type."""
 
+    class Place(BaseModel):
+        city: Literal["Rome", "Bergen"]
 
-def tools_are_taken(client: OpenAI) -> Any:
-    """Random weights call no functions; but the engine takes the definitions, a call and its result."""
-    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
-    told = [
-        *USER,
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
-    ]
-    without = client.chat.completions.create(model="chat", messages=USER, max_tokens=4)
-    made = client.chat.completions.create(model="chat", messages=told, tools=[TOOL], tool_choice="auto", max_tokens=4)
-    return {"grew": made.usage.prompt_tokens > without.usage.prompt_tokens, "finish": made.choices[0].finish_reason}
+    def answer(**wanted: Any) -> str:
+        return client.chat.completions.create(model="talk", messages=USER, **wanted).choices[0].message.content
 
-
-def tool_call(client: OpenAI) -> Any:
-    made = client.chat.completions.create(model="caller", messages=USER, tools=[TOOL])
-    (call,) = made.choices[0].message.tool_calls
+    by_schema = {"type": "json_schema", "json_schema": {"name": "place", "schema": CITY, "strict": True}}
+    parsed = client.chat.completions.parse(model="talk", messages=USER, response_format=Place)
     return {
-        "finish": made.choices[0].finish_reason,
-        "name": call.function.name,
-        "with": json.loads(call.function.arguments),
+        "free": answer(),
+        "json_object": json.loads(answer(response_format={"type": "json_object"})),
+        "json_schema": json.loads(answer(response_format=by_schema)),
+        "parsed": parsed.choices[0].message.parsed.city,
     }
 
 
+def tool_choice(client: OpenAI) -> Any:
+    """What comes with each `tool_choice`, for a question that needs the tool and for one that does not."""
+    return {
+        "auto": _said(client, WEATHER, tool_choice="auto"),
+        "auto, not needed": _said(client, USER, tool_choice="auto"),
+        "required, not needed": _said(client, USER, tool_choice="required"),
+    }
+
+
+def _said(client: OpenAI, told: list[Any], **more: Any) -> list[Any]:
+    made = client.chat.completions.create(model="talk", messages=told, tools=[TOOL], **more).choices[0]
+    calls = [[call.function.name, json.loads(call.function.arguments)] for call in made.message.tool_calls or []]
+    return [made.finish_reason, made.message.content or "", calls]
+
+
 def tool_call_in_a_stream(client: OpenAI) -> Any:
-    parts = []
-    for chunk in client.chat.completions.create(model="caller", messages=USER, tools=[TOOL], stream=True):
-        for call in (chunk.choices[0].delta.tool_calls or []) if chunk.choices else []:
-            parts.append((call.function.name, call.function.arguments))
-    return {"name": parts[0][0], "with": json.loads("".join(arguments or "" for _, arguments in parts))}
+    """Chunk by chunk as they come, and put together by the client's own helper."""
+    asked: Any = {"model": "talk", "messages": WEATHER, "tools": [TOOL]}
+    pieces = [
+        call.function.arguments
+        for chunk in client.chat.completions.create(**asked, stream=True)
+        for call in (chunk.choices[0].delta.tool_calls or [] if chunk.choices else [])
+    ]
+    with client.chat.completions.stream(**asked) as events:
+        (call,) = events.get_final_completion().choices[0].message.tool_calls
+    return {
+        "pieces": len(pieces),
+        "arguments": json.loads("".join(pieces)),
+        "helper": [call.function.name, json.loads(call.function.arguments)],
+    }
+
+
+def tool_result(client: OpenAI) -> Any:
+    """The model answers with what the tool has found, in words: sent back is the model's own message."""
+    called = client.chat.completions.create(model="talk", messages=WEATHER, tools=[TOOL]).choices[0].message
+    answers = {}
+    for found in ("sunny", "rainy"):
+        result = {"role": "tool", "tool_call_id": called.tool_calls[0].id, "content": found}
+        answers[found] = _said(client, [*WEATHER, called, result])
+    return answers
+
+
+def rerank(client: OpenAI) -> Any:
+    """OpenAI has no such path; its client posts to any."""
+    documents = ["The harbor is calm at night.", "Wind and tide.", "harbor harbor harbor"]
+    asked = {"model": "rank", "query": "harbor", "documents": documents}
+    there = client.post("/rerank", body=asked, cast_to=object)["results"]
+    back = client.post("/rerank", body={**asked, "documents": documents[::-1]}, cast_to=object)["results"]
+    best = client.post("/rerank", body={**asked, "top_n": 1}, cast_to=object)
+    scores = {one["index"]: one["relevance_score"] for one in there}
+    return {
+        "descending": [one["relevance_score"] for one in there] == sorted(scores.values(), reverse=True),
+        "different": len(set(scores.values())),
+        "of the documents": all(abs(scores[2 - one["index"]] - one["relevance_score"]) < 1e-4 for one in back),
+        "best": [one["index"] for one in best["results"]] == [there[0]["index"]],
+        "counted": best["usage"]["total_tokens"] > 0,
+    }
 
 
 def embeddings(client: OpenAI) -> Any:

@@ -1,16 +1,14 @@
 """The gateway as applications meet it: their own clients, real llama-server behind.
 
-Only function calls come from a scripted engine, because random weights make none.
+`chat` goes to random weights, which talk as long as one likes; `talk` to a table of weights (small_talk.py), which says
+known things and calls tools.
 """
 
 import asyncio
-import contextlib
 import json
 import os
-import threading
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -26,69 +24,6 @@ HERE = Path(__file__).parent
 SECRET = "sk-moorage-0123456789abcdef0123456789"
 UNLIMITED = "sk-moorage-unlimited-0123456789abcdef"  # as in speak_openai.py
 TALKS_SECONDS = 120
-
-
-class CallingEngine(BaseHTTPRequestHandler):
-    """Answers as llama-server does when a model calls the function `weather`, and when it has the result."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        has_result = any(message["role"] == "tool" for message in body["messages"])
-        message = {"role": "assistant", "content": f"It is {body['messages'][-1]['content']}."} if has_result else _CALL
-        finish = "stop" if has_result else "tool_calls"
-        if body.get("stream"):
-            self._send("text/event-stream", b"".join(_events(message, finish)))
-            return
-        choice = {"index": 0, "finish_reason": finish, "message": message}
-        self._send("application/json", json.dumps(_answer("chat.completion", [choice], usage=_USAGE)).encode())
-
-    def _send(self, kind: str, body: bytes) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: pytest shows what matters."""
-
-
-_FUNCTION = {"name": "weather", "arguments": '{"city":"Oslo"}'}
-_CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "type": "function", "function": _FUNCTION}]}
-_USAGE = {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
-
-
-def _answer(kind: str, choices: list[Any], **more: Any) -> dict[str, Any]:
-    return {"id": "chatcmpl-1", "object": kind, "created": 1, "model": "caller", "choices": choices, **more}
-
-
-def _events(message: dict[str, Any], finish: str) -> Iterator[bytes]:
-    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": message["content"]}]
-    for call in message.get("tool_calls", ()):
-        for number, piece in enumerate(('{"city"', ':"Oslo"}')):
-            function = {"name": "weather", "arguments": piece} if number == 0 else {"arguments": piece}
-            head = {"id": call["id"], "type": "function"} if number == 0 else {}
-            deltas.append({"tool_calls": [{"index": 0, **head, "function": function}]})
-    for delta in deltas:
-        chunk = _answer("chat.completion.chunk", [{"index": 0, "delta": delta, "finish_reason": None}])
-        yield b"data: " + json.dumps(chunk).encode() + b"\n\n"
-    last = _answer("chat.completion.chunk", [{"index": 0, "delta": {}, "finish_reason": finish}])
-    yield b"data: " + json.dumps(last).encode() + b"\n\ndata: [DONE]\n\n"
-
-
-@contextlib.contextmanager
-def calling_engine() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), CallingEngine)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class Stand:
@@ -131,27 +66,29 @@ ALIASES = [
     Alias("patient", (("sleeping", 1),), hold=Hold(timeout=0.5)),
     Alias("rising", (("later", 1),), hold=Hold(max_pending=0)),
 ]
-ALLOWED = [*(alias.name for alias in ALIASES), "tiny", "embed", "caller", "too-large", "acme/tiny"]
+ALLOWED = [*(alias.name for alias in ALIASES), "tiny", "talk", "embed", "rank", "too-large", "acme/tiny"]
 KEYS = [key("team", SECRET, ALLOWED), key("all", UNLIMITED)]
 CARD = Card(2048, ("chat", "completion", "structured_outputs"), "Small and quick.", ("test",))
 NO_ROOM = Obstacle("insufficient_gpu_memory", "needs 40.0Gi, the largest GPU has 24.0Gi")
 
 
 @pytest.fixture
-async def stand(clients_python: Path, chat_engine: str, embedding_engine: str) -> AsyncIterator[Stand]:
-    with calling_engine() as calling:
-        models = [
-            Model("tiny", served_name="tiny", endpoints=(chat_engine,), max_in_flight=4, card=CARD),
-            Model("acme/tiny", endpoints=(chat_engine,)),
-            Model("embed", endpoints=(embedding_engine,)),
-            Model("caller", endpoints=(calling,)),
-            Model("sleeping"),
-            Model("later"),
-            Model("too-large", obstacle=NO_ROOM),
-            Model("forbidden", endpoints=(chat_engine,)),
-        ]
-        async with serving(models, ALIASES, KEYS) as bed:
-            yield Stand(bed, clients_python, models)
+async def stand(
+    clients_python: Path, chat_engine: str, talking_engine: str, embedding_engine: str, ranking_engine: str
+) -> AsyncIterator[Stand]:
+    models = [
+        Model("tiny", served_name="tiny", endpoints=(chat_engine,), max_in_flight=4, card=CARD),
+        Model("acme/tiny", endpoints=(chat_engine,)),
+        Model("talk", endpoints=(talking_engine,)),
+        Model("embed", endpoints=(embedding_engine,)),
+        Model("rank", endpoints=(ranking_engine,)),
+        Model("sleeping"),
+        Model("later"),
+        Model("too-large", obstacle=NO_ROOM),
+        Model("forbidden", endpoints=(chat_engine,)),
+    ]
+    async with serving(models, ALIASES, KEYS) as bed:
+        yield Stand(bed, clients_python, models)
 
 
 async def test_chat(stand: Stand):
@@ -190,14 +127,37 @@ async def test_text_completion(stand: Stand):
 
 
 async def test_json_mode(stand: Stand):
-    assert (await stand.openai("json_schema"))["city"] in ("Oslo", "Rome")
+    assert await stand.openai("json_mode") == {
+        "free": "Fair winds.",
+        "json_object": {"answer": "fair"},
+        "json_schema": {"city": "Oslo"},
+        "parsed": "Rome",
+    }
 
 
 async def test_tools(stand: Stand):
-    assert await stand.openai("tools_are_taken") == {"grew": True, "finish": "length"}
-    called = {"name": "weather", "with": {"city": "Oslo"}}
-    assert await stand.openai("tool_call") == {"finish": "tool_calls", **called}
-    assert await stand.openai("tool_call_in_a_stream") == called
+    call = ["weather", {"city": "Oslo"}]
+    assert await stand.openai("tool_choice") == {
+        "auto": ["tool_calls", "", [call]],
+        "auto, not needed": ["stop", "Fair winds.", []],
+        "required, not needed": ["tool_calls", "Fair winds.", [call]],
+    }
+    assert await stand.openai("tool_result") == {
+        "sunny": ["stop", "Take a hat.", []],
+        "rainy": ["stop", "Bring an umbrella.", []],
+    }
+
+
+async def test_tools_in_a_stream(stand: Stand):
+    found = await stand.openai("tool_call_in_a_stream")
+    assert found.pop("pieces") > 1
+    assert found == {"arguments": {"city": "Oslo"}, "helper": ["weather", {"city": "Oslo"}]}
+
+
+async def test_rerank(stand: Stand):
+    found = await stand.openai("rerank")
+    assert found.pop("different") == 3
+    assert all(found.values()), found
 
 
 async def test_embeddings(stand: Stand):
@@ -257,10 +217,15 @@ async def test_curl(stand: Stand):
 
 async def test_dspy(stand: Stand):
     assert await stand.framework("dspy_chat") == {"answers": 1, "counted": 8}
-    assert (await stand.framework("dspy_json"))["city"] in ("Oslo", "Rome")
+    programs = await stand.framework("dspy_programs")
+    assert programs == {"notation": "Harbors", "schema": "fair", "tool": ["rainy in Oslo"]}
     assert "may not use the model `nowhere`" in (await stand.framework("dspy_error"))["says"]
 
 
 async def test_pydantic_ai(stand: Stand):
-    assert await stand.framework("agent_calls_a_tool") == {"asked": ["Oslo"], "answer": "It is sunny."}
-    assert await stand.framework("agent_streams") == {"pieces": True, "text": True}
+    sunny, rainy = "Take a hat.", "Bring an umbrella."
+    assert await stand.framework("agent_calls_a_tool") == {"sunny": [["Oslo"], sunny], "rainy": [["Oslo"], rainy]}
+    streamed = await stand.framework("agent_streams_around_a_tool")
+    assert (streamed["asked"], "".join(streamed["pieces"])) == (["Oslo"], rainy)
+    assert len(streamed["pieces"]) > 1
+    assert await stand.framework("agent_wants_a_type") == {"city": "Oslo"}
