@@ -3,6 +3,7 @@
 - `files/crds/`: copies of the CRDs, which the chart renders with labels and the keep policy. Read as files and never
   parsed as templates, they may contain any characters.
 - `files/rbac/`: the rules of `moorage.rbac`, each with its reason as a comment.
+- `files/grafana/`: the dashboard of `charts.dashboard`.
 - the versions in `Chart.yaml`.
 """
 
@@ -10,6 +11,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from charts.dashboard import dashboard
 from moorage import __version__, rbac
 from moorage.api.crd import crd_files
 
@@ -39,6 +41,7 @@ def files() -> dict[str, str]:
     """Path in the chart -> text of everything that is generated."""
     made = {f"files/crds/{name}": text for name, text in crd_files().items()}
     made |= {f"files/rbac/{role}.yaml": HEADER + rules(rights) for role, rights in ROLES.items()}
+    made["files/grafana/moorage.json"] = dashboard()
     chart = (CHART / "Chart.yaml").read_text()
     chart = re.sub(r"(?m)^version: .*$", f"version: {__version__}", chart)
     made["Chart.yaml"] = re.sub(r"(?m)^appVersion: .*$", f'appVersion: "{__version__}"', chart)

@@ -5,6 +5,7 @@
 - `capabilities.md`: what Models can do for applications, and how Moorage knows.
 - `downloads.md`: how `moorage download` ends, from the table of exit codes.
 - `arguments.md`: what arguments of the engines do to the memory estimate, from the engines' tables.
+- `metrics.md`: every metric of every process, from what counts it.
 - `commands.md`: the commands for people, from their `--help`.
 
 A test holds the committed pages equal to what this makes.
@@ -17,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from prometheus_client import REGISTRY
+from prometheus_client.registry import Collector
 
+from moorage.agent.metrics import AgentCollector
 from moorage.api.capabilities import CAPABILITY_HELP, EVIDENCE_HELP, Capability, Evidence
 from moorage.api.conditions import (
     REASON_HELP,
@@ -31,8 +35,15 @@ from moorage.api.conditions import (
 from moorage.api.crd import KINDS, Kind, crd
 from moorage.cli import FOR_PEOPLE
 from moorage.cli import main as moorage
+from moorage.control.metrics import Now, NowCollector
 from moorage.engines.memory_args import LLAMA_CPP, VLLM, MemoryArg
+from moorage.gateway.demand import Demand
+from moorage.gateway.metrics import GatewayCollector
+from moorage.gateway.proxy import Proxy
+from moorage.gateway.settings import Settings
+from moorage.gateway.stats import Stats
 from moorage.names import API_VERSION
+from moorage.placement.gpu_report import GpuReport
 from moorage.planning.model_pass import PERSON
 from moorage.sources.reasons import CATALOG
 
@@ -248,6 +259,55 @@ def _arguments(table: tuple[MemoryArg, ...]) -> str:
     return head + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+@dataclass(frozen=True)
+class Family:
+    """A metric: its name as queries have it, its type, labels and meaning, and the process that counts it."""
+
+    process: str
+    name: str
+    type: str
+    labels: tuple[str, ...]
+    text: str
+
+    def row(self) -> str:
+        """The row in Markdown."""
+        labels = ", ".join(f"`{label}`" for label in self.labels)
+        return f"| `{self.name}` | {self.type} | {labels} | {self.text} |\n"
+
+
+def families() -> list[Family]:
+    """Every metric of Moorage's own."""
+    counted = Stats()
+    proxy = Proxy(Settings(), counted, Demand())
+    collectors: list[tuple[str, Collector]] = [
+        ("operator", NowCollector(lambda: Now(0, 0, {}, ()))),
+        ("gateway", GatewayCollector(counted, proxy.fleet, proxy.health, lambda: 0)),
+        ("agent", AgentCollector(lambda: GpuReport("", 0))),
+    ]
+    own = {name: collector for name, collector in REGISTRY._names_to_collectors.items() if name.startswith("moorage_")}
+    collectors += [("operator", collector) for collector in dict.fromkeys(own.values())]
+    return sorted((_family(p, m, c) for p, c in collectors for m in c.collect()), key=lambda f: (f.process, f.name))
+
+
+def _family(process: str, metric: Any, collector: Any) -> Family:
+    labels = getattr(metric, "_labelnames", None) or getattr(collector, "_labelnames", ())
+    name = metric.name + ("_total" if metric.type == "counter" else "")
+    return Family(process, name, metric.type, tuple(labels), metric.documentation)
+
+
+def metrics_page() -> str:
+    """Every metric, process by process."""
+    text = HEADER + (
+        "# Metrics\n\nIn Prometheus' text format on `/metrics`: of the operator on port 8080, of the gateway on its "
+        "admin port 8001, of the agent on 9445. What to do with them: [monitoring](../how-to/monitoring.md). A "
+        "histogram has `_bucket`, `_sum` and `_count`.\n"
+    )
+    for process in ("operator", "gateway", "agent"):
+        rows = "".join(family.row() for family in families() if family.process == process)
+        text += f"\n## {process.capitalize()}\n\n| Metric | Type | Labels | Meaning |\n|---|---|---|---|\n{rows}"
+    return text
+
+
 def _help(name: str) -> str:
     command: click.Command = moorage
     context = click.Context(moorage, info_name="moorage", terminal_width=110, max_content_width=110)
@@ -265,6 +325,7 @@ def pages() -> dict[str, str]:
     """File name in docs/reference -> text of every generated page."""
     made = {f"{kind.plural}.md": kind_page(kind) for kind in KINDS}
     made |= {"reasons.md": reasons_page(), "capabilities.md": capabilities_page(), "arguments.md": arguments_page()}
+    made["metrics.md"] = metrics_page()
     return made | {"downloads.md": downloads_page(), "commands.md": commands_page()}
 
 

@@ -6,10 +6,8 @@ makes a header into a whole model of any size.
 """
 
 import contextlib
-import fcntl
 import os
 import re
-import shutil
 import socket
 import subprocess
 import time
@@ -18,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from images.build import cache_folder
-from images.recipes import LLAMACPP_BUILD, check_llamacpp_build, debian_mirror
+from images.recipes import LLAMACPP_BUILD, check_llamacpp_build
+from tests.support import debian
 
 PACKAGES = ("base-files", "llama.cpp-tools-extra", "libggml0-backend-rpc")
 RPC_SERVER = "/usr/libexec/x86_64-linux-gnu/llama/bin/ggml-rpc-server"
@@ -115,29 +113,16 @@ def running(devices: int) -> Iterator[LlamaCpp]:
 
 def unpacked() -> Path:
     """The root file system in the cache, made on first use; raises where sid has another build than the pinned one."""
-    cache = cache_folder(dict(os.environ)).parent / "oracle"
-    cache.mkdir(parents=True, exist_ok=True)
-    root = cache / f"llamacpp-{LLAMACPP_BUILD.read_text().strip()}"
-    with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not root.is_dir():
-            _unpack(root)
-    return root
-
-
-def _unpack(root: Path) -> None:
-    fresh = root.with_name("fresh")
-    shutil.rmtree(fresh, ignore_errors=True)
-    mirror = debian_mirror()
     # Snapshots of sid older than a week count as expired.
-    options = ["--quiet", "--variant=extract", '--aptopt=Acquire::Check-Valid-Until "false"']
-    command = ["mmdebstrap", *options, f"--include={','.join(PACKAGES)}", "sid", str(fresh)]
-    subprocess.run(command + ([mirror] if mirror else []), check=True, stdin=subprocess.DEVNULL)
-    printed = subprocess.run(
-        [*inside(fresh), "/usr/bin/llama-fit-params", "--version"], capture_output=True, text=True, check=True
-    )
+    options = ['--aptopt=Acquire::Check-Valid-Until "false"']
+    name = f"llamacpp-{LLAMACPP_BUILD.read_text().strip()}"
+    return debian.unpacked(name, "sid", PACKAGES, options=options, finish=_check_build)
+
+
+def _check_build(root: Path) -> None:
+    command = [*inside(root), "/usr/bin/llama-fit-params", "--version"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True)
     check_llamacpp_build(printed.stdout + printed.stderr, LLAMACPP_BUILD.read_text())
-    fresh.rename(root)
 
 
 def inside(root: Path) -> list[str]:

@@ -62,5 +62,5 @@ def only(found: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, An
 
 def config(found: list[dict[str, Any]]) -> dict[str, Any]:
     """The operator's settings file in a rendered chart."""
-    settings: dict[str, Any] = yaml.safe_load(only(found, "ConfigMap")["data"]["config.yaml"])
+    settings: dict[str, Any] = yaml.safe_load(only(found, "ConfigMap", "-operator")["data"]["config.yaml"])
     return settings

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from charts.dashboard import dashboard
 from moorage import names
 from moorage.agent.main import command as agent
 from moorage.api.crd import crd_files
@@ -25,8 +26,9 @@ FULL: dict[str, Any] = yaml.safe_load((GOLDEN / "full.values.yaml").read_text())
 VALUES = {"default": {}, "full": FULL}
 
 
-def without_crds(text: str) -> str:
-    """The rendering without the CRDs, which have a test of their own, and without Helm's differences in blank lines."""
+def without_files(text: str) -> str:
+    """The rendering without what has a test of its own (CRDs, the dashboard) and Helm's differences in blank lines."""
+    text = re.sub(r"(?m)^  moorage.json: \|\n(    .*\n)+", "  moorage.json: (the dashboard)\n", text)
     documents = [part.strip() for part in re.split(r"(?m)^---$", text)]
     kept = [part for part in documents if part and "\nkind: CustomResourceDefinition\n" not in part]
     return "\n---\n".join(kept) + "\n"
@@ -34,11 +36,18 @@ def without_crds(text: str) -> str:
 
 @pytest.mark.parametrize("case", VALUES)
 def test_rendering_is_the_golden_one(case):
-    rendered = without_crds(helm.template(VALUES[case]))
+    rendered = without_files(helm.template(VALUES[case]))
     path = GOLDEN / f"{case}.yaml"
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(rendered)
     assert rendered == path.read_text()
+
+
+def test_alerts_and_dashboard_are_the_files():
+    found = helm.objects(FULL)
+    rules = helm.only(found, "PrometheusRule")["spec"]
+    assert rules == yaml.safe_load((helm.CHART / "rules/alerts.yaml").read_text())
+    assert helm.only(found, "ConfigMap", "-dashboard")["data"]["moorage.json"].strip() == dashboard().strip()
 
 
 @pytest.mark.parametrize("case", VALUES)
@@ -220,7 +229,7 @@ def test_no_agent_without_being_asked_for():
 
 
 def test_without_a_gateway_nothing_of_it_is_left():
-    assert "gateway" not in without_crds(helm.template({"gateway": {"enabled": False}}))
+    assert "gateway" not in without_files(helm.template({"gateway": {"enabled": False}}))
 
 
 def test_network_policies_are_made_for_each_named_namespace():

@@ -1,6 +1,5 @@
 """The operator's own HTTP endpoints: /healthz, /readyz and /metrics, and on another port the gateways' reports."""
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +30,7 @@ async def serve(operator: Operator, listen: str) -> web.AppRunner:
         return web.Response(text="ok" if operator.ready else "starting", status=200 if operator.ready else 503)
 
     async def numbers(_request: web.Request) -> web.Response:
-        _collect(operator)
-        return web.Response(body=metrics.render(), content_type="text/plain", charset="utf-8")
+        return web.Response(body=metrics.render(lambda: _now(operator)), content_type="text/plain", charset="utf-8")
 
     app = web.Application()
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", numbers)])
@@ -60,12 +58,7 @@ async def _run(app: web.Application, listen: str) -> web.AppRunner:
     return runner
 
 
-def _collect(operator: Operator) -> None:
-    metrics.QUEUE_DEPTH.set(operator.queue.depth)
-    metrics.GATEWAYS.set(operator.usage.gateways)
-    for verb, count in operator.kube.requests.items():
-        metrics.API_REQUESTS.labels(verb).set(count)
-    phases = Counter(operator.store.phases())
-    metrics.OBJECTS.clear()
-    for (kind, phase), count in phases.items():
-        metrics.OBJECTS.labels(kind, phase).set(count)
+def _now(operator: Operator) -> metrics.Now:
+    return metrics.Now(
+        operator.queue.depth, operator.usage.gateways, dict(operator.kube.requests), operator.store.phases()
+    )

@@ -173,10 +173,10 @@ class Store:
         """Models that have servers and are to have some."""
         return [k for k, e in self._entries.items() if e.loaded]
 
-    def phases(self) -> Iterator[tuple[str, str]]:
-        """Kind and phase of every object."""
+    def phases(self) -> Iterator[tuple[Key, str]]:
+        """The phase of every object; `None` before its first pass."""
         for key, entry in self._entries.items():
-            yield key.kind, entry.phase or "None"
+            yield key, entry.phase or "None"
 
     def all_keys(self, kind: str | None = None) -> list[Key]:
         """All keys, or those of one kind."""
