@@ -14,10 +14,14 @@ from moorage.gateway.upstream import Headers
 EVENT_STREAM = b"text/event-stream"
 # nginx in front of the gateway would otherwise hold back events.
 STREAM_HEADERS = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
-# Of the engine's head the client does not get these: they describe a connection it is not on, or the engine.
+# Of the engine's head the client does not get these: they describe a connection it is not on, or the engine, or say
+# what a browser is to do about the whole gateway.
 _WITHHELD = frozenset({
-    b"connection", b"content-length", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"server",
-    b"set-cookie", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"x-request-id", b"x-accel-buffering",
+    b"access-control-allow-credentials", b"access-control-allow-headers", b"access-control-allow-methods",
+    b"access-control-allow-origin", b"access-control-expose-headers", b"access-control-max-age", b"alt-svc",
+    b"clear-site-data", b"connection", b"content-length", b"keep-alive", b"proxy-authenticate", b"proxy-connection",
+    b"server", b"set-cookie", b"strict-transport-security", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+    b"x-accel-buffering", b"x-request-id",
 })  # fmt: skip
 _WITHHELD_OF_STREAMS = _WITHHELD | {b"cache-control"}
 
@@ -148,4 +152,6 @@ def _fail(client: ClientConnection, refusal: Refusal, last_words: bytes) -> None
 
 
 def _lines(headers: Headers, withheld: frozenset[bytes]) -> bytes:
+    if b"connection" in headers:  # names more that are for this hop alone (RFC 9110, 7.6.1)
+        withheld |= {name.strip().lower() for name in headers[b"connection"].split(b",")}
     return b"".join([b"%b: %b\r\n" % line for line in headers.items() if line[0] not in withheld])

@@ -40,6 +40,8 @@ class Request:
     path = b""
     http10 = False
     keep_alive = True
+    repeated = 0  # header lines whose name had come before, and their bytes
+    repeated_bytes = 0
     length: int | None = None  # as announced
     received = 0  # bytes of the body
     body: bytes | bytearray = b""
@@ -187,8 +189,11 @@ class RequestReader:
             return
         name = name.lower()
         headers = self.current.headers
-        if name in headers and name in _ONCE:
-            self.current.refusal = refusals.MALFORMED
+        if name in headers:
+            self.current.repeated += 1
+            self.current.repeated_bytes += len(name) + len(value) + 4
+            if name in _ONCE:
+                self.current.refusal = refusals.MALFORMED
         headers[name] = value
 
     def on_headers_complete(self) -> None:
@@ -198,8 +203,9 @@ class RequestReader:
             return
         parser, request = self._parser, self.current
         assert parser is not None
-        if self._wire_bytes > self._settings.max_head_bytes or len(request.headers) > self._settings.max_headers:
-            self._check_head_size()
+        lines = len(request.headers) + request.repeated
+        if self._wire_bytes > self._settings.max_head_bytes or lines > self._settings.max_headers:
+            self._check_head_size(lines)
         request.complete_head(parser.get_method(), parser.get_http_version(), self._settings)
         # Answers in pieces end by closing in HTTP/1.0, and who sends an odd head is not trusted with a second one.
         request.keep_alive = parser.should_keep_alive() and not request.http10 and request.refusal is None
@@ -210,11 +216,11 @@ class RequestReader:
         if request.refusal is None:
             request.refusal = self._check(request)
 
-    def _check_head_size(self) -> None:
+    def _check_head_size(self, lines: int) -> None:
         """Refuse a head over the limits; only needed when this much has arrived at all."""
         request = self.current
         size = len(request.url) + sum(len(name) + len(value) + 4 for name, value in request.headers.items())
-        if size > self._settings.max_head_bytes or len(request.headers) > self._settings.max_headers:
+        if size + request.repeated_bytes > self._settings.max_head_bytes or lines > self._settings.max_headers:
             request.refusal = refusals.HEAD_TOO_LARGE
 
     def on_body(self, body: bytes) -> None:

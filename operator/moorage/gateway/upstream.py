@@ -35,8 +35,8 @@ class EngineConnection(asyncio.Protocol):
     """One connection, one exchange at a time."""
 
     __slots__ = (
-        "_body", "_ended", "_endpoint", "_framed", "_head_bytes", "_headers", "_headers_done", "_parser", "_paused",
-        "_receiver", "_spoilt", "_surplus", "_transport", "idle_since",
+        "_body", "_ended", "_endpoint", "_fault", "_framed", "_head_bytes", "_headers", "_headers_done", "_parser",
+        "_paused", "_receiver", "_spoilt", "_transport", "idle_since",
     )  # fmt: skip
 
     def __init__(self, endpoint: "EngineEndpoint") -> None:
@@ -45,7 +45,8 @@ class EngineConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._receiver: Receiver | None = None
-        self._spoilt = self._paused = self._surplus = False
+        self._spoilt = self._paused = False
+        self._fault = ""  # what makes all of the answer unbelievable
         self._body: list[bytes] = []
         self._expect_head()
 
@@ -104,8 +105,8 @@ class EngineConnection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._give_up(f"not a valid HTTP/1.1 response: {error}")
             return
-        if self._surplus:
-            self._give_up("more than one response")  # so that neither can be trusted
+        if self._fault:
+            self._give_up(self._fault)
         elif self._body or self._ended:
             self._deliver()
         elif not self._headers_done and self._head_bytes > self._endpoint.settings.max_head_bytes:
@@ -126,8 +127,9 @@ class EngineConnection(asyncio.Protocol):
     # httptools
 
     def on_message_begin(self) -> None:
-        """A response begins; after the one that was asked for it is one too many."""
-        self._surplus = self._ended
+        """A response begins; after the one that was asked for it is one too many, and neither can be trusted."""
+        if self._ended:
+            self._fault = "more than one response"
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header line; after the head it is a trailer, which nobody wants."""
@@ -147,13 +149,20 @@ class EngineConnection(asyncio.Protocol):
             self._spoilt = self._spoilt or status == 101
             return
         self._headers_done = True
-        self._framed = b"content-length" in headers or b"transfer-encoding" in headers or status in (204, 304)
-        if self._receiver is not None:
+        coding = headers.get(b"transfer-encoding")
+        self._framed = coding is not None or b"content-length" in headers or status == 204
+        if coding is not None and coding.lower() != b"chunked":
+            self._fault = "a transfer coding that nobody asked for"
+        elif 300 <= status < 400 or status > 599:  # clients would follow a redirect, to where only the engine knows
+            self._fault = f"status {status}, which means nothing to a client"
+        elif self._receiver is not None:
             self._receiver.on_head(status, headers)
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
-        if not self._ended:
+        if not self._headers_done:
+            self._fault = "an interim response with a body"  # would stand in front of the final one's
+        elif not self._ended:
             self._body.append(body)
 
     def on_message_complete(self) -> None:

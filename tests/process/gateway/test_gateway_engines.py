@@ -23,6 +23,8 @@ from tests.process.gateway.support import (
 from tests.support.eventually import eventually
 
 DATA = json.dumps(OK).encode()
+LENGTH = b"Content-Length: %d\r\n" % len(DATA)
+CHUNKED = b"%x\r\n%b\r\n0\r\n\r\n" % (len(DATA), DATA)
 
 
 async def resets(side: EngineSide) -> None:
@@ -211,6 +213,17 @@ async def test_nothing_is_retried_after_the_first_byte():
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
         b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nabcdef",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n" + DATA,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n" + CHUNKED,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNKED,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNKED + b"extra",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNKED[:-2] + b"Content-Length: 5\r\n\r\n",
+        b"HTTP/1.1 199 X\r\nContent-Length: 2\r\n\r\n[]HTTP/1.1 200 OK\r\n%b\r\n" % LENGTH + DATA,
+        b"HTTP/1.1 204 No Content\r\n%b\r\n" % LENGTH + DATA,
+        b"HTTP/1.1 302 Found\r\nLocation: http://elsewhere/\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\n\r\n",
+        b"HTTP/1.1 600 X\r\n%b\r\n" % LENGTH + DATA,
+        b"HTTP/1.1 200 OK\n%b\n" % LENGTH.replace(b"\r", b"") + DATA,
+        b"HTTP/1.1 200 OK\r\n%bConnection: close\r\n\r\n" % LENGTH + DATA + b"extra",
         b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\nabc",
         b"HTTP/1.1 200 OK\r\n",
         b"HTTP/1.1 200 OK\r\nX: " + b"x" * 400_000,
@@ -220,8 +233,10 @@ async def test_nothing_is_retried_after_the_first_byte():
     ],
     ids=[
         "too long a length", "too short a length", "cut chunk", "bad chunk", "length and chunked", "two lengths",
-        "negative length", "gzip coding", "switching protocols", "half a head", "endless head", "ssh", "zeros",
-        "two answers",
+        "negative length", "gzip coding", "gzip under chunks", "chunked twice", "more after the last chunk",
+        "a length in the trailer", "an interim answer with a body", "204 with a body", "a redirect", "304",
+        "status 600", "bare line feeds", "more after the last answer", "switching protocols", "half a head",
+        "endless head", "ssh", "zeros", "two answers",
     ],
 )  # fmt: skip
 async def test_an_answer_that_lies_is_502_and_its_connection_never_used_again(answer):
@@ -240,6 +255,30 @@ async def test_an_answer_that_lies_is_502_and_its_connection_never_used_again(an
         assert (reply.status, reply.error["code"]) == (502, "engine_error")
         assert (await client.ask(chat())).json == OK
         assert len(engine.sides) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\n%b\r\n" % LENGTH
+        + DATA,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n%x;a=b\r\n%b\r\n0\r\nX: y\r\n\r\n" % (len(DATA), DATA),
+        b"HTTP/1.1 200\r\n%b\r\n" % LENGTH + DATA,
+        b"HTTP/1.0 200 OK\r\n\r\n" + DATA,
+        b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n\r\n" + DATA,
+    ],
+    ids=["interim answers", "extensions and trailers", "no reason", "HTTP/1.0", "ended by closing"],
+)  # fmt: skip
+async def test_unusual_answers_are_passed_on(answer):
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        for start in range(0, len(answer), 7):
+            await side.send(answer[start : start + 7])
+        side.close()
+
+    async with RawEngine(script) as engine, serving([model("m", engine)]) as bed:
+        reply = await bed.ask(chat())
+        assert (reply.status, reply.body, reply.headers["content-length"]) == (200, DATA, str(len(DATA)))
 
 
 async def test_bytes_after_an_answer_are_never_the_next_one():

@@ -160,12 +160,20 @@ async def test_an_engine_that_never_ends_its_interim_answers_is_given_up():
         assert (reply.status, reply.error["code"]) == (502, "engine_error")
 
 
-async def test_hop_by_hop_headers_of_an_engine_stay_on_their_hop():
+@pytest.mark.parametrize(
+    "headers",
+    [
+        "Connection: close, X-Secret\r\nX-Secret: 1\r\nKeep-Alive: timeout=5\r\nUpgrade: h2c\r\n"
+        "Proxy-Connection: x\r\n",
+        "Access-Control-Allow-Origin: *\r\nAccess-Control-Allow-Credentials: true\r\nSet-Cookie: a=b\r\n"
+        "Strict-Transport-Security: max-age=9\r\nAlt-Svc: h3\r\nClear-Site-Data: *\r\nServer: x\r\n",
+    ],
+    ids=["hop by hop", "for browsers"],
+)
+async def test_an_engine_says_nothing_about_connections_and_browsers(headers):
     async def script(side: EngineSide) -> None:
         await side.request()
-        await side.json(
-            OK, extra="Connection: close, X-Secret\r\nKeep-Alive: timeout=5\r\nUpgrade: h2c\r\nProxy-Connection: x\r\n"
-        )
+        await side.json(OK, extra=headers)
         side.close()
 
     async with RawEngine(script) as engine, serving([model("m", engine)]) as bed, bed.client() as client:
