@@ -44,7 +44,7 @@ def vllm() -> dict[str, tuple[str, ...]]:
         "GPU of unknown size": (asked(), replace(START, gpus=1)),
         "four GPUs": (asked(), replace(START, gpus=4, gpu_memory_mib=24564)),
         "everything": (everything, replace(eight_bits, gpus=1, gpu_memory_mib=81559, chat_template=TEMPLATE)),
-        "embeddings": (asked(), replace(START, pooled=Capability.EMBEDDINGS)),
+        "embeddings": (replace(asked(), pooled=Capability.EMBEDDINGS), START),
         "float32": (asked(vllm={"dtype": "float32"}, toolCalling={"enabled": False}), START),
     }
     engine = VllmEngine()
@@ -67,8 +67,8 @@ def llama_cpp() -> dict[str, tuple[str, ...]]:
             asked(kvCacheType="q4_0", llamaCpp=settings),
             replace(quantized, gpus=2, chat_template=TEMPLATE, projector_path="/models/mmproj-f16.gguf"),
         ),
-        "embeddings": (asked(), replace(START, pooled=Capability.EMBEDDINGS)),
-        "reranking": (asked(), replace(START, pooled=Capability.RERANK)),
+        "embeddings": (replace(asked(), pooled=Capability.EMBEDDINGS), START),
+        "reranking": (replace(asked(), pooled=Capability.RERANK), START),
         "without flash attention": (asked(llamaCpp={"flashAttention": False}), START),
     }
     engine = LlamaCppEngine()

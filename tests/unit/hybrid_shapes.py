@@ -1,4 +1,4 @@
-"""GGUF headers of models that are more than a plain transformer: state, windows per layer, experts of other kinds.
+"""GGUF headers of models that are more than a plain transformer: state, windows per layer, experts, encoders.
 
 Published shapes (rounded where a detail does not matter for memory), all weights Q8_0, vectors F32.
 """
@@ -325,3 +325,68 @@ SHAPES = {
         command_r7b, glm45_air, gemma3n_e2b, rwkv7_2_9b, jamba_mini,
     )
 }  # fmt: skip
+
+# One vector, or one score, for a text
+
+MEAN, LAST, RANK = 1, 3, 4
+"""`pooling_type`."""
+
+
+@dataclass(frozen=True)
+class Encoder(Shape):
+    """What llama.cpp calls bert."""
+
+    @property
+    def metadata(self) -> dict[str, object]:
+        return {**super().metadata, "tokenizer.ggml.token_type_count": 2}
+
+
+def _encoder(layers: int, e: int, ff: int, heads: int, vocab: int, context: int, pooling: int) -> Encoder:
+    named: list[Named] = [("token_embd.weight", (e, vocab)), ("position_embd.weight", (e, context))]
+    named += [("token_types.weight", (e, 2)), *_norm("token_embd_norm", e)]
+    for layer in range(layers):
+        named += _in_layer(layer, _encoder_layer(e, ff))
+    if pooling == RANK:
+        named += [*_linear("cls", e, e), *_linear("cls.output", e, 1)]
+    sizes: dict[str, object] = {
+        "block_count": layers, "context_length": context, "embedding_length": e, "feed_forward_length": ff,
+        "attention.head_count": heads, "attention.causal": False, "pooling_type": pooling, "vocab_size": vocab,
+    }  # fmt: skip
+    return Encoder("bert", sizes, tuple(named))
+
+
+def _encoder_layer(e: int, ff: int) -> Iterator[Named]:
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+        yield from _linear(name, e, e)
+    yield from _linear("ffn_up", e, ff)
+    yield from _linear("ffn_down", ff, e)
+    yield from _norm("attn_output_norm", e)
+    yield from _norm("layer_output_norm", e)
+
+
+def _linear(name: str, inner: int, outer: int) -> Iterator[Named]:
+    yield f"{name}.weight", (inner, outer)
+    yield f"{name}.bias", (outer,)
+
+
+def _norm(name: str, e: int) -> Iterator[Named]:
+    yield f"{name}.weight", (e,)
+    yield f"{name}.bias", (e,)
+
+
+def _decoder(layers: int, e: int, ff: int, heads: int, kv: int, head: int, vocab: int, pooling: int) -> Shape:
+    named = _outside(e, vocab, tied=True)
+    for layer in range(layers):
+        norms: list[Named] = [("attn_norm.weight", (e,)), ("ffn_norm.weight", (e,))]
+        named += _in_layer(layer, iter([*norms, *_attention(e, heads, kv, head, norms=True), *_dense(e, ff)]))
+    if pooling == RANK:
+        named.append(("cls.output.weight", (e, 1)))
+    return Shape("qwen3", _keys(layers, e, ff, heads, kv, head, vocab) | {"pooling_type": pooling}, tuple(named))
+
+
+POOLED = {
+    "bge-reranker-v2-m3": _encoder(24, 1024, 4096, 16, 250002, 8192, RANK),
+    "all-MiniLM-L6-v2": _encoder(6, 384, 1536, 12, 30522, 512, MEAN),
+    "Qwen3-Reranker-0.6B": _decoder(28, 1024, 3072, 16, 8, 128, 151669, RANK),
+    "Qwen3-Embedding-0.6B": _decoder(28, 1024, 3072, 16, 8, 128, 151669, LAST),
+}

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from moorage.api.model import ModelSpec
 from moorage.engines import llamacpp, shown
 from moorage.engines.base import Asked, Serving, Start, option
 from moorage.engines.capabilities import Known, capabilities, known_of, pooled, sure
+from moorage.engines.llamacpp import LlamaCppEngine
 from moorage.engines.vllm import arguments as vllm_arguments
-from moorage.sizing.gguf import GgufHeader, Skipped, Value
+from moorage.sizing.gguf import GgufHeader, Skipped, Value, read_gguf_header
+from moorage.sizing.gguf_model import model_of
+from moorage.sizing.llamacpp import LlamaSettings, llama_need
+from tests.unit.hybrid_shapes import POOLED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -316,9 +321,40 @@ START = Start("m", "/models/m.gguf", Serving(512, 4))
 def test_a_server_of_embeddings_is_started_as_one(spec: dict[str, Any], shows: set[Capability], argument: str | None):
     wanted = asked(**spec)
     doing = pooled(sure(capabilities(wanted, Known("GGUF", frozenset(shows)))))
-    args = llamacpp.arguments(wanted, Start("m", "/models/m.gguf", Serving(512, 4), pooled=doing))
+    args = llamacpp.arguments(replace(wanted, pooled=doing), START)
     found = [arg for arg in args if arg in ("--embeddings", "--embedding", "--reranking", "--rerank")]
     assert found == ([argument] if argument else [])
+
+
+LAST, RANK = "Qwen3-Embedding-0.6B", "Qwen3-Reranker-0.6B"
+
+
+@pytest.mark.parametrize(
+    ("spec", "pooled", "file", "batches"),
+    [
+        ({}, None, RANK, ("2048", "512")),
+        ({}, C.EMBEDDINGS, "all-MiniLM-L6-v2", ("4096", "4096")),
+        ({}, C.RERANK, RANK, ("4096", "4096")),
+        ({"llamaCpp": {"batchSize": 8192, "ubatchSize": 8192}}, C.RERANK, RANK, ("8192", "8192")),
+        ({}, C.EMBEDDINGS, LAST, ("2048", "512")),
+        ({}, C.RERANK, LAST, ("4096", "4096")),
+        ({"args": ["--pooling", "last"]}, C.EMBEDDINGS, RANK, ("2048", "512")),
+        ({"args": ["--pooling", "mean"]}, C.EMBEDDINGS, LAST, ("4096", "4096")),
+    ],
+)
+def test_a_text_that_becomes_one_vector_fits_into_one_micro_batch(
+    spec: dict[str, Any], pooled: C | None, file: str, batches: tuple[str, str]
+):
+    """llama-server answers 500 to a longer one: "input is too large to process"."""
+    llama = model_of(read_gguf_header(POOLED[file].header))
+    wanted = replace(asked(**spec), pooled=pooled, header=json.dumps(llama.to_json()))
+    serving = Serving(4096, 4)
+    args = llamacpp.arguments(wanted, replace(START, serving=serving))
+    assert (option(args, "--batch-size"), option(args, "--ubatch-size")) == batches
+    need = LlamaCppEngine().need(wanted, serving, 1)
+    outputs = None if pooled is None else 0
+    settings = LlamaSettings(4096 * 4, 4, ubatch_size=int(batches[1]), outputs=outputs)
+    assert need == llama_need(llama, settings), "as it is started, so it is counted"
 
 
 @pytest.mark.parametrize(
@@ -326,7 +362,7 @@ def test_a_server_of_embeddings_is_started_as_one(spec: dict[str, Any], shows: s
 )
 def test_vllm_is_told_to_pool_where_nothing_is_generated(spec: dict[str, Any], argument: list[str]):
     wanted = asked(**spec)
-    args = vllm_arguments(wanted, Start("m", "/models/m", Serving(512, 4), pooled=C.EMBEDDINGS))
+    args = vllm_arguments(replace(wanted, pooled=C.EMBEDDINGS), START)
     assert list(args[-len(argument) :]) == argument
     assert "--runner" not in vllm_arguments(asked(), START)
 

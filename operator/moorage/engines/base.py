@@ -39,7 +39,8 @@ class Asked:
     projector that is served beside the model (empty: there is none), `trained_context` the tokens that the model was
     trained for (0: not known), `size_bytes` all files together. `tool_parser` reads the tool calls that the chat
     template shows (empty: none is known). `remote_code_allowed`: programs out of a repository may be run here. `image`
-    is the one that the server runs or will run (empty: the pinned version's).
+    is the one that the server runs or will run (empty: the pinned version's). `pooled` is what the server is to do
+    where it generates nothing (EMBEDDINGS, RERANK).
     """
 
     spec: ModelSpec
@@ -50,6 +51,7 @@ class Asked:
     tool_parser: str = ""
     remote_code_allowed: bool = False
     image: str = ""
+    pooled: Capability | None = None
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,7 @@ class Start:
     `model_path` is absolute, inside the container, as is `projector_path` (empty: there is none); `gpus` 0 means CPU
     only, `gpu_memory_mib` is the nominal memory of one (0: not known) and `memory_limit_mib` what a person says is
     needed of it (0: nothing); `cpus` are the whole CPUs the pod may use, None where it was given no share;
-    `chat_template` is the path of a template to use instead of the model's own; `pooled` is what the server is to do
-    where it generates nothing (EMBEDDINGS, RERANK).
+    `chat_template` is the path of a template to use instead of the model's own.
     """
 
     name: str
@@ -72,7 +73,6 @@ class Start:
     cpus: int | None = None
     chat_template: str = ""
     projector_path: str = ""
-    pooled: Capability | None = None
 
 
 @dataclass(frozen=True)

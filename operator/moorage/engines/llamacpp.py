@@ -170,6 +170,34 @@ def _pooled_by(spec: ModelSpec) -> Capability | None:
     return next(given, None) or next(meant, None)
 
 
+def _batches(asked: Asked, serving: Serving) -> tuple[int, int]:
+    """Tokens of a batch and of a micro-batch.
+
+    A text whose tokens' vectors become one has to be in one micro-batch: llama-server answers 500 to a longer one
+    ("input is too large to process"). Only for the last token's vector can it be computed piece by piece.
+    """
+    options = asked.spec.llama_cpp or LlamaCpp()
+    if asked.pooled is None or _takes_last(asked):
+        return options.batch_size, options.ubatch_size
+    return max(options.batch_size, serving.context_length), max(options.ubatch_size, serving.context_length)
+
+
+def _takes_last(asked: Asked) -> bool:
+    """Whether the last token's vector stands for a text; a reranker always looks at all of it."""
+    said = option(asked.spec.args, "--pooling")
+    return asked.pooled == Capability.EMBEDDINGS and (
+        _file_pools_last(asked.header) if said is None else said == "last"
+    )
+
+
+def _file_pools_last(header: str) -> bool:
+    """False also where nothing is known, or another Moorage wrote it: what is in one micro-batch always works."""
+    try:
+        return bool(header) and _model(header).pools_last
+    except HeaderError:
+        return False
+
+
 @lru_cache(maxsize=256)
 def _model(header: str) -> LlamaModel:
     """The model that a stored header tells of, read once for the many needs that one pass asks for."""
@@ -189,11 +217,12 @@ def _settings(asked: Asked, serving: Serving, gpus: int, told: Given) -> LlamaSe
         kv_unified=options.unified_kv_cache,
         cache_type_k=serving.kv_cache_type,
         cache_type_v=serving.kv_cache_type,
-        ubatch_size=options.ubatch_size,
+        ubatch_size=_batches(asked, serving)[1],
         flash_attention=options.flash_attention,
         swa_full=told.has("--swa-full"),
         gpu_layers=options.gpu_layers if gpus else 0,
         gpus=max(gpus, 1),
+        outputs=0 if asked.pooled else None,
         projector=_projector(asked.projector) if asked.projector else None,
         image_max_tokens=max(int(told.number("--image-max-tokens")), 0),
         projector_offload=not told.has("--no-mmproj-offload"),
@@ -209,6 +238,7 @@ def arguments(asked: Asked, start: Start) -> tuple[str, ...]:
     options, serving = asked.spec.llama_cpp or LlamaCpp(), start.serving
     # Threads beyond the pod's share spin at each other's barriers: measured 10 tokens/s instead of 100 on two CPUs.
     threads = str(options.threads or start.cpus or -1)
+    batch, micro_batch = _batches(asked, serving)
     args = [
         *("--model", start.model_path),
         *("--alias", start.name),
@@ -221,8 +251,8 @@ def arguments(asked: Asked, start: Start) -> tuple[str, ...]:
         *("--keep", str(options.keep)),
         *("--threads", threads),
         *("--threads-batch", threads),
-        *("--batch-size", str(options.batch_size)),
-        *("--ubatch-size", str(options.ubatch_size)),
+        *("--batch-size", str(batch)),
+        *("--ubatch-size", str(micro_batch)),
         *("--gpu-layers", _gpu_layers(options, start.gpus)),
         *("--cache-type-k", serving.kv_cache_type),
         *("--cache-type-v", serving.kv_cache_type),
@@ -243,8 +273,8 @@ def arguments(asked: Asked, start: Start) -> tuple[str, ...]:
         args += ["--mmproj", start.projector_path]
     if start.chat_template:
         args += ["--chat-template-file", start.chat_template]
-    if start.pooled and not _pooled_by(asked.spec):
-        args.append(POOLED[start.pooled][0])
+    if asked.pooled and not _pooled_by(asked.spec):
+        args.append(POOLED[asked.pooled][0])
     return (*args, *asked.spec.args)
 
 

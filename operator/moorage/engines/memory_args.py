@@ -204,7 +204,7 @@ LLAMA_CPP: Final = (
     ),
     MemoryArg(
         ("--pooling", "--embedding", "--embeddings", "--embd-normalize", "--rerank", "--reranking"),
-        _N, "an output for every token of a micro-batch is counted in any case",
+        _N, "counted as a server of that kind, which gives no logits",
     ),
     MemoryArg(
         ("--threads-batch", "-tb", "--cpu-*", "-C", "-Cr", "-Cb", "-Crb", "--prio*", "--poll*", "--numa",

@@ -223,7 +223,7 @@ def arguments(asked: Asked, start: Start) -> tuple[str, ...]:
         args += ["--reasoning-parser", spec.reasoning_parser]
     if start.chat_template:
         args += ["--chat-template", start.chat_template]
-    if start.pooled and option(spec.args, "--runner") is None:  # how it pools, vLLM finds out by itself
+    if asked.pooled and option(spec.args, "--runner") is None:  # how it pools, vLLM finds out by itself
         args += ["--runner", "pooling"]
     return (*args, *spec.args)
 

@@ -1,8 +1,8 @@
 """What a Model can do for applications, as its status tells it, and what its server is started as because of that."""
 
 from moorage.api.capabilities import Capability, CapabilityStatus
+from moorage.engines.base import Asked
 from moorage.engines.capabilities import Found, Known, capabilities, known_of, pooled, sure
-from moorage.planning.model_engine import asked_of
 from moorage.planning.model_pass import ModelPass
 
 
@@ -30,7 +30,7 @@ def known(step: ModelPass) -> Found:
         names=tuple(name for name in (repository, file) if name),
         reported={name: able for name, able in told.items() if able is not None},
     )
-    return capabilities(asked_of(step), facts)
+    return capabilities(Asked(step.model.spec, tool_parser=source.tool_call_parser or ""), facts)
 
 
 def pooling(step: ModelPass) -> Capability | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from moorage.engines.base import DEFAULT_CONTEXT, Asked, Engine, Serving
 from moorage.engines.choice import choose
 from moorage.errors import InvalidSpec
+from moorage.planning import model_capabilities
 from moorage.planning.model_pass import ModelPass
 
 
@@ -41,6 +42,7 @@ def asked_of(step: ModelPass) -> Asked:
         tool_parser=source.tool_call_parser or "",
         remote_code_allowed=step.seen.defaults.remote_code_allowed,
         image=_image(step),
+        pooled=model_capabilities.pooling(step),
     )
 
 

@@ -5,7 +5,6 @@ from contextlib import suppress
 from moorage import names
 from moorage.api.common import quantity_bytes
 from moorage.engines.base import Start
-from moorage.planning import model_capabilities
 from moorage.planning.model_engine import engine_of, serving_of
 from moorage.planning.model_pass import ModelPass
 from moorage.planning.model_place import override_mib
@@ -26,7 +25,6 @@ def start_of(step: ModelPass) -> Start:
         memory_limit_mib=override_mib(step) or 0,
         cpus=whole_cpus(spec.resources or {}),
         chat_template=f"{names.CHAT_TEMPLATE_MOUNT}/{template}" if template else "",
-        pooled=model_capabilities.pooling(step),
     )
 
 

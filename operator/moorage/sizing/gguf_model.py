@@ -15,6 +15,8 @@ from moorage.sizing.text import clean
 _BLOCK: Final = re.compile(r"blk\.(\d{1,4})\.")
 _INPUTS: Final = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
 """LLM_TENSOR_LAYER_INPUT in src/llama-arch.cpp: looked up by row, so they stay in host memory."""
+_POOLING_LAST: Final = 3
+"""LLAMA_POOLING_TYPE_LAST in include/llama.h's enum llama_pooling_type."""
 
 
 def model_of(header: GgufHeader) -> LlamaModel:
@@ -50,6 +52,7 @@ def model_of(header: GgufHeader) -> LlamaModel:
         output_bytes=weights.output,
         confidence=confidence,
         reasons=reasons,
+        pools_last=header.metadata.get(f"{hparams.architecture}.pooling_type") == _POOLING_LAST,
     )
     _check(model)
     return model

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from moorage.errors import InvalidSpec
+from moorage.sizing import architectures as arch
 from moorage.sizing.ggml import TENSOR_TYPES
 from moorage.sizing.model import Confidence, Layer, LlamaModel
 from moorage.sizing.need import GIB, MIB, MemoryNeed, nearest_mib, up_mib
@@ -50,8 +51,8 @@ class LlamaSettings:
     ctx_size        cells of the whole cache (`-c`), shared out over `parallel` unless `kv_unified`
     gpu_layers      None: all
     gpus            cards the layers are split over in equal shares (`--tensor-split 1,1,..`)
-    outputs         tokens of a micro-batch that give logits; None: all of them (older builds; embeddings). Builds of
-                    2026 reserve one for each slot
+    outputs         tokens of a micro-batch that give logits; None: all of them (older builds). Builds of 2026 reserve
+                    one for each slot, and none where the vectors of a text become one (embeddings, reranking)
     projector       the multimodal projector served beside the model (`--mmproj`); it lies on the first GPU, or in host
                     memory where no layer is on a GPU
     image_max_tokens  `--image-max-tokens`; 0: the projector's own limit
@@ -75,7 +76,10 @@ class LlamaSettings:
 
 
 class Cells(NamedTuple):
-    """Cells of one stream of the cache: of layers that see everything, and of those with a window."""
+    """Cells of one stream of the cache: of layers that see everything, and of those with a window.
+
+    Where nothing is cached, the tokens of a micro-batch stand in: that is what attention sees.
+    """
 
     full: int
     window: int
@@ -138,6 +142,8 @@ def cache_cells(model: LlamaModel, settings: LlamaSettings) -> Cells:
     window = max((layer.window for layer in model.layers), default=0)
     share = settings.parallel if settings.kv_unified else 1
     windowed = full if settings.swa_full else _padded(min(full, window * share + _ubatch(settings)))
+    if model.architecture in arch.NO_CACHE:
+        return Cells(_padded(_ubatch(settings)), 0, 1)
     sees_all = any(layer.key_width and not layer.window for layer in model.layers)
     return Cells(full if sees_all else 0, windowed if window else 0, 1 if settings.kv_unified else settings.parallel)
 
@@ -234,7 +240,8 @@ def _host_mib(model: LlamaModel, settings: LlamaSettings, cells: Cells, on_gpu: 
     away = {unit for share in on_gpu for unit in share}
     weights, cache = _held(model, settings, cells, [unit for unit in range(model.units) if unit not in away])
     several = settings.gpus > 1
-    rows = 4 * _ubatch(settings) * (HOST_ROWS[several] * model.embedding + model.input_values)
+    looked_up = HOST_ROWS[several] + (model.architecture in arch.NO_CACHE)  # positions beside tokens
+    rows = 4 * _ubatch(settings) * (looked_up * model.embedding + model.input_values)
     masks = _mask_bytes(settings, cells) * (1 if settings.flash_attention else 2)  # cast on the host
     graph = rows + HOST_MASKS[several] * masks + HOST_SLACK
     if len(away) < model.units:

@@ -57,6 +57,7 @@ class LlamaModel:
     attention_values   flash attention; plain_attention_values without it, less scores (one row per head and cell)
     feed_forward_values, recurrent_values   the same for the other kinds of layer
     input_values       per-layer embeddings of a token, looked up beside its own
+    pools_last         the vector of a text's last token stands for the text, as the header says
     """
 
     architecture: str
@@ -77,6 +78,7 @@ class LlamaModel:
     output_bytes: int
     confidence: Confidence
     reasons: tuple[str, ...] = ()
+    pools_last: bool = False
 
     @property
     def units(self) -> int:
