@@ -207,18 +207,18 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
-        if self.state is _READ:
+        if self.state is _BUSY or (self.state is _READ and self.blocked):
             self._hold(len(data))
-            if self._held > self._settings.max_head_bytes and self._listener.held > self._settings.max_held_bytes:
+            self._backlog += data
+            if not self._has_room():
+                self._transport.pause_reading()  # until this answer is done, or taken
+        elif self.state is _READ:
+            self._hold(len(data))
+            if self._takes_too_much():
                 self._refuse_and_linger(refusals.OVERLOADED)
                 return
             self._read(data)
             self._advance()
-        elif self.state is _BUSY:
-            self._hold(len(data))
-            self._backlog += data
-            if len(self._backlog) > self._settings.max_head_bytes:
-                self._transport.pause_reading()  # until this answer is done
 
     def pause_writing(self) -> None:
         """Called by the event loop: the client does not keep up."""
@@ -233,6 +233,9 @@ class ClientConnection(asyncio.Protocol):
         self.blocked = False
         if self.state is _BUSY:
             self.deadline = NEVER
+        elif self.state is _READ:
+            self.deadline = time.monotonic() + self._settings.head_timeout
+            self._advance()
         if self.job is not None:
             self.job.on_client_slow(False)
 
@@ -298,18 +301,22 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _advance(self) -> None:
-        """Answer what has been read, one after the other; a job that takes longer calls again when it ends."""
+        """Answer what has been read, one after the other; a job that takes longer calls again when it ends.
+
+        Not faster than the client takes answers: they would pile up.
+        """
         if self._advancing:
             return
         self._advancing = True
-        complete = self._reader.complete
-        while self.state is _READ:
+        complete, step = self._reader.complete, self._settings.max_head_bytes
+        while self.state is _READ and not self.blocked:
             if complete:
                 self._start(complete.popleft())
             elif self._backlog:
-                data = bytes(self._backlog)
-                self._backlog.clear()
-                self._transport.resume_reading()
+                data = bytes(self._backlog[:step])
+                del self._backlog[:step]
+                if self._has_room():
+                    self._transport.resume_reading()
                 self._read(data)
             else:
                 if self._reader.in_body:
@@ -336,6 +343,23 @@ class ClientConnection(asyncio.Protocol):
                 self.cut()
             else:
                 self.refuse(refusals.INTERNAL)
+
+    def _has_room(self) -> bool:
+        """Whether to read on what comes before its turn.
+
+        A client's leaving is only seen by reading on, so where memory allows it that is up to a request's largest size.
+        """
+        size, settings = len(self._backlog), self._settings
+        if size <= settings.max_head_bytes:
+            return True
+        return size <= settings.max_body_bytes and self._listener.held <= settings.max_held_bytes // 2
+
+    def _takes_too_much(self) -> bool:
+        """Whether this client is one of those because of whom memory runs short: more of them the shorter it is."""
+        settings = self._settings
+        over = self._listener.held - settings.max_held_bytes
+        fair = settings.max_held_bytes // settings.max_connections
+        return over > 0 and self._held > (settings.max_head_bytes if over <= settings.max_held_bytes else fair)
 
     def _hold(self, size: int) -> None:
         self._held += size
