@@ -72,8 +72,8 @@ class Exchange:
         self._client = client
         self._request = request
         self._kind = kind
-        self._body: dict[str, Any] | bytes = body  # bytes once it is ready to be sent
-        self._original: dict[str, Any] = {}  # the body as it came, while a fallback may want it
+        # Bytes once it can be sent. None: as it came it waits in the request, where it takes far less than parsed.
+        self._body: dict[str, Any] | bytes | None = body
         self._streams = body.get("stream") is True
         self._id = request_id
         self._started = time.monotonic()
@@ -84,11 +84,10 @@ class Exchange:
         self._call: Call | None = None
         self._health: TargetHealth | None = None  # of the target, where the alias has a failover
         self._asked = ""  # the Model whose waking was asked for
-        self._cold = False
+        self._cold = self._hide = False  # hide: the client did not ask for the usage chunk
         self._wait_since = self._wait_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._answer: Answer | None = None
-        self._hide = False  # the client did not ask for the usage chunk
         self._usage = Usage()
         self._first_token: float | None = None  # seconds, of a stream
 
@@ -164,7 +163,7 @@ class Exchange:
         """See upstream.Receiver."""
         self._status = status
         self._headers = headers
-        self._original = {}
+        self._request.body = b""
         if self._client.blocked:
             self.on_client_slow(True)
 
@@ -212,7 +211,7 @@ class Exchange:
             if self._health is not None:
                 self._health.note(True, None, now)
                 self._health = None
-            self._body = self._original
+            self._body = None
             self._go(*found, now)
         else:
             if other is None:
@@ -288,6 +287,7 @@ class Exchange:
             if fleet.pending.get(route.name, 0) >= route.hold.max_pending:
                 self._fail(self._no_room())
                 return
+            self._body = None
             self._wait_since, self._wait_until = now, now + route.hold.timeout
             self._set_timer()
         fleet.wait(self, route.name, tuple({c.model.name: fleet.pools[c.model.name] for c in self._choices}.values()))
@@ -333,14 +333,16 @@ class Exchange:
         self._pool, self._endpoint = pool, endpoint
         self._stats = self._plant.stats.route(self._route.alias, target.model.name)
         body = self._body
-        assert isinstance(body, dict)
-        self._original = dict(body) if self._route.fallbacks else {}
         try:
+            if not isinstance(body, dict):
+                body = rewrite.parse(self._request.body, self._plant.settings.max_json_marks)
             self._hide = target.rewrite.apply(body, self._kind, counted=self.meter is not None)
             self._body = rewrite.dump(body)
         except Unusable as unusable:
             self._fail(unusable.refusal, OK)
             return
+        if not self._route.fallbacks:
+            self._request.body = b""
         self._send(endpoint, now)
 
     def _send(self, endpoint: Endpoint, now: float, *, fresh: bool = False) -> None:
@@ -358,8 +360,7 @@ class Exchange:
         """What the gateway adds to the answer's head."""
         lines = b"x-request-id: %b\r\n" % self._id
         if self._wait_since:
-            waited = int((time.monotonic() - self._wait_since) * 1000)
-            lines += b"x-moorage-held-milliseconds: %d\r\n" % waited
+            lines += b"x-moorage-held-milliseconds: %d\r\n" % int((time.monotonic() - self._wait_since) * 1000)
             if self._cold:
                 lines += b"x-moorage-cold-start: true\r\n"
         return lines
@@ -387,8 +388,7 @@ class Exchange:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-        if self._pool is not None:
-            self._give_back()
+        self._give_back()
         if self._health is not None:
             late = now - self._started if self._streams and self._answer is None and not self._cold else None
             self._health.ended(outcome if self._endpoint is not None else None, self._first_token, late, now)

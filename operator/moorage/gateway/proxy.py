@@ -88,7 +88,6 @@ class Proxy:
         except Unusable as unusable:
             client.refuse(unusable.refusal)
             return
-        request.body = b""
         key = request.key
         route = self._route(name, key)
         if isinstance(route, Refusal):

@@ -368,6 +368,7 @@ class ClientConnection(asyncio.Protocol):
     def _finish(self) -> None:
         self.job = None
         self.committed = False
+        self.request.body = b""  # an idle connection keeps none
         if not (self._reader.complete or self._backlog or self._reader.in_body):
             self._hold(-self._held)
         if self._close:

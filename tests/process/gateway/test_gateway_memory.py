@@ -1,6 +1,7 @@
 """What clients can make the gateway keep is little, whatever they send ahead and however few answers they take."""
 
 import asyncio
+import json
 import socket
 import tracemalloc
 
@@ -130,3 +131,18 @@ async def test_many_clients_with_unfinished_heads_are_refused_before_they_fill_t
             assert (await small.reply()).status == 200
         for _, writer in streams:
             writer.transport.abort()
+
+
+async def test_requests_that_wait_take_no_more_than_their_bytes():
+    """100 kB of empty lists are 1.6 MB once they are parsed."""
+    text = json.dumps(chat("asleep", x=[[]] * 25_000)).encode()
+    async with RawEngine(always(OK)) as engine, serving([model("asleep")]) as bed:
+        tracemalloc.start()
+        asked = [asyncio.create_task(bed.ask(text)) for _ in range(20)]
+        await eventually(lambda: bed.gateway.proxy.fleet.held == 20)
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert kept < 20 * len(text) * 3
+        bed.apply([model("asleep", engine)])
+        assert [(await one).status for one in asked] == [200] * 20
+        assert engine.requests[0].body["x"] == [[]] * 25_000
