@@ -152,6 +152,7 @@ LAYERS = (
             "images/native.py",
             "requirements/dev.txt",
             "operator/moorage/gateway",
+            "operator/moorage/api/capabilities.py",
             "operator/moorage/engines/capabilities.py",
             "operator/moorage/errors.py",
             "operator/moorage/usage.py",

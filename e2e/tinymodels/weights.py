@@ -66,7 +66,7 @@ def largest_shape(vocab_size: int, limit: int, size: Callable[[Shape], int]) -> 
     return replace(fitting, intermediate_size=fitting.intermediate_size + wider)
 
 
-class _Source:
+class Source:
     """Uniform weights from a bit generator's raw stream, which NumPy promises never to change (unlike Generator)."""
 
     def __init__(self, seed: int) -> None:
@@ -81,7 +81,7 @@ class _Source:
 
 def generate(shape: Shape, vocabulary: Vocabulary, *, seed: int) -> Iterator[tuple[str, FloatArray]]:
     """Yield (Hugging Face tensor name, weights as [out, in]) in the order of the layers, the same for the same seed."""
-    source, hidden, wide = _Source(seed), shape.hidden_size, shape.intermediate_size
+    source, hidden, wide = Source(seed), shape.hidden_size, shape.intermediate_size
     scale = 2.4 / hidden**0.5
     # Each layer adds to the hidden state: as in GPT-2, the deeper the model, the less.
     added = (2 / shape.layers) ** 0.5
@@ -108,7 +108,7 @@ def _quiet(weights: FloatArray) -> FloatArray:
     return weights
 
 
-def _output(source: _Source, shape: Shape, vocabulary: Vocabulary) -> FloatArray:
+def _output(source: Source, shape: Shape, vocabulary: Vocabulary) -> FloatArray:
     output = source.matrix(shape.vocab_size, shape.hidden_size, 4.0 / shape.hidden_size**0.5)
     output[:, 0] = _NEVER
     output[sorted(vocabulary.word_ids), 0] = 0

@@ -51,3 +51,18 @@ def test_a_model_of_embeddings_is_ready_and_gives_vectors(machine: Machine, gate
     assert status == 200
     assert [len(one["embedding"]) for one in answer["data"]] == [64, 64]
     assert gateway.ask("/v1/models/search")[1]["architecture"]["output_modalities"] == ["embeddings"]
+
+
+def test_a_reranker_is_known_by_its_file_and_takes_documents_as_long_as_its_context(machine: Machine, gateway: Address):
+    machine.model("ranks", repo="moorage/tiny-reranker-GGUF")
+    model = machine.until_condition("ranks", "Ready", "True", timeout=180)
+    assert able(model) == {"rerank": "Metadata"}
+    gateway.until("ranks", 400)  # a chat; until the gateway knows the Model it is 404
+    assert error_of(gateway.chat("ranks")) == (400, "unsupported_endpoint")
+    documents = ["harbor harbor", "harbor " * 1500, "wind and tide"]
+    status, answer = gateway.ask("/v1/rerank", {"model": "ranks", "query": "harbor", "documents": documents})
+    assert status == 200, answer
+    scores = {found["index"]: found["relevance_score"] for found in answer["results"]}
+    assert sorted(scores) == [0, 1, 2]
+    assert len(set(scores.values())) == 3
+    assert gateway.ask("/v1/models/ranks")[1]["architecture"]["output_modalities"] == ["rerank"]

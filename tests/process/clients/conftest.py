@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from e2e.tinymodels.reranker import write_reranker
 from images.build import cache_folder
 from tests.process.clients.small_talk import SMALL_TALK
 from tests.support.llamaserver import llama_server
-from tests.support.reranker import write_reranker
 from tests.support.table_model import write_table_model
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -5,20 +5,21 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 
 from e2e.tinymodels.vocabulary import build_vocabulary
+from e2e.tinymodels.weights import FloatArray, Source
 
-CONTEXT_LENGTH = 512  # tokens
+CONTEXT_LENGTH = 2048  # tokens
 _WIDTH, _INNER, _HEADS = 64, 128, 2
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"  # before pieces that begin a word, as llama.cpp stores WordPiece
 
-Weights = npt.NDArray[np.float32]
 
+def write_reranker(path: str | Path, *, seed: int = 0) -> list[Path]:
+    """Write a GGUF of about 0.7 MB whose header says `pooling_type: rank`, and return the path written.
 
-def write_reranker(path: Path, *, seed: int = 0) -> None:
-    """Write a GGUF of about 0.3 MB whose header says `pooling_type: rank`, the same for the same seed."""
+    The same seed gives the same file.
+    """
     tokens = _tokens()
     writer = gguf.GGUFWriter(path, "bert")
     writer.add_type(gguf.GGUFType.MODEL)
@@ -33,12 +34,13 @@ def write_reranker(path: Path, *, seed: int = 0) -> None:
     writer.add_causal_attention(False)
     writer.add_pooling_type(gguf.PoolingType.RANK)
     _add_tokenizer(writer, tokens)
-    for name, weights in _tensors(len(tokens), np.random.Generator(np.random.PCG64(seed))):
+    for name, weights in _tensors(len(tokens), Source(seed)):
         writer.add_tensor(name, weights)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return [Path(path)]
 
 
 def _tokens() -> list[str]:
@@ -63,21 +65,18 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokens: list[str]) -> None:
     writer.add_mask_token_id(_SPECIAL.index("[MASK]"))
 
 
-def _tensors(vocabulary: int, random: np.random.Generator) -> Iterator[tuple[str, Weights]]:
-    def matrix(rows: int, columns: int, scale: float) -> Weights:
-        return (random.standard_normal((rows, columns)) * scale).astype(np.float32)
-
-    def norm(name: str) -> Iterator[tuple[str, Weights]]:
+def _tensors(vocabulary: int, source: Source) -> Iterator[tuple[str, FloatArray]]:
+    def norm(name: str) -> Iterator[tuple[str, FloatArray]]:
         yield f"{name}.weight", np.ones(_WIDTH, np.float32)
         yield f"{name}.bias", np.zeros(_WIDTH, np.float32)
 
-    def linear(name: str, rows: int, columns: int) -> Iterator[tuple[str, Weights]]:
-        yield f"{name}.weight", matrix(rows, columns, columns**-0.5)
+    def linear(name: str, rows: int, columns: int) -> Iterator[tuple[str, FloatArray]]:
+        yield f"{name}.weight", source.matrix(rows, columns, (3 / columns) ** 0.5)
         yield f"{name}.bias", np.zeros(rows, np.float32)
 
-    yield "token_embd.weight", matrix(vocabulary, _WIDTH, 1.0)
-    yield "position_embd.weight", matrix(CONTEXT_LENGTH, _WIDTH, 0.1)
-    yield "token_types.weight", matrix(2, _WIDTH, 0.1)
+    yield "token_embd.weight", source.matrix(vocabulary, _WIDTH, 1.7)
+    yield "position_embd.weight", source.matrix(CONTEXT_LENGTH, _WIDTH, 0.1)
+    yield "token_types.weight", source.matrix(2, _WIDTH, 0.1)
     yield from norm("token_embd_norm")
     for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
         yield from linear(f"blk.0.{part}", _WIDTH, _WIDTH)
