@@ -60,9 +60,9 @@ def bad_request(message: str, code: str = "invalid_request", param: str | None =
     return Refusal(400, code, message, param=param)
 
 
-def generates_no_text(name: str, serves: str) -> Refusal:
-    """400: a chat or completion for a server of embeddings or a reranker."""
-    message = f"The model `{name[:200]}` generates no text: it serves /v1/{serves}."
+def serves_something_else(name: str, serves: str) -> Refusal:
+    """400: a chat for a server of embeddings or a reranker, or embeddings of a reranker."""
+    message = f"The model `{name[:200]}` does not answer that: it serves /v1/{serves}."
     return bad_request(message, "unsupported_endpoint", "model")
 
 

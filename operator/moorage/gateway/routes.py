@@ -158,8 +158,9 @@ class Route:
         """Why requests of `kind` get nowhere here, whoever sends them; `name` is what the client calls it."""
         if not self.targets:
             return refusals.requirements_not_met(name, self.lacking, retry_after)
-        if self.textless and kind.generates:  # it may be the end of such a server
-            return refusals.generates_no_text(name, self.textless)
+        # A chat may be the end of such a server, and a reranker gives vectors out of memory that it never wrote.
+        if self.textless and not any(target.model.card.suits(kind) for target in (*self.targets, *self.fallbacks)):
+            return refusals.serves_something_else(name, self.textless)
         return None
 
     def allowed(self, key: Key, asked: str) -> bool:

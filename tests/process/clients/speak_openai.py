@@ -103,6 +103,10 @@ def tool_choice(client: OpenAI) -> Any:
         "auto": _said(client, WEATHER, tool_choice="auto"),
         "auto, not needed": _said(client, USER, tool_choice="auto"),
         "required, not needed": _said(client, USER, tool_choice="required"),
+        "a function, not needed": _said(
+            client, USER, tool_choice={"type": "function", "function": {"name": "weather"}}
+        ),
+        "none": _said(client, WEATHER, tool_choice="none"),
     }
 
 

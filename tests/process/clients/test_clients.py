@@ -141,6 +141,9 @@ async def test_tools(stand: Stand):
         "auto": ["tool_calls", "", [call]],
         "auto, not needed": ["stop", "Fair winds.", []],
         "required, not needed": ["tool_calls", "Fair winds.", [call]],
+        # As docs/how-to/use-the-gateway.md tells of this build:
+        "a function, not needed": ["stop", "Fair winds.", []],
+        "none": ["stop", '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>', []],
     }
     assert await stand.openai("tool_result") == {
         "sunny": ["stop", "Take a hat.", []],

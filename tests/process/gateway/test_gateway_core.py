@@ -135,23 +135,21 @@ async def test_a_server_of_embeddings_is_listed_as_one():
     assert listed["architecture"] == {"input_modalities": ["text"], "output_modalities": ["embeddings"]}
 
 
-async def test_a_server_of_embeddings_is_not_asked_for_text():
-    """llama-server with --embeddings was seen to end on such a request."""
-    card = Card(512, ("embeddings",))
+@pytest.mark.parametrize(("serves", "other"), [("embeddings", "rerank"), ("rerank", "embeddings")])
+async def test_a_server_of_one_thing_is_not_asked_for_another(serves: str, other: str):
+    """llama-server with --embeddings was seen to end on a chat; with --reranking it gives vectors of stray memory."""
+    card = Card(512, (serves,))
     async with (
         RawEngine(always(OK)) as engine,
         serving([model("m", engine, card=card)], [Alias("a", (("m", 1),))]) as bed,
     ):
         for name in ("m", "a"):
-            for path in (CHAT, "/v1/completions"):
+            for path in (CHAT, "/v1/completions", f"/v1/{other}"):
                 reply = await bed.ask(chat(name), path)
-                assert (reply.status, reply.error["code"], reply.error["param"]) == (
-                    400,
-                    "unsupported_endpoint",
-                    "model",
-                )
-                assert "it serves /v1/embeddings" in reply.error["message"]
-            assert (await bed.ask({"model": name, "input": "x"}, "/v1/embeddings")).status == 200
+                told = (reply.status, reply.error["code"], reply.error["param"])
+                assert told == (400, "unsupported_endpoint", "model")
+                assert f"it serves /v1/{serves}" in reply.error["message"]
+            assert (await bed.ask({"model": name, "input": "x"}, f"/v1/{serves}")).status == 200
         assert len(engine.requests) == 2
 
 
@@ -169,7 +167,7 @@ KINDS = [(CHAT, "messages"), ("/v1/embeddings", "input"), ("/v1/rerank", "query"
         ({"a": VECTORS}, {"b": CHATS}, ["b", "a", "a"]),
         ({"a": Card(), "b": VECTORS}, {}, ["a", "b", "a b"]),  # who nobody knows anything of may generate
         ({"a": VECTORS, "b": RANKS}, {}, ["unsupported_endpoint", "a", "b"]),
-        ({"a": VECTORS}, {"b": VECTORS}, ["unsupported_endpoint", "a", "a"]),
+        ({"a": VECTORS}, {"b": VECTORS}, ["unsupported_endpoint", "a", "unsupported_endpoint"]),
     ],
 )
 async def test_of_different_models_behind_one_alias_each_gets_the_requests_that_it_can_answer(
