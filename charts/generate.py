@@ -4,12 +4,15 @@
   parsed as templates, they may contain any characters.
 - `files/rbac/`: the rules of `moorage.rbac`, each with its reason as a comment.
 - `files/grafana/`: the dashboard of `charts.dashboard`.
+- `files/defaults.yaml`: values.yaml without its words, for releases that are upgraded with an older chart's values.
 - the versions in `Chart.yaml`.
 """
 
 import re
 from collections.abc import Iterable
 from pathlib import Path
+
+import yaml
 
 from charts.dashboard import dashboard
 from moorage import __version__, rbac
@@ -24,6 +27,7 @@ ROLES = {
     "editor": (*rbac.VIEWER, *rbac.EDITOR),
 }
 HEADER = "# Made by `make chart` from operator/moorage/rbac.py.\n"
+DEFAULTS_HEADER = "# Made by `make chart` from values.yaml, which templates cannot read.\n"
 
 
 def rules(rights: Iterable[rbac.Right]) -> str:
@@ -40,6 +44,8 @@ def rules(rights: Iterable[rbac.Right]) -> str:
 def files() -> dict[str, str]:
     """Path in the chart -> text of everything that is generated."""
     made = {f"files/crds/{name}": text for name, text in crd_files().items()}
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    made["files/defaults.yaml"] = DEFAULTS_HEADER + yaml.safe_dump(defaults, sort_keys=False)
     made |= {f"files/rbac/{role}.yaml": HEADER + rules(rights) for role, rights in ROLES.items()}
     made["files/grafana/moorage.json"] = dashboard()
     chart = (CHART / "Chart.yaml").read_text()

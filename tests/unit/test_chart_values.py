@@ -103,6 +103,36 @@ def test_every_value_has_an_effect(path):
     assert helm.template(base) != helm.template(changed(base, path, default))
 
 
+def lacking(path: str) -> dict[str, Any]:
+    """Values that take the default at `path` away, or with `.*` at its end each one below it."""
+    *steps, last = path.split(".")
+    missing: dict[str, Any] = dict.fromkeys(at(VALUES, ".".join(steps))) if last == "*" else {last: None}
+    for step in reversed(steps):
+        missing = {step: missing}
+    return missing
+
+
+@pytest.mark.parametrize("path", sorted([*VALUES, *(f"{section}.*" for section in SECTIONS)]))
+def test_values_of_an_older_release_may_lack_any_of_them(path: str):
+    """`helm upgrade --reuse-values` keeps what the older chart had, and takes no default of the newer one."""
+    assert helm.template(lacking(path)) == helm.template()
+    helm.helm("install", "moorage", str(helm.CHART), "--dry-run=client", values=lacking(path))  # with its notes
+
+
+def test_a_key_of_a_users_own_map_may_be_taken_out():
+    values = {"agent": {"enabled": True, "nodeSelector": {"nvidia.com/gpu.present": None}}}
+    assert "nodeSelector" not in helm.only(helm.objects(values), "DaemonSet")["spec"]["template"]["spec"]
+    values = {"operator": {"resources": {"limits": None}}}
+    pod = helm.only(helm.objects(values), "Deployment", "-operator")["spec"]["template"]["spec"]
+    assert list(pod["containers"][0]["resources"]) == ["requests"]
+
+
+def test_every_template_begins_with_the_defaults():
+    begin = re.compile(r'\{\{- include "moorage.defaults" \. -?\}\}')
+    templates = [path for path in (helm.CHART / "templates").iterdir() if path.name != "_helpers.tpl"]
+    assert [path.name for path in templates if not begin.match(path.read_text())] == []
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

@@ -1,3 +1,24 @@
+{{/*
+Gives every value that is missing its default; each template begins with it. `helm upgrade --reuse-values` brings the
+values of the release as its own chart had them, so that whatever came to values.yaml since is missing.
+*/}}
+{{- define "moorage.defaults" -}}
+{{- include "moorage.fill" (dict "values" .Values "defaults" (.Files.Get "files/defaults.yaml" | fromYaml)) }}
+{{- end }}
+
+{{/* Maps that are a value as a whole, of a user's own keys, are not looked into: a key taken out with null stays out. */}}
+{{- define "moorage.fill" -}}
+{{- $values := .values }}
+{{- range $name, $default := .defaults }}
+{{- $value := index $values $name }}
+{{- if kindIs "invalid" $value }}
+{{- $_ := set $values $name $default }}
+{{- else if and (kindIs "map" $value) (not (has $name (list "resources" "nodeSelector"))) }}
+{{- include "moorage.fill" (dict "values" $value "defaults" $default) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Name of the chart in labels. */}}
 {{- define "moorage.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
