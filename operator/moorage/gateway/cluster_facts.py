@@ -130,8 +130,11 @@ def _obstacle(status: Manifest) -> Obstacle | None:
     reason = ready["reason"]
     if status.get("phase") != ModelPhase.BLOCKED and reason != Reason.NO_GPU_FREE:
         return None
-    code = "insufficient_gpu_memory" if reason in _NO_MEMORY else "model_blocked"
-    return Obstacle(code, (status.get("summary") or {}).get("message") or ready.get("message") or reason)
+    message = (status.get("summary") or {}).get("message") or ready.get("message") or reason
+    if reason in _NO_MEMORY:
+        # What stands in brackets, and behind them, names nodes and other people's Models: nothing for clients.
+        return Obstacle("insufficient_gpu_memory", message.partition(" (")[0])
+    return Obstacle("model_blocked", message)
 
 
 def alias_facts(obj: Manifest) -> AliasFacts:
