@@ -30,6 +30,7 @@ KEY_ALIASES = f"{GROUP}/aliases"
 KEY_REQUESTS = f"{GROUP}/requests-per-minute"
 KEY_TOKENS = f"{GROUP}/tokens-per-minute"
 KEY_CONCURRENCY = f"{GROUP}/max-concurrency"
+KEY_EXPIRES = f"{GROUP}/expires-at"
 
 # Annotations on children: what was applied (equal hash: no request), what shaped the pod (equal: only replicas move).
 MANIFEST_HASH = f"{GROUP}/manifest-hash"

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 
 import pytest
 import yaml
@@ -36,14 +37,18 @@ def secret(sha256: str = HEX, **annotations: str) -> dict:
 listed = st.none() | st.lists(st.from_regex(r"[a-z][a-z0-9:/-]{0,20}", fullmatch=True), min_size=1, unique=True)
 
 
-@given(listed, listed, st.integers(0, 10**9), st.integers(0, 10**9), st.integers(0, 10**6), st.integers(1, 3))
-def test_a_key_survives_its_secret(namespaces, aliases, requests, tokens, concurrency, count):
+@given(
+    listed, listed, st.integers(0, 10**9), st.integers(0, 10**9), st.integers(0, 10**6), st.integers(1, 3),
+    st.integers(0, 2**32),
+)  # fmt: skip
+def test_a_key_survives_its_secret(namespaces, aliases, requests, tokens, concurrency, count, expires):
     key = Key(
         "k",
         tuple(digest(f"secret-{n}") for n in range(count)),
         None if aliases is None else frozenset(aliases),
         None if namespaces is None else tuple(namespaces),
         Limits(requests, tokens, concurrency),
+        expires,
     )
     assert key_of(stored(manifest(key, "moorage-system"))) == key
 
@@ -68,6 +73,9 @@ def test_a_bare_secret_opens_everything_without_limits():
         (secret(max_concurrency="9" * 30), "whole number"),
         (secret(max_concurrency=""), "whole number"),
         (secret(request_per_minute="60"), "moorage.dev/request-per-minute means nothing; there are"),
+        (secret(expires_at="tomorrow"), "expires-at is a time with its zone"),
+        (secret(expires_at="2026-12-31T00:00:00"), "expires-at is a time with its zone"),
+        (secret(expires_at=""), "expires-at is a time with its zone"),
         (secret(namespaces=""), "list of names"),
         (secret(aliases="chat,,embed"), "list of names"),
         (secret(aliases="chat, *"), "list of names"),
@@ -204,6 +212,13 @@ def test_the_command_shows_the_key_once_and_keeps_only_its_hash():
     assert key_of(stored(made)) == Key(
         "team-a", (digest(text),), frozenset({"chat"}), ("a", "b"), Limits(max_concurrency=3)
     )
+
+
+def test_a_key_for_some_days_says_when_it_ends_and_a_time_before_all_time_is_over():
+    made = yaml.safe_load(create("guest", "--expires-in", "30").stdout)
+    assert abs(key_of(stored(made)).expires - time.time() - 30 * 24 * 3600) < 60
+    assert key_of(secret(expires_at="1970-01-01T00:00:00Z")).expires == 1, "0 would be never"
+    assert key_of(secret(expires_at="2027-01-01T01:00:00+01:00")).expires == 1798761600
 
 
 def test_a_key_of_ones_own_is_taken_from_stdin_and_not_shown():

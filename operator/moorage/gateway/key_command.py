@@ -6,12 +6,14 @@ Exit codes: 0 made, 2 wrong usage.
 import json
 import re
 import sys
+import time
 
 import click
 import yaml
 
 from moorage.gateway.keys import SHORTEST_KEY, Key, Limits, digest, manifest, new_secret
 
+_DAY = 24 * 3600
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _CREATE_HELP = """Make an API key: the Secret goes to stdout, the key itself to stderr, this once.
 
@@ -22,6 +24,7 @@ _CREATE_HELP = """Make an API key: the Secret goes to stdout, the key itself to 
     Examples
       moorage key create team-a --for-namespace team-a | kubectl apply -f -
       moorage key create app --alias chat --alias embed --requests-per-minute 600 > app-key.yaml
+      moorage key create guest --alias chat --expires-in 30 | kubectl apply -f -
       printf %s "$KEY" | moorage key create old-app --stdin
 
     \b
@@ -44,6 +47,7 @@ def command() -> None:
 @click.option("--requests-per-minute", type=click.IntRange(1), default=None, help="In each gateway pod.")
 @click.option("--tokens-per-minute", type=click.IntRange(1), default=None, help="Prompt and completion together.")
 @click.option("--max-concurrency", type=click.IntRange(1), default=None, help="Requests under way or waiting at once.")
+@click.option("--expires-in", metavar="DAYS", type=click.IntRange(1, 36500), default=None, help="Days from now.")
 @click.option("--stdin", "from_stdin", is_flag=True, help="Take the key from stdin instead of making one.")
 @click.option("--output", "-o", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
 def create(
@@ -54,6 +58,7 @@ def create(
     requests_per_minute: int | None,
     tokens_per_minute: int | None,
     max_concurrency: int | None,
+    expires_in: int | None,
     from_stdin: bool,
     output: str,
 ) -> None:
@@ -71,6 +76,7 @@ def create(
         frozenset(alias) or None,
         for_namespace or None,
         Limits(requests_per_minute or 0, tokens_per_minute or 0, max_concurrency or 0),
+        int(time.time()) + expires_in * _DAY if expires_in else 0,
     )
     made = manifest(key, namespace)
     click.echo(json.dumps(made, indent=2) if output == "json" else yaml.safe_dump(made, sort_keys=False).rstrip())

@@ -10,6 +10,7 @@ In a cluster a key is a Secret in the gateway's own namespace. It never holds th
         moorage.dev/requests-per-minute: "600"
         moorage.dev/tokens-per-minute: "100000" # prompt and completion together
         moorage.dev/max-concurrency: "20"       # under way or waiting at once
+        moorage.dev/expires-at: "2026-12-31T00:00:00Z"
     data:
       sha256: ...                               # hex digests, one per line: the old and the new key while one changes
 
@@ -24,6 +25,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from moorage import names
@@ -48,7 +50,7 @@ class Limits:
 class Key:
     """An API key: the SHA-256 digests of the texts that are it, and what it may use; None: everything.
 
-    `namespaces` are looked through in their order for a name without one.
+    `namespaces` are looked through in their order for a name without one. `expires`: Unix seconds, 0 for never.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Key:
     names: frozenset[str] | None = None
     namespaces: tuple[str, ...] | None = None
     limits: Limits = Limits()
+    expires: int = 0
 
     @property
     def limited(self) -> bool:
@@ -88,6 +91,8 @@ def manifest(key: Key, namespace: str) -> dict[str, Any]:
         names.KEY_ALIASES: ", ".join(sorted(key.names)) if key.names is not None else "*",
         **{name: str(value) for name, value in limits.items() if value},
     }
+    if key.expires:
+        annotations[names.KEY_EXPIRES] = f"{datetime.fromtimestamp(key.expires, UTC):%Y-%m-%dT%H:%M:%SZ}"
     metadata = {"name": key.name, "namespace": namespace, "labels": {names.KEY_LABEL: "true"}}
     return {
         "apiVersion": "v1",
@@ -104,7 +109,7 @@ def key_of(secret: dict[str, Any]) -> Key:
     """
     metadata = secret["metadata"]
     annotations: dict[str, str] = metadata.get("annotations") or {}
-    known = {names.KEY_NAMESPACES, names.KEY_ALIASES, *_FIELDS}
+    known = {names.KEY_NAMESPACES, names.KEY_ALIASES, names.KEY_EXPIRES, *_FIELDS}
     if unknown := sorted(n for n in annotations if n.startswith(f"{names.GROUP}/") and n not in known):
         raise InvalidSpec("InvalidSpec", f"annotation {unknown[0]} means nothing; there are {', '.join(sorted(known))}")
     namespaces = _listed(annotations, names.KEY_NAMESPACES)
@@ -115,6 +120,7 @@ def key_of(secret: dict[str, Any]) -> Key:
         names=None if aliases is None else frozenset(aliases),
         namespaces=namespaces,
         limits=Limits(**{field: _number(annotations, name) for name, field in _FIELDS.items()}),
+        expires=_moment(annotations, names.KEY_EXPIRES),
     )
 
 
@@ -137,6 +143,18 @@ def _listed(annotations: Mapping[str, str], name: str) -> tuple[str, ...] | None
     if "*" in words or not all(words):
         raise InvalidSpec("InvalidSpec", f"annotation {name} is a list of names with commas between them, or `*`")
     return words
+
+
+def _moment(annotations: Mapping[str, str], name: str) -> int:
+    if name not in annotations:
+        return 0
+    try:
+        found = datetime.fromisoformat(annotations[name].strip())
+    except ValueError:
+        found = datetime.min
+    if found.tzinfo is None:
+        raise InvalidSpec("InvalidSpec", f"annotation {name} is a time with its zone, such as 2026-12-31T00:00:00Z")
+    return max(int(found.timestamp()), 1)
 
 
 def _number(annotations: Mapping[str, str], name: str) -> int:

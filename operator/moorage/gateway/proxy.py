@@ -72,6 +72,8 @@ class Proxy:
             request.key = self.snapshot.find_key(secret.strip()) if scheme.lower() == b"bearer" else None
             if request.key is None:
                 return refusals.INVALID_KEY if self.snapshot.keys else refusals.NO_KEYS
+            if request.key.expires and request.key.expires <= time.time():
+                return refusals.EXPIRED_KEY
         return None
 
     def start(self, request: Request, client: ClientConnection) -> None:

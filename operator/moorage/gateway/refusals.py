@@ -115,6 +115,7 @@ def rate_limited(limit: str, retry_after: int) -> Refusal:
 
 
 NO_KEYS = Refusal(401, "invalid_api_key", "This gateway serves nobody yet: no API key has been made for it.")
+EXPIRED_KEY = Refusal(401, "invalid_api_key", "This API key has expired.")
 INVALID_KEY = Refusal(401, "invalid_api_key", "Incorrect or missing API key.")
 UNKNOWN_PATH = Refusal(404, "unknown_url", "There is no such path here.")
 ONLY_POST = Refusal(405, "method_not_allowed", "This method is not allowed here.", allow="POST")

@@ -1,7 +1,9 @@
 """API keys: who may use what, before anything is read or sent."""
 
+import asyncio
 import hashlib
 import hmac
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,8 @@ from moorage.gateway.routes import Alias, Card, Model, Snapshot
 from tests.process.gateway.support import (
     CHAT,
     OK,
+    PATIENCE,
+    EngineSide,
     RawEngine,
     address,
     always,
@@ -97,6 +101,29 @@ async def test_a_revoked_key_stops_with_the_next_request():
         assert (await client.ask(chat(), **bearer("sk-all"))).status == 200
         bed.apply([model("m", engine)], keys=KEYS[1:])
         assert (await client.ask(chat(), **bearer("sk-all"))).status == 401
+
+
+async def test_an_expired_key_is_401_and_says_so_and_what_is_under_way_goes_on():
+    release = asyncio.Event()
+
+    async def script(side: EngineSide) -> None:
+        await side.request()
+        await release.wait()
+        await side.json(OK)
+
+    ends = int(time.time()) + 2
+    keys = [key("k", "sk", expires=ends)]
+    async with RawEngine(script) as engine, serving([model("m", engine)], keys=keys) as bed, bed.client() as client:
+        await client.post(chat(), **bearer("sk"))
+        await eventually(lambda: engine.requests)
+        while (reply := await bed.raw(get("/v1/models", **bearer("sk")))).status == 200:
+            assert time.time() < ends + PATIENCE
+            await asyncio.sleep(0.05)
+        assert time.time() >= ends
+        assert (reply.status, reply.error["code"]) == (401, "invalid_api_key")
+        assert reply.error["message"] == "This API key has expired."
+        release.set()
+        assert (await client.reply()).status == 200
 
 
 async def test_the_last_word_on_a_key_is_a_comparison_in_constant_time(monkeypatch):
