@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from e2e.cluster import Cluster
 
@@ -18,8 +18,14 @@ PREFIX = os.environ.get("MOORAGE_TEST_CLUSTER", "test")
 """Clusters of a test run are called PREFIX-api and so on; two runs at once on one checkout need two prefixes."""
 
 
-# How long an example takes says more of the machine than of the code.
-settings.register_profile("shared", deadline=None)
+# How long an example takes says more of the machine than of the code. The same examples each time, so that a run says
+# something of the change that it is for; MOORAGE_EXPLORE=1 looks for others.
+settings.register_profile(
+    "shared",
+    deadline=None,
+    derandomize="MOORAGE_EXPLORE" not in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("shared")
 
 

@@ -69,7 +69,7 @@ async def refused(bed: Bed, delete: Delete, model: str) -> str:
     async def probed() -> bool:
         return "probing" in delete("model", "probe", "--dry-run=server")[1]
 
-    await bed.eventually(probed, 60)
+    await bed.eventually(probed)
     code, complaint = delete("model", model)
     assert code != 0, "it was deleted"
     return complaint

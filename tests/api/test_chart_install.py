@@ -29,6 +29,8 @@ def restricted(api_cluster: TestCluster) -> Iterator[str]:
     name = f"restricted-{uuid.uuid4().hex[:6]}"
     api_cluster.kubectl("create", "namespace", name)
     api_cluster.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    # Without it the API server takes no pod, not even one that is tried only.
+    api_cluster.kubectl("wait", "--for=create", "--timeout=110s", "-n", name, "serviceaccount/default")
     yield name
     api_cluster.kubectl("delete", "namespace", name, "--wait=false")
 

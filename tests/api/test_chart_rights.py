@@ -7,8 +7,8 @@ import asyncio
 import json
 import os
 import re
-import socket
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from e2e.cluster.network import free_ports
 from e2e.hub import HubServer
 from e2e.tinymodels.gguf_file import write_gguf
 from moorage import names, rbac
@@ -34,6 +35,7 @@ from moorage.kube.resources import (
     MODEL_ALIASES,
     MODEL_DOWNLOADS,
     MODELS,
+    NODES,
     PODS,
     RESOURCE_CLAIM_TEMPLATES,
     SERVICES,
@@ -130,8 +132,7 @@ async def operator_process(kubeconfig: Path, config: str, folder: Path) -> Async
     """`moorage operator` as a process, ready; yields its log."""
     settings, log = folder / "config.yaml", folder / "operator.log"
     settings.write_text(config)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_ports(["operator"])["operator"]
     options = ["--kubeconfig", str(kubeconfig), "--config", str(settings), "--listen", f"127.0.0.1:{port}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "operator")}
     with log.open("w") as output:
@@ -139,7 +140,7 @@ async def operator_process(kubeconfig: Path, config: str, folder: Path) -> Async
             *(sys.executable, "-m", "moorage", "operator", *options), stderr=output, env=environment
         )
     try:
-        await eventually(lambda: "ready:" in log.read_text() or process.returncode is not None, 60, "a ready operator")
+        await eventually(lambda: "ready:" in log.read_text() or process.returncode is not None, what="a ready operator")
         yield log
         assert process.returncode is None, log.read_text()
     finally:
@@ -254,15 +255,21 @@ async def a_model_asks_for_other_devices(bed: Bed, cluster: TestCluster) -> None
     """On a node that exists in name only, with so many CPUs asked for that no pod is ever bound to it."""
     name = f"{bed.namespace}-dra"
     node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
-    ready = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
     cluster.kubectl("apply", "-f", "-", input=json.dumps(node))
-    cluster.kubectl("patch", "node", name, "--subresource=status", "--type=merge", "-p", json.dumps(ready))
     cluster.kubectl("apply", "-f", "-", input=json.dumps(resource_slice(name, 81_559, 1)))
+
+    async def beats() -> None:
+        while True:  # a node that is not heard of for 40 s is ready no more
+            heard = {"lastHeartbeatTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+            told = {"status": {"conditions": [{"type": "Ready", "status": "True", **heard}]}}
+            await bed.kube.merge_patch(NODES, None, name, told, "status")
+            await asyncio.sleep(5)
 
     async def templates(count: int, *without: str) -> set[str]:
         found = {t["metadata"]["name"] for t in (await bed.kube.list(RESOURCE_CLAIM_TEMPLATES, bed.namespace))[0]}
         return found if len(found) == count and not found & set(without) else set()
 
+    beating = asyncio.create_task(beats())
     try:
         crowded = {"requests": {"cpu": "1000"}}
         await bed.model("g", accelerator={"vendor": "Auto", "memoryPerGPUOverride": "10Gi"}, resources=crowded)
@@ -270,6 +277,7 @@ async def a_model_asks_for_other_devices(bed: Bed, cluster: TestCluster) -> None
         await bed.model("g", accelerator={"vendor": "Auto", "memoryPerGPUOverride": "40Gi"}, resources=crowded)
         await bed.eventually(lambda: templates(1, *before))
     finally:
+        beating.cancel()
         cluster.kubectl("delete", f"node/{name}", f"resourceslice/{name}", "--ignore-not-found")
 
 

@@ -22,7 +22,7 @@ from tests.conftest import TestCluster
 from tests.support.bed import Bed, condition, running_operator
 from tests.unit.model_shapes import MODELS as SHAPES
 
-pytestmark = [pytest.mark.api, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.api
 
 WHERE = {"llama32-1b Q8_0": "sim-8", "qwen3-8b Q4_K_M": "sim-24", "llama33-70b Q4_K_M": "sim-80"}
 """By the shape of a published model the node of the smallest class that fits it, with 8192 tokens for each of 4."""

@@ -1,6 +1,7 @@
 """Failover from end to end: real gateways whose engines fail or get slow, and an operator that tells of it."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -22,7 +23,8 @@ pytestmark = pytest.mark.api
 ILL = {"error": {"message": "out of order", "type": "server_error", "param": None, "code": None}}
 STAND_IN = {**OK, "model": "spare"}
 WELL = "every target takes its share of the requests"
-POLICY = {"window": "1m", "minRequests": 5, "recoverAfter": "1s"}
+AWAY_SECONDS = 5
+POLICY = {"window": "10m", "minRequests": 5, "recoverAfter": f"{AWAY_SECONDS}s"}
 
 
 class Moody(RawEngine):
@@ -51,7 +53,6 @@ async def bed(kwok_cluster: TestCluster) -> AsyncIterator[Bed]:
     async with Bed.made(kwok_cluster.kubeconfig) as made:
         await made.ready_download()
         yield made
-        await made.kube.delete(MODEL_ALIASES, made.namespace, "chat")
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ async def test_an_alias_leaves_a_target_that_fails_says_so_and_comes_back(
             assert await answers(gate, 5) == {"m": 5}
             engine.ill = True
             assert await answers(gate, 10) == {"failed": 1, "spare": 9}, "5 of 6 are fewer than 90 %"
-            why = "requests go past m: 1 of 6 requests failed within 60 s"
+            why = "requests go past m: 1 of 6 requests failed within 600 s"
             await says(bed, "True", why)
             assert why in columns()
             [event] = await bed.eventually(lambda: told(bed, "FailedOver"))
@@ -132,8 +133,11 @@ async def test_an_alias_leaves_a_target_that_fails_says_so_and_comes_back(
             assert (now["status"], now["lastTransitionTime"]) == ("True", left["lastTransitionTime"])
             assert await told(bed, "Recovered") == [], "nothing is well because a new operator has heard nothing"
 
-            await asyncio.sleep(1)  # recoverAfter
-            assert (await answers(gate, 10))["failed"] <= 5, "a trial costs no more than its seats"
+            await asyncio.sleep(AWAY_SECONDS)
+            began = time.monotonic()
+            failed = (await answers(gate, 10))["failed"]
+            trials = 1 + int((time.monotonic() - began) / AWAY_SECONDS)
+            assert failed <= 5 * trials, "a trial costs no more than its seats"
             engine.ill = False
             health = gate.gateway.proxy.health
 
@@ -155,7 +159,7 @@ async def test_late_first_tokens_count_too_and_of_two_gateways_each_is_heard(bed
             await chat_on(bed, one, two, maxTtftMilliseconds=300, recoverAfter="10m")
             engine.pause = 0.5
             assert await answers(one, 7, stream=True) == {"m": 5, "spare": 2}
-            why = "go past m: 5 of 5 streams began later than 300 ms within 60 s"
+            why = "go past m: 5 of 5 streams began later than 300 ms within 600 s"
             await says(bed, "True", f"requests through 1 of 2 gateways {why}")
             assert await answers(two, 7, stream=True) == {"m": 5, "spare": 2}
             await says(bed, "True", f"requests {why}")
@@ -168,4 +172,4 @@ async def test_with_nobody_to_stand_in_the_target_goes_on_and_the_alias_says_so(
             await chat_on(bed, gate, spare=False, minSuccessPercent=90)
             engine.ill = True
             assert await answers(gate, 8) == {"failed": 8}
-            await says(bed, "True", "m does badly, and nobody else is ready: 5 of 5 requests failed within 60 s")
+            await says(bed, "True", "m does badly, and nobody else is ready: 5 of 5 requests failed within 600 s")

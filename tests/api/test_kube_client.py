@@ -227,7 +227,8 @@ class TestReading:
             await client.create(config_map(namespace))
         assert caught.value.reason == "AlreadyExists"
 
-    async def test_logs_of_a_pod_that_never_started(self, client: KubeClient, namespace: str):
+    async def test_logs_of_a_pod_that_never_started(self, client: KubeClient, namespace: str, api_cluster: Any):
+        api_cluster.kubectl("wait", "--for=create", "--timeout=110s", "-n", namespace, "serviceaccount/default")
         await client.create(
             {
                 "apiVersion": "v1",

@@ -78,7 +78,7 @@ async def test_a_lost_node_is_left_for_another(bed: Bed, operator: Operator, kwo
         model = await bed.get(MODELS, "m")
         return on(model) == [other] and condition(model, "Ready").get("status") == "True"
 
-    await bed.eventually(moved)  # the garbage collector of pods looks every 20 s, after 40 s of grace
+    await bed.eventually(moved, timeout=240)  # the garbage collector of pods looks every 20 s, after 40 s of grace
     pods = [p for p in (await bed.kube.list(PODS, bed.namespace))[0] if "deletionTimestamp" not in p["metadata"]]
     assert [p["spec"].get("nodeName") for p in pods] == [other]
 

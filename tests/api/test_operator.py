@@ -1,6 +1,7 @@
 """The whole operator against a real API server with controllers, scheduler and simulated (kwok) nodes."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -15,11 +16,12 @@ from moorage.kube.resources import (
     MODELS,
     NAMESPACES,
     PODS,
+    RESOURCE_QUOTAS,
     SERVICES,
 )
 from tests.conftest import TestCluster
 from tests.support.bed import Bed, condition, running_operator
-from tests.support.eventually import eventually
+from tests.support.eventually import PATIENCE, eventually
 
 pytestmark = pytest.mark.api
 
@@ -105,6 +107,7 @@ async def test_an_unschedulable_pod_is_told_in_the_schedulers_words(bed: Bed, op
 async def test_an_exceeded_quota_is_told(bed: Bed, operator: Operator):
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q", "namespace": bed.namespace}}
     await bed.kube.create({**quota, "spec": {"hard": {"pods": "0"}}})
+    await bed.until(RESOURCE_QUOTAS, "q", lambda found: (found.get("status") or {}).get("hard"))
     await bed.model()
     model = await bed.until_condition("m", "Placed", "False", "QuotaExceeded")
     assert "0 of 0 pods in use (quota q)" in model["status"]["summary"]["message"]
@@ -229,6 +232,17 @@ def writes(operator: Operator) -> dict[str, int]:
     return {v: n for v, n in operator.kube.requests.items() if v in ("apply", "patch", "create", "delete")}
 
 
+async def rest(operator: Operator) -> None:
+    """Until nothing waits and nothing was written for four seconds."""
+    deadline = time.monotonic() + PATIENCE
+    since, before = time.monotonic(), writes(operator)
+    while time.monotonic() - since < 4:
+        await asyncio.sleep(0.1)
+        if operator.queue.depth or writes(operator) != before:
+            since, before = time.monotonic(), writes(operator)
+        assert time.monotonic() < deadline, f"it never rests: {before}, {operator.queue.depth} wait"
+
+
 async def test_a_restart_writes_nothing_and_a_quiet_cluster_stays_quiet(bed: Bed, kwok_cluster: TestCluster):
     with running_operator(kwok_cluster.kubeconfig) as operator:
         for i in range(20):
@@ -236,11 +250,7 @@ async def test_a_restart_writes_nothing_and_a_quiet_cluster_stays_quiet(bed: Bed
         for i in range(20):
             await bed.until(MODELS, f"m{i}", lambda m: m.get("status", {}).get("phase") == "ScaledToZero")
         await bed.until(MODEL_DOWNLOADS, "files", lambda d: len(d["status"].get("usedBy", ())) == 20)
-        before = None
-        for _ in range(30):  # what it was about to write is no news
-            if before == (before := writes(operator)) and not operator.queue.depth:
-                break
-            await asyncio.sleep(2)
+        await rest(operator)  # what it was about to write is no news
     with running_operator(kwok_cluster.kubeconfig) as operator:
         await eventually(lambda: operator.queue.depth == 0)
         assert writes(operator) == {}
@@ -250,15 +260,11 @@ async def test_events_tell_what_happened(bed: Bed, operator: Operator):
     await bed.model()
     await bed.until_condition("m", "Ready", "True")
 
-    async def told() -> set[str]:
+    async def told() -> bool:
         events, _ = await bed.kube.list(EVENTS, bed.namespace)
-        return {e["reason"] for e in events if e["involvedObject"]["kind"] == "Model"}
+        return {"Downloaded", "Loaded"} <= {e["reason"] for e in events if e["involvedObject"]["kind"] == "Model"}
 
-    for _ in range(100):
-        if {"Downloaded", "Loaded"} <= await told():
-            break
-        await asyncio.sleep(0.1)
-    assert {"Downloaded", "Loaded"} <= await told()
+    await bed.eventually(told)
     events, _ = await bed.kube.list(EVENTS, bed.namespace)
     assert [e["message"] for e in events if e["reason"] == "LoadFailed"] == []
 

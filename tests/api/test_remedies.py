@@ -21,7 +21,7 @@ from tests.conftest import TestCluster
 from tests.support.bed import Bed, condition, running_operator
 from tests.unit.model_shapes import MODELS as SHAPES
 
-pytestmark = [pytest.mark.api, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.api
 
 QWEN = SHAPES["qwen25-0.5b Q8_0"]
 SMALL, LARGE = "sim-remedy-small", "sim-remedy-large"

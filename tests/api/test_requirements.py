@@ -10,7 +10,7 @@ from tests.api.test_gateway_cluster import bed, followed, pointing_at
 from tests.conftest import TestCluster
 from tests.process.gateway.support import get, post
 from tests.support.bed import Bed, condition, running_operator
-from tests.support.eventually import eventually
+from tests.support.eventually import PATIENCE, eventually
 
 pytestmark = pytest.mark.api
 __all__ = ["bed"]  # the fixture
@@ -31,10 +31,10 @@ async def test_an_alias_that_requires_tools_is_ready_once_a_model_is_known_to_ha
     await bed.create("ModelAlias", "agent", pointing_at("m", **TOOLS))
     async with followed(kwok_cluster.kubeconfig, bed.namespace) as gateway:
         await bed.until_condition("m", "Ready", "True")
-        found = await bed.until_condition("agent", "Ready", "False", "TargetFallsShort", resource=MODEL_ALIASES)
-        message = condition(found, "Ready")["message"]
-        assert message.startswith("m lacks tools: its files and server show nothing; if it can do that, list all")
-        await eventually(lambda: gateway.endpoints("m") and gateway.table.routes["agent"].lacking, 20, "the gap")
+        said = "m lacks tools: its files and server show nothing; if it can do that, list all"
+        await bed.until(MODEL_ALIASES, "agent", lambda a: condition(a, "Ready").get("message", "").startswith(said))
+        await bed.until_condition("agent", "Ready", "False", "TargetFallsShort", resource=MODEL_ALIASES)
+        await eventually(lambda: gateway.endpoints("m") and gateway.table.routes["agent"].lacking, PATIENCE, "the gap")
         refused = await gateway.ask(post({"model": "agent", "messages": []}))
         assert (refused.status, refused.error["code"]) == (503, "requirements_not_met")
 
@@ -45,7 +45,7 @@ async def test_an_alias_that_requires_tools_is_ready_once_a_model_is_known_to_ha
             {"name": "chat", "evidence": "Declared"},
             {"name": "tools", "evidence": "Declared"},
         ]
-        await eventually(lambda: gateway.reached("agent") == ["m"], 20, "the route")
+        await eventually(lambda: gateway.reached("agent") == ["m"], PATIENCE, "the route")
         listed = (await gateway.ask(get("/v1/models/agent"))).json
         assert listed["capabilities"] == ["chat", "tools"]
 
@@ -57,9 +57,9 @@ async def test_requests_go_past_a_target_that_falls_short(bed: Bed, operator: Op
     async with followed(kwok_cluster.kubeconfig, bed.namespace) as gateway:
         await bed.until_condition("agent", "Ready", "True", resource=MODEL_ALIASES)
         await bed.until_condition("agent", "Resolved", "False", "TargetFallsShort", resource=MODEL_ALIASES)
-        await eventually(lambda: gateway.reached("agent") == ["able"], 20, "the other's share")
+        await eventually(lambda: gateway.reached("agent") == ["able"], PATIENCE, "the other's share")
         much = {"spec": {"requires": {"contextLength": 8192}}}
         await bed.kube.merge_patch(MODEL_ALIASES, bed.namespace, "agent", much)
-        await eventually(lambda: gateway.reached("agent") == [], 20, "nobody left")
+        await eventually(lambda: gateway.reached("agent") == [], PATIENCE, "nobody left")
         assert gateway.table.routes["agent"].lacking == ("contextLength", "tools")
         await bed.until_condition("agent", "Ready", "False", "TargetFallsShort", resource=MODEL_ALIASES)

@@ -75,9 +75,16 @@ class Machine:
         service = json.loads(self.kubectl("-n", "hub", "get", "service", "hub", "-o", "json"))
         data = json.dumps(body).encode() if body is not None else None
         url = f"http://{service['spec']['clusterIP']}:8090/{path}"
-        with urllib.request.urlopen(urllib.request.Request(url, data, method=method), timeout=60) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, data, method=method), timeout=180) as answer:
             text = answer.read()
         return json.loads(text) if text.strip().startswith((b"{", b"[")) else text
+
+    def told(self, name: str, reason: str) -> None:
+        """Until an event of this reason is told of the object."""
+        deadline = time.monotonic() + 120
+        while reason not in (found := self.kubectl("get", "events", "--field-selector", f"involvedObject.name={name}")):
+            assert time.monotonic() < deadline, f"{reason} is not among the events of {name}:\n{found}"
+            time.sleep(0.5)
 
     def clear(self) -> None:
         for kind, name in reversed(self._applied):

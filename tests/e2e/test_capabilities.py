@@ -24,7 +24,7 @@ def able(model: dict[str, Any]) -> dict[str, str]:
 def test_an_alias_waits_for_a_model_that_takes_tools_and_the_server_says_which_does(machine: Machine, gateway: Address):
     machine.model("plain")
     alias(machine, "agent", "plain", requires={"capabilities": ["tools"]})
-    plain = machine.until_condition("plain", "Ready", "True", timeout=180)
+    plain = machine.until_condition("plain", "Ready", "True")
     assert able(plain) == {"chat": "Metadata", "completion": "Metadata", "structured_outputs": "Metadata"}
     assert plain["status"]["engine"]["report"] == {"tools": False, "vision": False, "audio": False}
     machine.until_condition("agent", "Ready", "False", "TargetFallsShort", of="modelalias")
@@ -43,7 +43,7 @@ def test_an_alias_waits_for_a_model_that_takes_tools_and_the_server_says_which_d
 def test_a_model_of_embeddings_is_ready_and_gives_vectors(machine: Machine, gateway: Address):
     machine.model("vectors", capabilities=["embeddings"], args=["--pooling", "mean"], benchmark={"enabled": True})
     alias(machine, "search", "vectors", requires={"capabilities": ["embeddings"]})
-    model = machine.until_condition("vectors", "Ready", "True", timeout=180)
+    model = machine.until_condition("vectors", "Ready", "True")
     benchmarked = next(c for c in model["status"]["conditions"] if c["type"] == "Benchmarked")
     assert (benchmarked["status"], benchmarked["reason"]) == ("True", "Disabled")
     machine.until_condition("search", "Ready", "True", of="modelalias")

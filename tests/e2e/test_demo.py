@@ -35,7 +35,7 @@ def test_a_chat_is_answered_under_the_models_name(machine: Machine):
 
 def test_kubectl_wait_works_and_a_person_can_unload_and_load(machine: Machine):
     machine.model("story-scale")
-    machine.kubectl("wait", "--for=condition=Ready", "model/story-scale", "--timeout=60s")
+    machine.kubectl("wait", "--for=condition=Ready", "model/story-scale", "--timeout=240s")
     machine.kubectl("scale", "model", "story-scale", "--replicas=0")
     machine.until("model", "story-scale", lambda m: m["status"]["phase"] == "ScaledToZero")
     machine.kubectl("scale", "model", "story-scale", "--replicas=1")
@@ -46,8 +46,15 @@ def test_kubectl_wait_works_and_a_person_can_unload_and_load(machine: Machine):
 def test_a_killed_server_comes_back_by_itself(machine: Machine):
     machine.model("story-kill")
     machine.until_condition("story-kill", "Ready", "True")
-    machine.kubectl("delete", "pod", "-l", "moorage.dev/model=story-kill", "--wait=false")
-    machine.until_condition("story-kill", "Ready", "False")
+
+    def pods() -> dict[str, str]:
+        """By uid, whether a server is ready."""
+        found = json.loads(machine.kubectl("get", "pods", "-l", "moorage.dev/model=story-kill", "-o", "json"))["items"]
+        return {p["metadata"]["uid"]: condition(p, "Ready").get("status", "") for p in found}
+
+    [killed] = pods()
+    machine.kubectl("delete", "pod", "-l", "moorage.dev/model=story-kill")
+    machine.until("model", "story-kill", lambda _: list(pods().values()) == ["True"] and killed not in pods())
     machine.until_condition("story-kill", "Ready", "True")
     assert machine.chat("story-kill")["choices"]
 
@@ -61,7 +68,7 @@ def test_a_url_with_its_checksum_is_served_and_a_wrong_checksum_never_is(machine
     machine.model("story-url", source={"http": {"url": url, "sha256": sha256}})
     machine.model("story-wrong", source={"http": {"url": url, "sha256": "0" * 64}})
     machine.until_condition("story-url", "Ready", "True")
-    wrong = machine.until_condition("story-wrong", "Downloaded", "False", "ChecksumMismatch", timeout=90)
+    wrong = machine.until_condition("story-wrong", "Downloaded", "False", "ChecksumMismatch")
     assert wrong["status"]["phase"] == "Blocked"
     assert "checksum" in wrong["status"]["summary"]["message"]
     assert not json.loads(machine.kubectl("get", "pods", "-l", "moorage.dev/model=story-wrong", "-o", "json"))["items"]
@@ -132,10 +139,10 @@ def test_a_killed_download_goes_on_where_it_was(machine: Machine):
         machine.hub("_log", "DELETE")
         source = {"huggingFace": {"repo": "moorage/harbor-llama-GGUF"}}
         machine.apply("ModelDownload", "story-resume", {"source": source})
-        machine.until("modeldownload", "story-resume", lambda d: (d["status"].get("percent") or 0) >= 40, timeout=60)
+        machine.until("modeldownload", "story-resume", lambda d: (d["status"].get("percent") or 0) >= 40)
         selector = "moorage.dev/download=story-resume"
         machine.kubectl("delete", "pod", "-l", selector, "--grace-period=0", "--force")
-        done = machine.until("modeldownload", "story-resume", lambda d: d["status"]["phase"] == "Ready", timeout=90)
+        done = machine.until("modeldownload", "story-resume", lambda d: d["status"]["phase"] == "Ready")
         assert condition(done, "Verified")["status"] == "True"
         sent = sum(r.get("sent", 0) for r in machine.hub("_log") if "harbor" in r.get("path", ""))
         assert 63 << 20 < sent < 1.25 * (64 << 20), f"{sent / 2**20:.1f} MiB fetched for 64"
@@ -165,6 +172,6 @@ def test_deleting_a_model_while_it_downloads_leaves_nothing_behind(machine: Mach
         machine.until("modeldownload", name, lambda d: (d.get("status") or {}).get("phase") == "Downloading")
         machine.kubectl("delete", "model", "story-gone")
         for kind in ("modeldownload", "pvc", "job"):
-            machine.kubectl("wait", "--for=delete", f"{kind}/{name}", "--timeout=90s")
+            machine.kubectl("wait", "--for=delete", f"{kind}/{name}", "--timeout=240s")
     finally:
         machine.hub("_limits", "PUT", {"rate": None})

@@ -26,7 +26,7 @@ def stream(gateway: Address, model: str, words: int) -> tuple[str, float]:
     request = urllib.request.Request(f"{gateway.url}/v1/chat/completions", json.dumps(question).encode())
     began = time.monotonic()
     name, first = "", 0.0
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=180) as answer:
         for line in answer:
             if line.startswith(b"data: {"):
                 chunk = json.loads(line[6:])
@@ -50,10 +50,13 @@ def until_it_says(machine: Machine, gateway: Address, status: str, message: str,
 
 def test_an_alias_goes_past_a_slow_model_and_back(machine: Machine, gateway: Address):
     machine.model("slowed", "moorage/harbor-llama-GGUF", maxSequences=1)
-    machine.until_condition("slowed", "Ready", "True", timeout=180)
+    machine.until_condition("slowed", "Ready", "True")
     gateway.until("slowed", 200)
-    late = min(stream(gateway, "slowed", LONG)[1] for _ in range(5))
-    soon = statistics.median(stream(gateway, "slowed", SHORT)[1] for _ in range(5))
+    for _ in range(10):  # until nothing else on this machine makes all of them slow alike
+        late = min(stream(gateway, "slowed", LONG)[1] for _ in range(5))
+        soon = statistics.median(stream(gateway, "slowed", SHORT)[1] for _ in range(5))
+        if late > 3 * soon:
+            break
     limit = int((late * soon) ** 0.5 * 1000)
     print(f"\nfirst tokens after {late * 1000:.0f} ms (long prompts) and {soon * 1000:.0f} ms: the limit is {limit} ms")
     assert late > 2 * soon, "the prompts do not differ enough to tell slow from quick"
@@ -69,10 +72,10 @@ def test_an_alias_goes_past_a_slow_model_and_back(machine: Machine, gateway: Add
     row = machine.kubectl("get", "modelaliases", "steady", "--no-headers")
     assert "requests go past slowed" in row
     assert f"streams began later than {limit} ms" in machine.get("modelalias", "steady")["status"]["summary"]["message"]
-    assert "FailedOver" in machine.kubectl("get", "events", "--field-selector", "involvedObject.name=steady")
+    machine.told("steady", "FailedOver")
     asked = [stream(gateway, "slowed", SHORT)[0], stream(gateway, "steady", SHORT)[0]]
     assert asked[0] == "slowed", "by its own name it is still reached"
 
     until_it_says(machine, gateway, "False", "every target takes its share", SHORT)
-    assert "Recovered" in machine.kubectl("get", "events", "--field-selector", "involvedObject.name=steady")
+    machine.told("steady", "Recovered")
     assert {stream(gateway, "steady", SHORT)[0] for _ in range(3)} == {"slowed"}

@@ -43,10 +43,10 @@ class Door:
 
     def curl(self, path: str, key: str = "", body: Any = None, trust: Path | None = None) -> tuple[int, dict[str, Any]]:
         """Status and JSON, by curl on a connection of its own; status 0: no connection that can be trusted."""
-        command = ["curl", "--silent", "--cacert", str(trust or self.trust), "--max-time", "60"]
+        command = ["curl", "--silent", "--cacert", str(trust or self.trust), "--max-time", "180"]
         command += ["--write-out", "\n%{http_code}", *(["--oauth2-bearer", key] if key else [])]
         command += ["--json", json.dumps(body)] if body is not None else []
-        done = subprocess.run([*command, f"https://{self.host}{path}"], capture_output=True, text=True, timeout=90)
+        done = subprocess.run([*command, f"https://{self.host}{path}"], capture_output=True, text=True, timeout=200)
         text, _, status = done.stdout.rpartition("\n")
         return int(status), json.loads(text) if text else {}
 
@@ -57,7 +57,7 @@ class Door:
 
     def until(self, key: str, wanted: tuple[int, str]) -> None:
         """Until every gateway pod answers so: six new connections in a row, over two pods."""
-        deadline, row = time.monotonic() + 60, 0
+        deadline, row = time.monotonic() + 180, 0
         while row < 6:
             found = self.chat(key)
             row = row + 1 if found == wanted else 0
@@ -156,7 +156,7 @@ def test_a_renewed_certificate_is_shown_to_who_comes_and_cuts_nobody_off(door: D
     door.until(key, (200, ""))
     old = door.trust
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    stayer = http.client.HTTPSConnection(door.host, context=ssl.create_default_context(cafile=str(old)), timeout=60)
+    stayer = http.client.HTTPSConnection(door.host, context=ssl.create_default_context(cafile=str(old)), timeout=180)
     stayer.connect()
     sock = stayer.sock
     door.trust = door.certificate("second")

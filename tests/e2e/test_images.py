@@ -11,6 +11,7 @@ import pytest
 
 from e2e.cluster import Cluster, ClusterError
 from e2e.tinymodels.vocabulary import build_vocabulary
+from tests.conftest import PREFIX
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "images"
@@ -24,7 +25,7 @@ def kubectl() -> Iterator[Kubectl]:
     """kubectl in a fresh namespace of a cluster of its own, with the scenario's pods applied."""
     command = [sys.executable, str(ROOT / "images/build.py"), "--print-json"]
     images = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-    cluster = Cluster("test-images")
+    cluster = Cluster(f"{PREFIX}-images")
     cluster.up()
     try:
         cluster.load(*(Path(image["archive"]) for image in images.values()))
@@ -45,11 +46,11 @@ def kubectl() -> Iterator[Kubectl]:
 
 
 def available(kubectl: Kubectl, deployment: str) -> None:
-    kubectl("wait", f"deployment/{deployment}", "--for=condition=Available", "--timeout=60s")
+    kubectl("wait", f"deployment/{deployment}", "--for=condition=Available", "--timeout=240s")
 
 
 def logs_at_the_end(kubectl: Kubectl, pod: str) -> str:
-    kubectl("wait", f"pod/{pod}", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s")
+    kubectl("wait", f"pod/{pod}", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=240s")
     return kubectl("logs", pod)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from e2e.cluster.network import free_ports
 from images.recipes import LLAMACPP_BUILD, check_llamacpp_build
 from tests.support import debian
 
@@ -85,7 +86,7 @@ class LlamaCpp:
     def _server(self, model: str, *arguments: object, devices: int = 1) -> Iterator[str]:
         """Lines of llama-server's log; who stops reading stops the server. Raises AssertionError where it ends."""
         command = self._command("/usr/bin/llama-server", model, devices, arguments)
-        quiet = ["--fit", "on", "--host", "127.0.0.1", "--port", str(_free_port()), "-lv", "5"]
+        quiet = ["--fit", "on", "--host", "127.0.0.1", "--port", str(free_ports(["server"])["server"]), "-lv", "5"]
         lines: list[str] = []
         with _ended(
             subprocess.Popen([*command, *quiet], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -134,7 +135,7 @@ def inside(root: Path) -> list[str]:
 @contextlib.contextmanager
 def _device(root: Path) -> Iterator[str]:
     """One RPC server; what it claims to be is never allocated."""
-    port = _free_port()
+    port = free_ports(["rpc"])["rpc"]
     command = [*inside(root), RPC_SERVER, "--device", "CPU", "--host", "127.0.0.1", "--port", str(port)]
     with _ended(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)) as process:
         _wait_for(port, process)
@@ -161,10 +162,3 @@ def _wait_for(port: int, process: "subprocess.Popen[str]") -> None:
                 return
         time.sleep(0.02)
     raise AssertionError(f"the RPC server does not listen within {START_SECONDS} s")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

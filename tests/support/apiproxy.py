@@ -31,6 +31,7 @@ name; left out, they match everything. The first matching rule that is not used 
 import asyncio
 import json
 import re
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -132,6 +133,7 @@ class ApiProxy:
         self._rules: list[Rule] = []
         self._watches: list[_Watch] = []
         self._server = ""
+        self._door: socket.socket | None = None
         self._runner: web.ServerRunner
         self._as_admin: aiohttp.ClientSession
         self._as_caller: aiohttp.ClientSession
@@ -149,6 +151,8 @@ class ApiProxy:
 
     async def __aexit__(self, *_: object) -> None:
         await self.go_down()
+        if self._door is not None:
+            self._door.close()
         await self._as_admin.close()
         await self._as_caller.close()
 
@@ -157,13 +161,13 @@ class ApiProxy:
         # A watch whose client went away must close its upstream at once, not at the next event.
         self._runner = web.ServerRunner(web.Server(self._handle, handler_cancellation=True), shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
+        await web.SockSite(self._runner, self._door or _bound(0)).start()
+        self._door, self.port = None, self._runner.addresses[0][1]
 
     async def go_down(self) -> None:
         """Close every connection and refuse new ones."""
         await self._runner.cleanup()
+        self._door = self._door or _bound(self.port)  # so that no other program gets the port meanwhile
 
     def kubeconfig_for(self, token: str | None, namespace: str = "default") -> Path:
         """A kubeconfig that leads here; with a token, the API server sees that token's owner instead of the admin."""
@@ -358,6 +362,14 @@ class ApiProxy:
             watch.order = order
             watch.poke.set()
         return len(watches)
+
+
+def _bound(port: int) -> socket.socket:
+    """A socket of loopback that refuses connections until it listens."""
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("127.0.0.1", port))
+    return made
 
 
 def _abort(request: web.BaseRequest) -> web.Response:

@@ -27,7 +27,9 @@ class Scene:
         source = spec.pop("source", None) or {"huggingFace": {"repo": repo, **spec.pop("hub", {})}}
         await self.bed.create("ModelDownload", name, {"source": source, **spec})
 
-    async def until(self, name: str, good: Callable[[dict[str, Any]], Any], timeout: float = 30) -> dict[str, Any]:
+    async def until(
+        self, name: str, good: Callable[[dict[str, Any]], Any], timeout: float = PATIENCE
+    ) -> dict[str, Any]:
         return await self.bed.until(MODEL_DOWNLOADS, name, lambda d: "status" in d and good(d["status"]), timeout)
 
     async def told(self, name: str, kind: str, reason: str, timeout: float = PATIENCE) -> str:

@@ -8,6 +8,9 @@ PATIENCE = 120.0
 """Seconds for what takes moments. A limit tells right from wrong, and a machine that is busy with other things is not
 wrong; what has to be quick is measured in a test that says so."""
 
+SLACK = 30.0
+"""Seconds that a busy machine may add to anything: a limit that tells an answer from a hang leaves room for them."""
+
 
 async def eventually(
     predicate: Callable[[], object], timeout: float = PATIENCE, what: str = "", every: float = 0.02

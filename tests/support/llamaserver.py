@@ -1,7 +1,6 @@
 """A real llama-server of the pinned build as a process, with the tiny model, to stand behind the gateway in tests."""
 
 import contextlib
-import socket
 import subprocess
 import tempfile
 import time
@@ -10,6 +9,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from e2e.cluster.network import free_ports
 from e2e.tinymodels.gguf_file import write_gguf
 from tests.oracle.llamacpp import inside, unpacked
 
@@ -21,7 +21,7 @@ def llama_server(*arguments: str, write: Callable[[Path], object] = write_gguf) 
     """The `host:port` of a llama-server that has loaded the model of `write`, a tiny one; it ends with the block."""
     root = unpacked()
     (root / "models").mkdir(exist_ok=True)
-    port = _free_port()
+    port = free_ports(["llama-server"])["llama-server"]
     with (
         tempfile.TemporaryDirectory(dir=root / "models") as folder,
         tempfile.TemporaryFile() as log,
@@ -58,10 +58,3 @@ def _until_loaded(port: int, process: "subprocess.Popen[bytes]") -> None:
                 return
         time.sleep(0.05)
     raise AssertionError(f"llama-server has not loaded the model within {START_SECONDS:g} s")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import threading
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from aiohttp import ClientError, ClientSession
 
+from e2e.cluster.network import free_ports
 from moorage.control.endpoints import ReportsPort
 from moorage.control.operator import Operator
 from moorage.control.settings import Settings
@@ -37,9 +37,7 @@ class Reports:
         self._kubeconfig, self._namespace = kubeconfig, namespace
         self._token_file = folder / "token"
         self._token_file.write_text(TOKEN)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.address = f"127.0.0.1:{free_ports(['reports'])['reports']}"
         self.port = ReportsPort(self.address, self._token_file)
         self._models: dict[str, dict[str, int]] = {}
         self._aliases: dict[str, dict[str, int]] = {}

@@ -60,7 +60,7 @@ def test_what_a_template_shows(template: str, found: set[Capability]):
     assert shown.in_template(template) == found
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("piece", ["{%", "{{'", "'\\", "{#", "{{\"'", "tools", "{{ }}"])
 def test_a_hostile_template_takes_no_time(piece: str):
     shown.in_template(piece * (4_000_000 // len(piece)))

@@ -149,7 +149,7 @@ def test_the_program_name_in_a_stat_line_may_hold_anything() -> None:
 def _sleeper(tmp_path: Path) -> processes.Process:
     command = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
     process = processes.start("sleeper", command, tmp_path / "log")
-    assert any((tmp_path / "log").read_text() == "up\n" for _ in processes.ticks(20, 0.05))
+    assert any((tmp_path / "log").read_text() == "up\n" for _ in processes.ticks(120, 0.05))
     return process
 
 
@@ -179,7 +179,7 @@ def test_a_stranger_with_the_same_process_id_is_left_alone(tmp_path: Path, chang
 def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
     process = processes.start("stubborn", [sys.executable, "-c", code], tmp_path / "log")
-    assert any((tmp_path / "log").read_text() == "up\n" for _ in processes.ticks(20, 0.05))
+    assert any((tmp_path / "log").read_text() == "up\n" for _ in processes.ticks(120, 0.05))
     processes.stop(process, patience=0.2)
     assert not processes.alive(process)
 
@@ -188,7 +188,7 @@ def test_the_program_inside_a_wrapper_is_found_and_stopped(tmp_path: Path) -> No
     inner = "import time; print('up', flush=True); time.sleep(600)"
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
     process = processes.start("wrapped", [sys.executable, "-c", outer], tmp_path / "log", wrapped=True)
-    assert any((tmp_path / "log").read_text() == "up\n" for _ in processes.ticks(20, 0.05))
+    assert any((tmp_path / "log").read_text() == "up\n" for _ in processes.ticks(120, 0.05))
     program = processes.program_pid(process)
     assert program != process.pid
     processes.stop(process)

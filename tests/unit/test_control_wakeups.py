@@ -156,7 +156,7 @@ async def test_progress_is_followed_through_a_silence(monkeypatch: pytest.Monkey
     await asyncio.sleep(0.1)
     answers["done"] = 2
     try:
-        await eventually(lambda: poller.latest(key) == {"done": 2}, timeout=2)
+        await eventually(lambda: poller.latest(key) == {"done": 2})
     finally:
         await poller.close()
         await runner.cleanup()

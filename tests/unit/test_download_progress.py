@@ -1,12 +1,12 @@
 """The numbers of `GET /progress`."""
 
 import json
-import socket
 import urllib.error
 import urllib.request
 
 import pytest
 
+from e2e.cluster.network import free_ports
 from moorage.download.content import Content, Identity
 from moorage.download.progress import Phase, Progress, serve
 from moorage.download.retry import Patience
@@ -69,13 +69,11 @@ def test_failures_are_told():
 
 
 def test_served_over_http():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_ports(["progress"])["progress"]
     progress = Progress()
     progress.plan([content(7, "a")])
     serve(progress, port)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/progress", timeout=60) as answer:
         assert json.load(answer) == {
             "phase": "Resolving",
             "files": {"total": 1, "done": 0},
@@ -87,4 +85,4 @@ def test_served_over_http():
             "lastError": None,
         }
     with pytest.raises(urllib.error.HTTPError, match="404"):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/other", timeout=5)
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/other", timeout=60)

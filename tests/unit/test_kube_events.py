@@ -61,7 +61,7 @@ def make(client: ScriptedClient) -> Callable[..., EventRecorder]:
 
 
 async def test_an_event_as_kubectl_describe_reads_it(client: ScriptedClient, make: Callable[..., EventRecorder]):
-    async with asyncio.timeout(2), make() as recorder:  # closing waits no longer than there is something to send
+    async with asyncio.timeout(30), make() as recorder:  # closing waits no longer than there is something to send
         recorder.record(MODEL, "Normal", "Downloaded", "all is here")
     (event,) = client.created
     name = event["metadata"].pop("name")

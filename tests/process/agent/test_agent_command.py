@@ -17,24 +17,21 @@ from typing import Any
 import grpc
 import pytest
 
+from e2e.cluster.network import free_ports
 from e2e.gpusim.machine import Machine, SimulatedGpu, SimulatedSlice, compile_stub, uuid
 from moorage.agent.grpc import CallFailed, call
 from moorage.agent.podresources import holders
 from moorage.placement.gpu_report import Holder, from_json, totals_of, used_by_pod
+from tests.support.eventually import PATIENCE
 from tests.support.kubelet import allocatable, answer, claim, kubelet, plugin_devices, pod
 
 COMMAND = [sys.executable, "-m", "moorage", "agent"]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-def eventually(good: Any, timeout: float = 30.0) -> Any:
+def eventually(good: Any, timeout: float = PATIENCE) -> Any:
     deadline = time.monotonic() + timeout
     while not (found := good()):
-        assert time.monotonic() < deadline, "it never came to that"
+        assert time.monotonic() < deadline, f"it never came to that; last: {found!r}"
         time.sleep(0.05)
     return found
 
@@ -44,7 +41,7 @@ class Agent:
         self.port, self.process = port, process
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as found:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE) as found:
             return str(found.read().decode())
 
     def report(self) -> dict[str, Any]:
@@ -61,7 +58,7 @@ class Agent:
 
 @contextmanager
 def agent(machine: Machine, *arguments: str) -> Iterator[Agent]:
-    port = free_port()
+    port = free_ports(["agent"])["agent"]
     environment = {**os.environ, "NVML_SIM_STATE": str(machine.state), "NODE_NAME": "gpu-1"}
     environment.pop("NVIDIA_VISIBLE_DEVICES", None)
     process = subprocess.Popen(
@@ -74,7 +71,7 @@ def agent(machine: Machine, *arguments: str) -> Iterator[Agent]:
         yield made
     finally:
         process.terminate()
-        assert process.wait(20) == 0, process.communicate()
+        assert process.wait(PATIENCE) == 0, process.communicate()
 
 
 @pytest.fixture(scope="session")
@@ -174,7 +171,9 @@ def test_without_a_kubelet_the_numbers_are_there_and_owners_unknown(machine: Mac
 
 
 def test_without_nvml_it_says_so_and_exits_with_3(tmp_path: Path):
-    done = subprocess.run([*COMMAND, "--nvml", str(tmp_path / "none.so")], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*COMMAND, "--nvml", str(tmp_path / "none.so")], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 3
     assert "none.so" in done.stderr
     assert "Traceback" not in done.stderr
@@ -184,7 +183,7 @@ def test_a_taken_port_is_said(machine: Machine, library: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = subprocess.run(
             [*COMMAND, "--nvml", str(library), "--listen", f"127.0.0.1:{taken.getsockname()[1]}"],
-            env={**os.environ, "NVML_SIM_STATE": str(machine.state)}, capture_output=True, text=True, timeout=60,
+            env={**os.environ, "NVML_SIM_STATE": str(machine.state)}, capture_output=True, text=True, timeout=PATIENCE,
         )  # fmt: skip
     assert done.returncode == 1
     assert "cannot listen" in done.stderr

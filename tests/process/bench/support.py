@@ -55,8 +55,8 @@ def settings(engine: MockEngine | str, **changes: Any) -> Settings:
         "requests": 20,
         "input_tokens": 64,
         "output_tokens": OUTPUT_TOKENS,
-        "request_timeout": 5.0,
-        "timeout": 60.0,
+        "request_timeout": 30.0,
+        "timeout": 120.0,
     }
     return Settings(target=parse_target(url), model="mock", **{**defaults, **changes})
 

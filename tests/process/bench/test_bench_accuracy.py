@@ -10,8 +10,9 @@ from tests.support.mockengine import Behaviour, Request, fetch_requests, mock_pr
 
 TOLERANCE = 0.02
 REQUESTS = 20
-# Another process that takes the core away between two clocks only ever makes things look worse.
-ATTEMPTS = 4
+# Another process that takes the core away between two clocks only ever makes things look worse, and not the same ones
+# each time; a number that is counted wrongly is wrong in every attempt.
+ATTEMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ def percentiles(values_ns: list[float]) -> dict[str, float]:
     return {name: percentile(sorted(values_ns), q) / 1000 for name, q in QUANTILES.items()}
 
 
-def deviations(facts: dict, truth: list[Request]) -> list[str]:
-    """Every number of `facts` that is not within 2 % of what the mock did."""
+def deviations(facts: dict, truth: list[Request]) -> dict[str, str]:
+    """Every number of `facts` that is not within 2 % of what the mock did, and what it is instead."""
     window_s = (max(r.end_ns for r in truth) - min(r.received_ns for r in truth)) / 1e9
     wanted = {
         **{f"ttftUs.{k}": v for k, v in percentiles([r.ttft_ns for r in truth]).items()},
@@ -55,12 +56,12 @@ def deviations(facts: dict, truth: list[Request]) -> list[str]:
         "requestsPerSecondMilli": len(truth) * 1000 / window_s,
     }
     got = {key: facts[key.split(".")[0]][key.split(".")[1]] if "." in key else facts[key] for key in wanted}
-    return [f"{key}: {got[key]} instead of {wanted[key]:.0f}" for key in wanted if not within(got[key], wanted[key])]
+    return {key: f"{got[key]} instead of {wanted[key]:.0f}" for key in wanted if not within(got[key], wanted[key])}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_every_number_is_within_two_percent(case):
-    wrong = []
+    always: dict[str, str] | None = None
     for _ in range(ATTEMPTS):
         with mock_process(case.behaviour) as url:
             ended = bench(
@@ -71,9 +72,10 @@ def test_every_number_is_within_two_percent(case):
         assert ended.code == 0, ended.stderr
         assert ended.facts["requests"] == {"total": REQUESTS, "failed": 0}
         wrong = deviations(ended.facts, truth)
-        if not wrong:
+        always = {key: told for key, told in wrong.items() if always is None or key in always}
+        if not always:
             return
-    pytest.fail(f"in the last of {ATTEMPTS} attempts: {'; '.join(wrong)}")
+    pytest.fail(f"in each of {ATTEMPTS} attempts, here the last: {always}")
 
 
 def test_the_comparison_itself_can_fail():
@@ -87,14 +89,20 @@ def test_the_comparison_itself_can_fail():
         "outputTokensPerSecondMilli": 165_000,
         "requestsPerSecondMilli": 15_000,
     }
-    assert deviations(facts, truth) == []
-    assert deviations({**facts, "ttftUs": {**exact, "p90": 103_000}}, truth) == ["ttftUs.p90: 103000 instead of 100000"]
+    assert deviations(facts, truth) == {}
+    off = deviations({**facts, "ttftUs": {**exact, "p90": 103_000}}, truth)
+    assert off == {"ttftUs.p90": "103000 instead of 100000"}
 
 
 def test_gaps_are_gaps_between_chunks_with_text():
-    with mock_process(Behaviour(ttft=0.05, tpot=0.005, tokens_per_chunk=4, empty_every=1)) as url:
-        ended = bench("--url", url, "--requests", REQUESTS, "--output-tokens", OUTPUT_TOKENS, "-o", "json")
-        truth = measured(fetch_requests(url), REQUESTS)
-    gaps = [b - a for r in truth for a, b in zip(r.text_ns, r.text_ns[1:], strict=False)]
-    assert ended.facts["chunkGapP99Us"] == pytest.approx(percentiles(gaps)["p99"], rel=0.02, abs=10_000)
-    assert ended.facts["chunkGapP99Us"] > 15_000
+    found = []
+    for _ in range(ATTEMPTS):
+        with mock_process(Behaviour(ttft=0.05, tpot=0.005, tokens_per_chunk=4, empty_every=1)) as url:
+            ended = bench("--url", url, "--requests", REQUESTS, "--output-tokens", OUTPUT_TOKENS, "-o", "json")
+            truth = measured(fetch_requests(url), REQUESTS)
+        gaps = [b - a for r in truth for a, b in zip(r.text_ns, r.text_ns[1:], strict=False)]
+        found.append((ended.facts["chunkGapP99Us"], percentiles(gaps)["p99"]))
+        assert found[-1][0] > 15_000
+        if found[-1][0] == pytest.approx(found[-1][1], rel=0.02, abs=10_000):
+            return
+    pytest.fail(f"measured and true: {found}")

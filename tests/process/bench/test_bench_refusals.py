@@ -8,7 +8,7 @@ import pytest
 from moorage.bench.settings import Load, Profile
 from moorage.bench.verdict import BenchError, Reason
 from tests.process.bench.support import OUTPUT_TOKENS, answers_of, fast, run
-from tests.support.eventually import eventually
+from tests.support.eventually import PATIENCE, SLACK, eventually
 
 # Requests 1 to 3 or so find the prompt's length; a fault this late hits the measurement alone.
 LATE = 15
@@ -21,7 +21,7 @@ def impatient(monkeypatch):
 
 async def refusal(engine, **changes):
     with pytest.raises(BenchError) as refused:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             await run(engine, **changes)
     return refused.value
 
@@ -45,13 +45,13 @@ async def test_too_few_samples_are_refused_before_anything_is_sent():
         ("garbage", "not JSON"),
         ("textless", "no chunk bore any text"),
         ("json", "not a stream"),
-        ("stall", "no complete answer within 0.5 s"),
-        ("silent", "no complete answer within 0.5 s"),
+        ("stall", "no complete answer within 2 s"),
+        ("silent", "no complete answer within 2 s"),
     ],
 )
 async def test_a_failure_in_fifty_is_too_many(fault, says):
     async with fast(fault=fault, fault_from=LATE, fault_every=1000, fault_chunks=5) as engine:
-        error = await refusal(engine, requests=50, request_timeout=0.5)
+        error = await refusal(engine, requests=50, request_timeout=2.0)
     assert error.reason is Reason.TOO_MANY_FAILURES
     assert "at concurrency 4 1 of " in error.message
     with pytest.raises(AssertionError, match=says):
@@ -151,14 +151,14 @@ async def test_the_time_limit_holds_and_says_how_far_the_run_was(changes):
         took = time.monotonic() - start
     assert error.reason is Reason.TIMED_OUT
     assert "of 5000 requests done" in error.message
-    assert took < 3.5
+    assert took < SLACK
     assert answers_of(engine.requests)
 
 
 async def test_streams_under_way_are_dropped_when_the_time_is_up():
     async with fast(fault="stall", fault_from=LATE, fault_chunks=3) as engine:
         await refusal(engine, timeout=1.5, request_timeout=60, requests=50)
-        await eventually(lambda: all(r.disconnected for r in engine.requests if not r.end_ns), 5)
+        await eventually(lambda: all(r.disconnected for r in engine.requests if not r.end_ns))
 
 
 async def test_an_endless_answer_ends_with_the_requests_time():

@@ -62,7 +62,7 @@ class Stand:
 ALIASES = [
     Alias("chat", (("tiny", 100),), parameters=Parameters(defaults={"temperature": 0, "seed": 7})),
     Alias("asleep", (("sleeping", 1),), hold=Hold(max_pending=0)),
-    Alias("full", (("sleeping", 1),), hold=Hold(max_pending=1, timeout=30)),
+    Alias("full", (("sleeping", 1),), hold=Hold(max_pending=1, timeout=600)),
     Alias("patient", (("sleeping", 1),), hold=Hold(timeout=0.5)),
     Alias("rising", (("later", 1),), hold=Hold(max_pending=0)),
 ]

@@ -1,8 +1,8 @@
 import random
-import socket
 
 import pytest
 
+from e2e.cluster.network import free_ports
 from e2e.hub import HubServer, Store
 from tests.process.download.support import Downloader, make_repo
 
@@ -45,6 +45,4 @@ def download(hub, tmp_path):
 @pytest.fixture
 def free_port():
     """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return free_ports(["status"])["status"]

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tests.support.eventually import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -76,11 +78,11 @@ class Downloader:
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=self.dest.parent, **more
         )
 
-    def run(self, repo: str, *options: str, timeout: float = 60, **more: Any) -> Outcome:
+    def run(self, repo: str, *options: str, timeout: float = PATIENCE, **more: Any) -> Outcome:
         """Run to the end, which must come within `timeout` seconds."""
         return self.wait(self.start(repo, *options, **more), timeout)
 
-    def wait(self, process: subprocess.Popen[str], timeout: float = 60) -> Outcome:
+    def wait(self, process: subprocess.Popen[str], timeout: float = PATIENCE) -> Outcome:
         started = time.monotonic()
         try:
             stdout, stderr = process.communicate(timeout=timeout)
@@ -127,7 +129,7 @@ class HubProcess:
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=PATIENCE)
 
 
 class Rows:
@@ -144,7 +146,7 @@ class Rows:
         self._pool.shutdown(cancel_futures=True)
 
 
-def eventually(predicate: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:
+def eventually(predicate: Callable[[], Any], timeout: float = PATIENCE, what: str = "") -> Any:
     """The first true value of `predicate`; AssertionError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
@@ -152,5 +154,5 @@ def eventually(predicate: Callable[[], Any], timeout: float = 10.0, what: str = 
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout} s: {what or predicate}")
+            raise AssertionError(f"not within {timeout:g} s: {what or predicate}; last: {value!r}")
         time.sleep(0.01)

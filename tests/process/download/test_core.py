@@ -13,10 +13,15 @@ import pytest
 from e2e.hub import HubServer
 from moorage.sizing.gguf import read_gguf_header
 from tests.process.download.support import Downloader, eventually, make_repo
+from tests.support.eventually import SLACK
 from tests.unit.model_shapes import Model
 
 _HEADER = Model("llama", "Q4_K_M", layers=1, embedding=256, heads=2, kv_heads=2, head=128, ff=256, vocab=32).header
 GGUF = _HEADER.ljust(read_gguf_header(_HEADER).end, b"\0")
+
+
+PATIENT = ("--request-timeout", "600", "--stall-timeout", "600")
+"""What ends early with these is not ended by them."""
 
 
 @pytest.fixture
@@ -72,13 +77,13 @@ def test_one_connection_and_no_verification(download, model_bytes):
     download.check({"model.gguf": model_bytes})
 
 
-def test_sigterm_ends_within_a_second_and_the_next_run_goes_on(download, slow, model_bytes):
-    process = download.start("acme/one")
+def test_sigterm_ends_at_once_and_the_next_run_goes_on(download, slow, model_bytes):
+    process = download.start("acme/one", *PATIENT)
     eventually(lambda: slow.sent("model.gguf") > 15_000_000)
     process.send_signal(signal.SIGTERM)
     stopped = download.wait(process)
     assert (stopped.code, stopped.reason) == (143, "Interrupted"), stopped
-    assert stopped.seconds < 1.0
+    assert stopped.seconds < SLACK
     assert stopped.result["bytes"] > 10_000_000
     assert not download.published()
     slow.throttle.rate = 0
@@ -89,24 +94,24 @@ def test_sigterm_ends_within_a_second_and_the_next_run_goes_on(download, slow, m
 
 def test_sigterm_as_process_one(download, slow):
     """A container's first process ignores signals it has no handler for."""
-    process = download.start("", command=["unshare", "--pid", "--fork", *download.command("acme/one")])
+    process = download.start("", command=["unshare", "--pid", "--fork", *download.command("acme/one", *PATIENT)])
     eventually(lambda: slow.sent("model.gguf") > 5_000_000)
     (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(child), signal.SIGTERM)
     stopped = download.wait(process)
     assert (stopped.code, stopped.reason) == (143, "Interrupted"), stopped
-    assert stopped.seconds < 1.0
+    assert stopped.seconds < SLACK
 
 
 @pytest.mark.parametrize("path", ["/revision/", "/tree/", "/resolve/", "/cdn/"])
 def test_sigterm_while_a_server_is_silent(download, hub, path):
     hub.rule("hang", path, count=None)
-    process = download.start("acme/one")
+    process = download.start("acme/one", *PATIENT)
     eventually(lambda: hub.requests(path.strip("/")))
     process.send_signal(signal.SIGTERM)
     stopped = download.wait(process)
     assert (stopped.code, stopped.reason) == (143, "Interrupted")
-    assert stopped.seconds < 1.0
+    assert stopped.seconds < SLACK
 
 
 def test_kill_loses_nothing_but_what_was_on_the_wire(download, slow, model_bytes):
@@ -125,9 +130,9 @@ def test_kill_loses_nothing_but_what_was_on_the_wire(download, slow, model_bytes
 @pytest.mark.parametrize("seed", range(8))
 def test_killed_at_a_random_time(download, hub, model_bytes, seed):
     """benchmarks/download.py does it fifty times each with 40 MB and 2 GB."""
-    hub.throttle.rate = 40_000_000
+    hub.throttle.rate = 20_000_000
     process = download.start("acme/one")
-    eventually(lambda: hub.requests("/revision/"), 30)
+    eventually(lambda: hub.requests("/revision/"))
     time.sleep(random.Random(seed).uniform(0.0, 1.1))
     process.kill()
     process.communicate()
@@ -166,7 +171,7 @@ def test_clocks_that_jump_change_nothing(download, hub, model_bytes):
     done = download.run("", command=[command[0], "-c", JUMPING, *command[3:]])
     assert done.code == 0, done
     download.check({"model.gguf": model_bytes})
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 2 * SLACK, "and not an hour"
 
 
 def test_progress_is_told_and_never_goes_back(download, slow, free_port):
@@ -175,23 +180,25 @@ def test_progress_is_told_and_never_goes_back(download, slow, free_port):
 
     def look():
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/progress", timeout=1) as answer:
-                seen.append((time.monotonic(), slow.sent("model.gguf"), json.load(answer)))
+            before = slow.sent("model.gguf")
+            with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/progress", timeout=SLACK) as answer:
+                snapshot = json.load(answer)
+            seen.append((before, slow.sent("model.gguf"), snapshot))
         except OSError:
             return process.poll() is not None
         return process.poll() is not None
 
-    eventually(look, 30)
+    eventually(look)
     download.wait(process)
     done = [s["bytes"]["done"] for _, _, s in seen]
     assert done == sorted(done)
     assert len(set(done)) >= 4
-    busy = [(sent, s) for _, sent, s in seen if s["phase"] == "Downloading" and s["bytesPerSecond"]]
-    for sent, snapshot in busy:
+    busy = [row for row in seen if row[2]["phase"] == "Downloading" and row[2]["bytesPerSecond"]]
+    for before, after, snapshot in busy:
         assert snapshot["bytes"]["total"] == 40_000_000
-        assert sent - snapshot["bytes"]["done"] < 25_000_000
-        truth = (40_000_000 - sent) / 10_000_000
-        assert abs(snapshot["remainingSeconds"] - truth) < 3.0
+        assert before - snapshot["bytes"]["done"] < 25_000_000
+        most, least = ((40_000_000 - sent) / 10_000_000 for sent in (before, after))
+        assert least - 3 < snapshot["remainingSeconds"] < most + 3
     assert {s["phase"] for _, _, s in seen} >= {"Downloading"}
 
 

@@ -13,13 +13,14 @@ import pytest
 
 from e2e.hub import HubServer
 from tests.process.download.support import Downloader, Rows, eventually, make_repo
+from tests.support.eventually import SLACK
 
 MB = 1_000_000
 AFTER = 25_100_000  # in the request that goes on after a cut at 25 MB
 ONE = ("--connections", "1")
 RETRIES = ("--retries", "2")
-STALL = ("--stall-timeout", "0.7")
-HURRY = ("--request-timeout", "0.7")
+STALL = ("--stall-timeout", "2")
+HURRY = ("--request-timeout", "2")
 RATE_LIMITED = {"status": 429, "headers": {"Retry-After": "2"}}
 
 
@@ -94,7 +95,7 @@ class Row:
             # A folder that is not empty has made huggingface_hub 2.4 report success with nothing downloaded.
             (folder / "models/lost+found").mkdir(parents=True)
             self.download = Downloader(hub, folder / "models")
-            self.done = self.download.run("acme/one", *options, timeout=45)
+            self.done = self.download.run("acme/one", *options)
             self.sent = hub.sent("model.gguf")
 
 
@@ -197,7 +198,7 @@ def test_failed(fault, rows):
     row = rows.result(fault)
     done = row.done
     assert (done.reason, done.code) == (reason, code), done
-    assert done.seconds < seconds + 4
+    assert done.seconds < seconds + SLACK
     assert not row.download.published()
     assert done.result["message"]
     assert done.result["faults"] == FAULTS.get(fault, NO_FAULTS) or reason == "Stalled"
@@ -205,16 +206,17 @@ def test_failed(fault, rows):
     assert ("retryAfterSeconds" in done.result) == (reason == "RateLimited")
 
 
-@pytest.mark.parametrize("header", [lambda: "2", lambda: http_date(3)])
+@pytest.mark.parametrize("dated", [False, True])
 @pytest.mark.parametrize("where", ["/resolve/", "/cdn/", "/revision/"])
-def test_retry_after_is_obeyed(download, hub, where, header):
-    hub.rule("status", where, status=429, headers={"Retry-After": header()})
+def test_retry_after_is_obeyed(download, hub, where, dated):
     started = time.time()
+    hub.rule("status", where, status=429, headers={"Retry-After": http_date(4) if dated else "2"})
     done = download.run("acme/one")
     assert done.code == 0, done
     refused, again = [r["time"] for r in hub.requests(where) if where != "/resolve/" or r["server"] == "hub"][:2]
-    assert again - refused >= 1.5  # a date has whole seconds
-    assert time.time() - started < 6
+    # Two dates of whole seconds: the server's own, and the one to wait for.
+    assert again >= (started + 4 - 2 if dated else refused + 1.9)
+    assert time.time() - started < SLACK
 
 
 def test_a_pause_holds_for_every_file_of_that_host(tmp_path):
@@ -225,7 +227,8 @@ def test_a_pause_holds_for_every_file_of_that_host(tmp_path):
         assert done.code == 0, done
         times = sorted((r["time"], r["status"]) for r in hub.requests(server="cdn"))
     paused = next(t for t, status in times if status == 503)
-    assert not [t for t, _ in times if paused + 0.3 < t < paused + 1.9]
+    on_the_way = [t for t, _ in times if paused < t < paused + 1.9]
+    assert len(on_the_way) <= 3, "of four connections; at ten files a second there would be many more"
     assert [t for t, _ in times if t > paused + 1.9]
 
 
@@ -237,7 +240,7 @@ def test_too_many_requests_without_a_word_how_long_pause_the_host_too(tmp_path):
         assert done.code == 0, done
         times = sorted((r["time"], r["status"]) for r in hub.requests(server="cdn"))
     refused = next(t for t, status in times if status == 429)
-    assert not [t for t, _ in times if refused + 0.3 < t < refused + 0.9]
+    assert len([t for t, _ in times if refused < t < refused + 0.9]) <= 3
 
 
 REFUSED = {
@@ -281,7 +284,7 @@ def test_refused_at_once(who, guarded, tmp_path):
     env = {"HF_TOKEN": token} if token else {}
     done = download.run(repo, "--revision", revision or "main", *options, env=env)
     assert (done.reason, done.code) == (reason, code), done
-    assert done.seconds < 2
+    assert done.seconds < SLACK
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and ".moorage" not in p.parts]
     assert token is None or token not in done.stderr + json.dumps(done.result)
 
@@ -301,7 +304,7 @@ def test_hub_refuses_connections_and_the_folder_is_not_empty(hub, tmp_path):
     for options in ([], ["--revision", "0" * 40]):
         done = download.run("acme/one", *RETRIES, *options)
         assert (done.reason, done.code) == ("HubUnreachable", 30), done
-        assert done.seconds < 4
+        assert done.seconds < SLACK
 
 
 def test_link_expires_while_downloading(hub, download, model_bytes):
@@ -321,11 +324,11 @@ def test_one_lost_file_stops_the_others(tmp_path):
         hub.rule("status", "2.gguf", server="hub", status=403, count=None)
         done = Downloader(hub, tmp_path / "models").run("acme/m", "--connections", "16")
     assert (done.reason, done.result["file"]) == ("AccessDenied", "2.gguf"), done
-    assert done.seconds < 15  # the others would take 36
+    assert done.seconds < 30  # the others would take 36
 
 
 def test_a_changed_piece_on_disk_is_fetched_alone(hub, download, model_bytes):
-    hub.throttle.rate = 20_000_000
+    hub.throttle.rate = 10_000_000
     process = download.start("acme/one")
     eventually(lambda: hub.sent("model.gguf") > 30 * MB)
     process.kill()
@@ -337,12 +340,12 @@ def test_a_changed_piece_on_disk_is_fetched_alone(hub, download, model_bytes):
     assert done.code == 0, done
     download.check({"model.gguf": model_bytes})
     assert done.result["faults"] == {"stalls": 0, "wrongBytes": 0, "changedOnDisk": 1}
-    # What was missing, and one piece of 5 MB.
-    assert hub.sent("model.gguf") - before < 40 * MB - before + 5.1 * MB + 4 * MB
+    # What was missing, and one piece of 5 MB; up to 8 MB were still in sockets when the process was killed.
+    assert hub.sent("model.gguf") - before < 40 * MB - before + 5.1 * MB + 8 * MB
 
 
 def test_the_disk_that_changes_what_was_written_is_told_from_the_network(hub, download, model_bytes):
-    hub.rule("stall", "model.gguf", server="cdn", at=39 * MB, seconds=1.5)
+    hub.rule("stall", "model.gguf", server="cdn", at=39 * MB, seconds=6)
     process = download.start("acme/one")
     eventually(lambda: hub.sent("model.gguf") > 38 * MB)
     (part,) = (download.dest / ".moorage/parts").glob("*-40000000")

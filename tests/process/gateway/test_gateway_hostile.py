@@ -10,7 +10,6 @@ from moorage.gateway.routes import Alias, Parameters
 from tests.process.gateway.support import (
     CHAT,
     OK,
-    PATIENCE,
     EngineSide,
     RawEngine,
     always,
@@ -21,7 +20,7 @@ from tests.process.gateway.support import (
     post,
     serving,
 )
-from tests.support.eventually import eventually
+from tests.support.eventually import PATIENCE, eventually
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/models", "/nowhere"])
@@ -183,7 +182,7 @@ async def test_an_engine_says_nothing_about_connections_and_browsers(headers):
 
 
 async def test_many_clients_that_send_a_head_and_stop_hold_nobody_up():
-    async with RawEngine(always(OK)) as engine, serving([model("m", engine)], head_timeout=0.5) as bed:
+    async with RawEngine(always(OK)) as engine, serving([model("m", engine)], head_timeout=3.0) as bed:
         async with contextlib.AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(bed.client()) for _ in range(200)]
             await asyncio.gather(*(client.send(f"POST {CHAT} HTTP/1.1\r\nHost:".encode()) for client in clients))

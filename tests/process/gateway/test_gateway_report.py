@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,22 @@ from moorage.gateway.ledger import Ledger
 from moorage.gateway.reporter import Operator, Pace, Reporter
 from moorage.gateway.routes import Alias
 from moorage.usage import ModelUse, Report
-from tests.process.gateway.support import OK, PATIENCE, QUICK, Bed, EngineSide, RawEngine, always, chat, model, serving
-from tests.support.eventually import eventually
+from tests.process.gateway.support import (
+    OK,
+    QUICK,
+    Bed,
+    EngineSide,
+    RawEngine,
+    always,
+    chat,
+    dead_socket,
+    model,
+    serving,
+)
+from tests.support.eventually import PATIENCE, SLACK, eventually
 
 TOKEN = "shared-secret-1"
-SOON = Pace(changed=0.1, alive=0.4, urgent=0.01, answer=0.5, first_retry=0.02, last_retry=0.1)
+SOON = Pace(changed=0.1, alive=0.4, urgent=0.01, answer=PATIENCE, first_retry=0.02, last_retry=0.1)
 # Only demand is reported with these, for nothing else is due within a test.
 RARELY = Pace(changed=600, alive=600, urgent=0.01, first_retry=0.02, last_retry=0.1)
 
@@ -89,7 +101,7 @@ async def test_what_was_used_is_told_by_model_and_alias(tmp_path):
             await eventually(lambda: operator.total("team/m", "ok") == 3, PATIENCE)
             assert operator.total("team/m", "completion_tokens") == 6
             assert operator.total("team/m", "prompt_tokens") == 9
-            assert abs(operator.total("team/m", "last_used") - time.time()) < 5
+            assert abs(operator.total("team/m", "last_used") - time.time()) < SLACK
             assert operator.total("other/n", "ok") == 1
             told = {name: use.ok for report in operator.reports for name, use in report.aliases.items()}
             assert told == {"team/chat": 2, "other/chat": 1}
@@ -131,7 +143,7 @@ async def test_only_what_changed_is_told_and_silence_is_broken_now_and_then(tmp_
             assert [name for report in operator.reports for name in report.models] == ["team/n"]
             operator.reports.clear()
             began = time.monotonic()
-            await eventually(lambda: len(operator.reports) == 2, PATIENCE, "two signs of life")
+            await eventually(lambda: len(operator.reports) >= 2, PATIENCE, "two signs of life")
             assert not any(report.models or report.aliases for report in operator.reports)
             assert time.monotonic() - began > SOON.alive, "no oftener than that"
 
@@ -147,9 +159,9 @@ async def test_demand_for_a_sleeper_is_told_at_once(tmp_path):
         began = time.monotonic()
         asked = asyncio.create_task(bed.ask(chat("m")))
         await eventually(lambda: operator.total("team/m", "wanted") == 1, PATIENCE, every=0.002)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < SLACK, "and not when the next report is due"
         assert operator.total("team/m", "pending") == 1
-        assert abs(operator.total("team/m", "wanted_at") - time.time()) < 5
+        assert abs(operator.total("team/m", "wanted_at") - time.time()) < SLACK
         bed.apply([model("m", engine)])
         assert (await asked).status == 200
 
@@ -202,7 +214,8 @@ async def test_a_report_that_is_lost_is_made_good_by_the_next(trouble, tmp_path,
     caplog.set_level("INFO")
     async with RawEngine(always(OK)) as engine, MockOperator() as operator:
         operator.trouble = [trouble] * 3
-        async with serving([model("m", engine)]) as bed, reporting(bed, operator, tmp_path):
+        pace = replace(SOON, answer=1.0)
+        async with serving([model("m", engine)]) as bed, reporting(bed, operator, tmp_path, pace):
             await bed.ask(chat("m"))
             await eventually(lambda: operator.total("team/m", "ok") == 1, PATIENCE)
             assert operator.trouble == []
@@ -223,20 +236,21 @@ async def test_an_operator_that_starts_anew_is_told_everything(tmp_path):
 
 
 async def test_an_operator_that_is_away_delays_nobody_and_hears_all_of_it_later(tmp_path):
-    async with RawEngine(always(OK)) as engine, MockOperator() as operator:
-        await operator.__aexit__()
+    operator = MockOperator()
+    async with RawEngine(always(OK)) as engine, dead_socket() as taken:
+        operator.url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         async with serving([model("m", engine), model("s")]) as bed, reporting(bed, operator, tmp_path):
             began = time.monotonic()
             asked = asyncio.create_task(bed.ask(chat("s")))
             for _ in range(20):
                 assert (await bed.ask(chat("m"))).status == 200
-            assert time.monotonic() - began < 5
-            port = int(operator.url.rpartition(":")[2])
-            operator._server = await asyncio.start_server(operator._serve, "127.0.0.1", port)
+            assert time.monotonic() - began < SLACK
+            operator._server = await asyncio.start_server(operator._serve, sock=taken)
             await eventually(lambda: operator.total("team/m", "ok") == 20, PATIENCE)
             assert operator.total("team/s", "wanted") == 1
             bed.apply([model("m", engine), model("s", engine)])
             await asked
+        await operator.__aexit__()
 
 
 async def test_a_gateway_that_starts_anew_counts_from_zero_under_another_instance(tmp_path):
@@ -300,7 +314,7 @@ async def test_the_last_words_do_not_wait_for_ever(tmp_path, caplog):
         operator.trouble = [stall]
         began = time.monotonic()
         await reporter.finish(0.2)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < SLACK
         assert "last usage report" in caplog.text
 
 

@@ -25,7 +25,7 @@ from tests.process.gateway.support import (
     post,
     serving,
 )
-from tests.support.eventually import eventually
+from tests.support.eventually import PATIENCE, SLACK, eventually
 
 HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: g\r\n".encode()
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -190,7 +190,7 @@ async def test_a_client_that_asks_first_never_sends_a_body_over_the_limit():
 
 async def test_a_client_in_the_middle_of_too_much_gets_to_read_its_413():
     """Closing at once would reset the connection and take the answer with it."""
-    async with serving(max_body_bytes=100_000) as bed, bed.client() as client:
+    async with serving(max_body_bytes=100_000, linger_timeout=30.0) as bed, bed.client() as client:
         piece = b"%x\r\n%b\r\n" % (50_000, b"x" * 50_000)
         await client.send(CHUNKED)
         for _ in range(40):
@@ -240,7 +240,7 @@ async def test_a_head_that_does_not_come_is_cut_off():
         began = time.monotonic()
         await client.send(b"POST /v1/chat")
         assert (await client.reply()).status == 408
-        assert SHORT * 0.9 < time.monotonic() - began < SHORT * 3
+        assert SHORT * 0.9 < time.monotonic() - began < SLACK
 
 
 async def test_a_head_that_drips_is_cut_off_too():
@@ -287,7 +287,7 @@ async def test_a_client_that_takes_nothing_is_cut_off_and_its_engine_freed():
         sock.setblocking(False)
         await asyncio.get_running_loop().sock_connect(sock, bed.gateway.address)
         await asyncio.get_running_loop().sock_sendall(sock, post(chat(stream=True)))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await gone.wait()
         sock.close()
         await eventually(lambda: bed.gateway.stats.route("", "m").cancelled == 1)
@@ -314,7 +314,7 @@ async def test_a_slow_client_slows_its_engine_instead_of_filling_memory():
             before = sent
             await asyncio.sleep(0.2)
         assert sent < 300, "the engine was let run"
-        rest = await asyncio.wait_for(reader.read(), 10) if reader.at_eof() else b""
+        rest = await asyncio.wait_for(reader.read(), PATIENCE) if reader.at_eof() else b""
         client = Client(reader, writer)
         total = len(rest)
         await client.head()
