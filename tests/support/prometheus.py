@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -15,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from e2e.cluster.network import free_ports
 from tests.support import debian
 
 START_SECONDS = 60.0
@@ -66,9 +66,7 @@ def scraping(folder: Path, targets: Mapping[str, str], rules: Path) -> Iterator[
     timing = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config = folder / "prometheus.yml"
     config.write_text(yaml.safe_dump({"global": timing, "scrape_configs": jobs, "rule_files": [str(rules.resolve())]}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_ports(['prometheus'])['prometheus']}"
     command = [
         str(program("prometheus")), f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address={address}", "--log.level=warn",

@@ -67,7 +67,7 @@ def leaves_a_stream(client: OpenAI) -> Any:
 
 def loses_patience(client: OpenAI) -> Any:
     try:
-        client.with_options(timeout=1).chat.completions.create(**ENDLESS)
+        client.with_options(timeout=5).chat.completions.create(**ENDLESS)
     except openai.APITimeoutError:
         return {"got": False}
     return {"got": True}

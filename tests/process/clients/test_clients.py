@@ -105,7 +105,7 @@ async def test_stream(stand: Stand):
 
 
 def busy_slots(engine: str) -> int:
-    with urllib.request.urlopen(f"http://{engine}/slots", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{engine}/slots", timeout=60) as answer:
         return sum(slot["is_processing"] for slot in json.load(answer))
 
 
@@ -118,7 +118,7 @@ async def test_the_engine_stops_for_a_client_that_leaves(stand: Stand, chat_engi
         await asyncio.sleep(0.05)
     assert await asking == {"got": got}
     assert worked
-    await eventually(lambda: busy_slots(chat_engine) == 0, 30, "the engine at rest")
+    await eventually(lambda: busy_slots(chat_engine) == 0, what="the engine at rest")
     assert stand.bed.gateway.stats.route("chat", "tiny").cancelled == 1
 
 

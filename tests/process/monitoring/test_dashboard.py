@@ -93,7 +93,7 @@ def look(folder: Path, targets: dict[str, str]) -> None:
     """Ask everything until all is there, and say what stays empty."""
     with scraping(folder, targets, RULES) as prometheus:
         empty = queries()
-        for _ in range(60):  # a rate takes two scrapes
+        for _ in range(180):  # a rate takes two scrapes
             empty = [query for query in empty if not _shown(prometheus, query)]
             if not empty:
                 return
