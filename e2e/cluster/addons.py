@@ -1,4 +1,4 @@
-"""What is not Kubernetes itself: rights and StorageClasses, the volume provisioner, and kwok."""
+"""What is not Kubernetes itself: rights and StorageClasses, the volume provisioner, NetworkPolicies, and kwok."""
 
 from pathlib import Path
 
@@ -28,6 +28,22 @@ def start_provisioner(runner: Runner) -> None:
     (folder / "volumes").mkdir(exist_ok=True)
     arguments = [f"--kubeconfig={folder}/pki/system:provisioner.kubeconfig", f"--root={folder}/volumes"]
     runner.start("provisioner", arguments, in_node=runner.state.node)
+
+
+def start_netpol(runner: Runner) -> None:
+    """Start what enforces NetworkPolicies, in the node: its rules end with the node's network namespace."""
+    folder = runner.state.folder
+    arguments = [f"--kubeconfig={folder}/pki/system:netpol.kubeconfig", f"--ready={_netpol_ready(folder)}"]
+    runner.start("netpol", arguments, in_node=True)
+
+
+def wait_netpol(runner: Runner) -> None:
+    """Wait until policies are enforced."""
+    runner.wait("netpol", _netpol_ready(runner.state.folder).exists, 30)
+
+
+def _netpol_ready(folder: Path) -> Path:
+    return folder / "netpol-ready"
 
 
 def start_kwok(runner: Runner, plan: Plan | None) -> None:

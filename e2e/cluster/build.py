@@ -16,7 +16,13 @@ from .errors import BuildError
 Say = Callable[[str], None]
 
 # Debian package -> a program that it brings.
-_NODE_PROGRAMS = {"runc": "runc", "iptables": "iptables", "iproute2": "ip", "util-linux": "nsenter"}
+_NODE_PROGRAMS = {
+    "runc": "runc",
+    "iptables": "iptables",
+    "nftables": "nft",
+    "iproute2": "ip",
+    "util-linux": "nsenter",
+}
 _CNI_PACKAGE = "containernetworking-plugins"
 _CNI_PLUGINS = ("bridge", "host-local", "loopback", "portmap")
 _CNI_FOLDERS = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")

@@ -147,6 +147,8 @@ class Cluster:
         if not runner.state.process("provisioner"):
             addons.apply(runner)
             addons.start_provisioner(runner)
+            if runner.state.node:
+                addons.start_netpol(runner)
         if kwok:
             addons.start_kwok(runner, plan)
 
@@ -164,6 +166,7 @@ class Cluster:
         controlplane.wait(runner, api)
         if plan:
             node.wait(runner, plan, api, self.node_name)
+            addons.wait_netpol(runner)
         record.ready = True
         record.save()
 

@@ -92,6 +92,7 @@ COMPONENTS: tuple[Component, ...] = (
     _kubernetes("kubelet", "node"),
     _kubernetes("kube-proxy", "node"),
     Component("coredns", "v1.14.3", "node", (("coredns", "."),), _COREDNS, sources=(_COREDNS,)),
+    _ours("netpol", "node"),
     _ours("pause", "node"),
     _ours("smoke", "node"),
 )

@@ -14,6 +14,7 @@ USERS = {
     "system:kube-scheduler": "",
     "system:kube-proxy": "",
     "system:coredns": "",
+    "system:netpol": "",
     "system:provisioner": "",
 }
 
