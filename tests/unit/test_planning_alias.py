@@ -238,6 +238,19 @@ def test_what_is_not_known_yet_does_not_fall_short():
     assert desk.says("Resolved") == ("True", "Resolved")
 
 
+def test_why_a_model_needs_somebody_is_told_to_its_own_namespace():
+    desk = Desk(pointing_at("a", "b", "x/c"))
+    for key, phase in {"ns/a": "Blocked", "ns/b": "Loading", "x/c": "Blocked"}.items():
+        desk.models[key] = model(ready=False, phase=phase, allowedNamespaces={"from": "All"})
+        desk.models[key]["status"]["summary"] = {"message": "needs 40.0Gi, largest GPU is 24Gi (gpu-1)"}
+    desk.plan()
+    assert desk.condition("Ready") == (
+        "False",
+        "TargetNotReady",
+        "a is Blocked: needs 40.0Gi, largest GPU is 24Gi (gpu-1); b is Loading; x/c is Blocked",
+    )
+
+
 def test_an_alias_of_chats_and_vectors_says_how_requests_are_divided():
     embedding = model(capabilities=["embeddings"])
     desk = Desk(pointing_at("a=90", "v=10"), a=can(chat="Metadata"), v=embedding)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moorage.api.alias import AliasStatus, AliasSummary, CurrentTarget, ModelAlias, StatusModelRef
-from moorage.api.conditions import AliasCondition, ModelCondition, Reason, is_true
+from moorage.api.conditions import AliasCondition, ModelCondition, ModelPhase, Reason, is_true
 from moorage.api.model import Model
 from moorage.api.naming import ModelRef
 from moorage.engines.capabilities import known_of, pooled
@@ -133,7 +133,15 @@ def _why_not_ready(model: Model, shown: str) -> str:
         return f"{shown} is unloaded (replicas 0)"
     if is_true(model.status.conditions, ModelCondition.READY):
         return ""
-    return f"{shown} is {model.status.phase}" if model.status.phase else f"{shown} is new"
+    status = model.status
+    if not status.phase:
+        return f"{shown} is new"
+    # Why it needs a person is told to its own namespace: the sentence may name what others are not to see.
+    told = status.summary.message if status.summary and status.phase in _NEEDS_SOMEBODY and "/" not in shown else ""
+    return f"{shown} is {status.phase}" + (f": {told}" if told else "")
+
+
+_NEEDS_SOMEBODY = (ModelPhase.BLOCKED, ModelPhase.FAILED)
 
 
 def _resolved(draft: Draft, alias: ModelAlias, legs: list[_Leg]) -> str:
