@@ -12,6 +12,7 @@ import click
 from moorage.errors import InvalidSpec, SourceError
 from moorage.estimate.model import Facts, Unsized, from_file, from_folder, from_repository
 from moorage.estimate.report import document, table
+from moorage.sizing.architectures import ENCODERS
 from moorage.sizing.errors import HeaderError
 from moorage.sizing.llamacpp import LlamaSettings, llama_need
 from moorage.sizing.model import LlamaModel
@@ -65,7 +66,7 @@ class Layers(click.ParamType[int]):
 @click.option("--kv-unified", is_flag=True, help="One pool that all requests share, as in llama-server.")
 @click.option("--cache-type-k", help="f16, q8_0, q4_0, ...; vLLM: auto or fp8.")
 @click.option("--cache-type-v", help="The same for values; vLLM has one type for both.")
-@click.option("--microbatch", type=click.IntRange(1, 1 << 16), default=512, show_default=True, help="llama.cpp: -ub.")
+@click.option("--microbatch", type=click.IntRange(1, 1 << 16), help="llama.cpp: -ub. 512; of encoders one request.")
 @click.option("--gpu-layers", type=Layers(), default="all", show_default=True, help="llama.cpp: layers on GPUs.")
 @click.option("--flash-attention", type=click.Choice(["on", "off"]), default="on", show_default=True)
 @click.option("--engine-version", metavar="X.Y", help="vLLM: the version to estimate for; absent: the newest known.")
@@ -147,23 +148,25 @@ def _engine(asked: str, facts: Facts) -> str:
 def _need(engine: str, facts: Facts, options: dict[str, Any]) -> tuple[LlamaSettings | VllmSettings, MemoryNeed]:
     parallel: int = options["parallel"]
     pool = options["ctx_size"]
-    length = options["context_length"] or min(facts.model.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    trained = min(facts.model.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    length = pool // parallel if pool else options["context_length"] or trained
     if isinstance(facts.model, Unsized):
         why = f"{facts.model.why}; counted by the files"
         return _vllm_settings(length, options), need_by_size(facts.model.weight_bytes, options["gpus"], why)
     if isinstance(facts.model, TransformerModel):
-        settings = _vllm_settings(pool // parallel if pool else length, options)
+        settings = _vllm_settings(length, options)
         return settings, vllm_plan(judged(facts.model, settings.version), settings).need
     if options["engine_version"]:
         raise InvalidSpec("InvalidSpec", "--engine-version is for vLLM; of llama.cpp the pinned build is estimated")
     layers = options["gpu_layers"]
+    encodes = facts.model.architecture in ENCODERS  # a text's tokens become one vector, in one micro-batch
     chosen = LlamaSettings(
         ctx_size=pool or length * parallel,
         parallel=parallel,
         kv_unified=options["kv_unified"],
         cache_type_k=options["cache_type_k"] or "f16",
         cache_type_v=options["cache_type_v"] or "f16",
-        ubatch_size=options["microbatch"],
+        ubatch_size=options["microbatch"] or (length if encodes else LlamaSettings.ubatch_size),
         flash_attention=options["flash_attention"] == "on",
         gpu_layers=None if layers < 0 else layers,
         gpus=options["gpus"],

@@ -165,7 +165,8 @@ def compute_bytes(model: LlamaModel, settings: LlamaSettings, cells: Cells, *, o
     """
     tokens = _ubatch(settings)
     masks, row = _mask_bytes(settings, cells), 4 * tokens * model.embedding
-    outputs = tokens if settings.outputs is None else min(tokens, settings.outputs)
+    given = 0 if model.architecture in arch.ENCODERS else settings.outputs
+    outputs = tokens if given is None else min(tokens, given)
     held = 4 * row + (4 * tokens * model.input_values + row if model.input_values else 0)
     logits = held + 4 * outputs * model.vocabulary if output else 0
     parts = [4 * tokens * model.feed_forward_values, 4 * tokens * model.recurrent_values]

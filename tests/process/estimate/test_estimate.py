@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from e2e.hub import HubServer
 from moorage.cli import main
 from tests.unit.gguf_bytes import data_bytes, header
+from tests.unit.hybrid_shapes import POOLED
 from tests.unit.model_shapes import MODELS
 from tests.unit.projector_shapes import ENCODERS
 
@@ -105,6 +106,18 @@ def test_every_option_reaches_the_formula(gguf):
     assert half["weightsMiB"] < base["weightsMiB"] < half["weightsMiB"] + half["hostMiB"]
     assert facts("--gguf", gguf, "--ctx-size", 32768, "--gpu-layers", "all") == base
     assert len(facts("--gguf", gguf, "--ctx-size", 32768, "--gpus", 2)["perGpuMiB"]) == 2
+
+
+def test_an_encoder_computes_a_whole_text_at_once_and_gives_no_logits(tmp_path):
+    """416 MiB in llama-server's own dry run with `-ub 8192` (tests/oracle/test_pooled_drift.py)."""
+    path = tmp_path / "rank.gguf"
+    path.write_bytes(POOLED["bge-reranker-v2-m3"].header)
+    found = facts("--gguf", path, "--context-length", 8192, "--parallel", 4)
+    assert 416 < found["computeMiB"] < 600
+    assert found["kvMiB"] == 0
+    assert found == facts("--gguf", path, "--ctx-size", 32768, "--parallel", 4)
+    assert found == facts("--gguf", path, "--ctx-size", 32768, "--parallel", 4, "--microbatch", 8192)
+    assert facts("--gguf", path, "--microbatch", 512)["computeMiB"] < 60
 
 
 def test_a_header_alone_is_enough(tmp_path, gguf):
