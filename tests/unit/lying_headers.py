@@ -7,6 +7,7 @@ allocation fails at once; the operator itself may take no more.
 import contextlib
 import json
 import math
+import os
 import resource
 import struct
 from collections.abc import Iterator
@@ -152,7 +153,13 @@ def every_key() -> Iterator[bytes]:
                 yield header({"general.architecture": name, **base, key: edge}, [("token_embd.weight", (16, 9), "F16")])
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(
+    max_examples=600,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+    derandomize="MOORAGE_EXPLORE" not in os.environ,
+)
 @given(folders)
 def search(files: dict[str, bytes]) -> None:
     """Facts, or the one exception that has a reason."""

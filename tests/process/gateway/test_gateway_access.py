@@ -111,7 +111,7 @@ async def test_an_expired_key_is_401_and_says_so_and_what_is_under_way_goes_on()
         await release.wait()
         await side.json(OK)
 
-    ends = int(time.time()) + 2
+    ends = int(time.time()) + 5
     keys = [key("k", "sk", expires=ends)]
     async with RawEngine(script) as engine, serving([model("m", engine)], keys=keys) as bed, bed.client() as client:
         await client.post(chat(), **bearer("sk"))
