@@ -51,7 +51,8 @@ class LlamaCpp(SpecPart):
         default=512,
         ge=1,
         le=65536,
-        description="Prompt tokens computed at once (n_ubatch); the compute buffer grows with it.",
+        description="Prompt tokens computed at once (n_ubatch); the compute buffer grows with it. Where a text becomes "
+        "one vector or score (embeddings, rerank), at least the context length.",
     )
     keep: int = Field(
         default=0, ge=-1, le=16777216, description="Prompt tokens kept when the context overflows (n_keep); -1: all."
