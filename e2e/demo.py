@@ -104,7 +104,7 @@ class Demo:
         sets = [part for setting in settings for part in ("--set", setting)]
         self.helm(
             *("upgrade", "--install", "moorage", "charts/moorage", "--namespace", SYSTEM, "--create-namespace"),
-            *(*sets, "--wait", "--timeout", "3m"),
+            *(*sets, "--wait", "--timeout", "6m"),
         )
         print(f"    the operator and the gateway run in namespace {SYSTEM}", flush=True)
 
@@ -112,12 +112,12 @@ class Demo:
         say("a local Hugging Face-compatible hub with tiny random-weight models")
         manifest = (SCENARIO / "hub.yaml").read_text().replace("LOCALHUB_IMAGE", self.images["localhub"]["ref"])
         self.kubectl("apply", "-f", "-", input=manifest)
-        self.kubectl("-n", "hub", "rollout", "status", "deployment/hub", "--timeout=120s")
+        self.kubectl("-n", "hub", "rollout", "status", "deployment/hub", "--timeout=300s")
 
     def models(self) -> None:
         say(f"kubectl apply -f {(SCENARIO / 'models.yaml').relative_to(ROOT)}")
         self.kubectl("apply", "-f", str(SCENARIO / "models.yaml"))
-        self.watch(timeout=240)
+        self.watch(timeout=600)
 
     def watch(self, timeout: float) -> None:
         """Print each Model's line when it changes, until all are Ready with every condition True."""

@@ -55,7 +55,7 @@ def remove(link: str) -> None:
     """Remove the group and all below it; raises ClusterError when a process stays in there."""
     for hierarchy, _ in _hierarchies():
         group = hierarchy / root_name(link)
-        for _ in ticks(10):
+        for _ in ticks(60):
             if _removed(group):
                 break
         else:

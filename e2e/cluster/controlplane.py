@@ -33,7 +33,7 @@ def start(runner: Runner, plan: Plan | None, node: str) -> Api:
 
     runner.start("etcd", _etcd(state.folder, state.ports))
     runner.start("kube-apiserver", _apiserver(secrets, state.ports, plan, address, port))
-    runner.wait("kube-apiserver", api.ready, 90)
+    runner.wait("kube-apiserver", api.ready, 180)
     runner.start("kube-controller-manager", _controller_manager(state.folder, state.ports))
     runner.start("kube-scheduler", _scheduler(state.folder, state.ports))
     return api
@@ -47,7 +47,7 @@ def wait(runner: Runner, api: Api) -> None:
             api.exists("/api/v1/namespaces/default/serviceaccounts/default")
             and api.exists("/api/v1/namespaces/default/configmaps/kube-root-ca.crt")
         ),
-        60,
+        180,
     )
 
 

@@ -24,7 +24,7 @@ def prepare(runner: Runner, name: str) -> Plan:
     if len(str(socket(folder))) > _SOCKET_PATH_LIMIT:
         raise ClusterError(f"{socket(folder)} is too long for a socket's path: put the repository in a shorter one")
     state.add(processes.start("node", _init_command(folder, name), state.log("node"), wrapped=True))
-    runner.wait("node", (folder / "node-ready").exists, 20)
+    runner.wait("node", (folder / "node-ready").exists, 120)
     record = state.process("node")
     assert record is not None
     pid = processes.program_pid(record)
@@ -47,7 +47,7 @@ def prepare(runner: Runner, name: str) -> Plan:
 def start(runner: Runner, plan: Plan, name: str) -> None:
     """Start what talks to the API server."""
     folder = runner.state.folder
-    runner.wait("containerd", lambda: _ctr(folder, "version").returncode == 0, 30)
+    runner.wait("containerd", lambda: _ctr(folder, "version").returncode == 0, 120)
     load(runner.state, [_pause_archive(folder)])
     runner.start(
         "kubelet",
@@ -63,9 +63,9 @@ def start(runner: Runner, plan: Plan, name: str) -> None:
 
 def wait(runner: Runner, plan: Plan, api: Api, name: str) -> None:
     """Wait until the node takes pods and their names and Services work."""
-    runner.wait("kubelet", lambda: api.node_ready(name), 60)
-    runner.wait("kube-proxy", lambda: _answers(f"http://{plan.node}:10256/healthz"), 30)
-    runner.wait("coredns", lambda: _answers(f"http://{plan.node}:8181/ready"), 30)
+    runner.wait("kubelet", lambda: api.node_ready(name), 180)
+    runner.wait("kube-proxy", lambda: _answers(f"http://{plan.node}:10256/healthz"), 120)
+    runner.wait("coredns", lambda: _answers(f"http://{plan.node}:8181/ready"), 120)
 
 
 def load(state: State, archives: list[Path]) -> None:

@@ -74,7 +74,7 @@ def register(folder: Path) -> None:
     """Tell the kubelet of the plugin: RegisterRequest{version, endpoint, resource_name}."""
     with grpc.insecure_channel(f"unix://{folder}/kubelet.sock") as channel:
         call = channel.unary_unary("/v1beta1.Registration/Register")
-        call(fields((1, "v1beta1"), (2, SOCKET), (3, RESOURCE)), timeout=3)
+        call(fields((1, "v1beta1"), (2, SOCKET), (3, RESOURCE)), timeout=30)
 
 
 def serve_once(state: Path, folder: Path, stop: threading.Event) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.e2e.conftest import Machine
 from tests.e2e.test_gateway import Address, alias, error_of, gateway
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 __all__ = ["gateway"]  # the fixture
 
 WITH_TOOLS = (

@@ -7,7 +7,7 @@ import pytest
 from e2e.demo import Demo, unmet
 from tests.e2e.conftest import Machine, condition
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
 def test_every_model_of_the_demo_is_ready_with_all_conditions_true(demo: Demo):

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.conftest import Machine, condition
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 HARBOR = {"huggingFace": {"repo": "moorage/harbor-llama-GGUF"}}
 MIB = 1 << 20

@@ -13,7 +13,7 @@ from tests.e2e.test_gateway import Address, gateway
 
 __all__ = ["gateway"]  # the fixture
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 LONG = 300  # words, each of several tokens: a prompt that takes a CPU a moment to read
 SHORT = 2

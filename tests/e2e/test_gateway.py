@@ -18,7 +18,7 @@ import pytest
 from e2e.demo import GATEWAY, SYSTEM
 from tests.e2e.conftest import Machine
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
 @dataclass

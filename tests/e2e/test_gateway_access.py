@@ -19,7 +19,7 @@ from tests.process.clients.conftest import clients_python
 
 __all__ = ["clients_python"]  # the fixture
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 QUESTION = {"model": "chat", "max_tokens": 4, "messages": [{"role": "user", "content": "Hi"}]}
 TLS_SECRET = "gateway-tls"
@@ -87,11 +87,11 @@ def door(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]
     made.trust = made.certificate("first")
     settings = ["--set", "gateway.requireKeys=true", "--set", f"gateway.tls.secretName={TLS_SECRET}"]
     chart = ("upgrade", "moorage", str(ROOT / "charts/moorage"), "--namespace", SYSTEM, "--reuse-values")
-    demo.helm(*chart, *settings, "--wait", "--timeout", "4m")
+    demo.helm(*chart, *settings, "--wait", "--timeout", "6m")
     try:
         yield made
     finally:
-        demo.helm("rollback", "moorage", "--namespace", SYSTEM, "--wait", "--timeout", "4m")
+        demo.helm("rollback", "moorage", "--namespace", SYSTEM, "--wait", "--timeout", "6m")
         demo.kubectl("-n", SYSTEM, "delete", "secret", TLS_SECRET, "--ignore-not-found")
         demo.kubectl("-n", SYSTEM, "delete", "secrets", "-l", "moorage.dev/api-key=true")
 

@@ -26,7 +26,7 @@ from tests.e2e.test_gateway import Address, gateway
 
 __all__ = ["gateway"]  # the fixture
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 RESERVE = 460  # of the stub; "used" in the state file includes it
 AGENT = """
@@ -96,7 +96,7 @@ def _without_agent(demo: Demo) -> None:
 
 def _upgrade(demo: Demo, *options: str) -> None:
     chart = ("upgrade", "moorage", "charts/moorage", "--namespace", SYSTEM, "--reuse-values")
-    demo.helm(*chart, *options, "--wait", "--timeout", "3m")
+    demo.helm(*chart, *options, "--wait", "--timeout", "6m")
 
 
 def on_gpu(machine: Machine, name: str, **accelerator: Any) -> None:

@@ -12,7 +12,7 @@ from tests.e2e.test_gateway import Address, gateway
 
 __all__ = ["gateway"]  # the fixture
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
 def asleep(machine: Machine, name: str) -> dict[str, object]:
@@ -66,6 +66,10 @@ def test_totals_outlive_gateways_and_operator(machine: Machine, gateway: Address
     assert usage["lastUsed"]
 
 
+def models(machine: Machine) -> set[str]:
+    return {m["metadata"]["name"] for m in json.loads(machine.kubectl("get", "models", "-o", "json"))["items"]}
+
+
 def test_an_idle_model_gives_its_place_to_another(machine: Machine, gateway: Address):
     """The limit of the namespace instead of GPUs, which this machine has none of; the rule is the same."""
     for name in ("settler", "newcomer"):
@@ -73,8 +77,10 @@ def test_an_idle_model_gives_its_place_to_another(machine: Machine, gateway: Add
         machine.until("model", name, lambda m: (m.get("status") or {}).get("phase") == "ScaledToZero")
     others = {"tiny-llama", "harbor-llama"}  # the demo's
     there = others | {"settler", "newcomer"}
-    while {m["metadata"]["name"] for m in json.loads(machine.kubectl("get", "models", "-o", "json"))["items"]} != there:
-        time.sleep(0.2)  # those of the tests before are on their way out
+    deadline = time.monotonic() + 240
+    while (found := models(machine)) != there:  # those of the tests before are on their way out
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
     try:
         machine.kubectl("annotate", "namespace", "default", f"moorage.dev/max-loaded-models={len(others) + 1}")
         for name in others:

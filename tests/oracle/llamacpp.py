@@ -22,7 +22,7 @@ from tests.support import debian
 
 PACKAGES = ("base-files", "llama.cpp-tools-extra", "libggml0-backend-rpc")
 RPC_SERVER = "/usr/libexec/x86_64-linux-gnu/llama/bin/ggml-rpc-server"
-START_SECONDS = 30
+START_SECONDS = 120
 RUN_SECONDS = 120
 _PROJECTOR = re.compile(r"\[mtmd\] adding ([\d.]+) MiB to fit_params_target for device (RPC\d+|CPU)")
 _SERVER_ROW = re.compile(r"\|\s+- (RPC\d+|Host)\b.*?(\d+) =\s+(\d+) \+\s+(\d+) \+\s+(\d+)")

@@ -13,7 +13,7 @@ from e2e.cluster.network import free_ports
 from e2e.tinymodels.gguf_file import write_gguf
 from tests.oracle.llamacpp import inside, unpacked
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 
 
 @contextlib.contextmanager

@@ -362,7 +362,7 @@ def mock_process(behaviour: Behaviour | None = None) -> Iterator[str]:
 
 def fetch_requests(url: str) -> list[Request]:
     """The truth of a mock that runs as a process."""
-    with urllib.request.urlopen(f"{url}/mock/requests", timeout=10) as answer:
+    with urllib.request.urlopen(f"{url}/mock/requests", timeout=120) as answer:
         return [Request(**fields) for fields in json.load(answer)]
 
 
