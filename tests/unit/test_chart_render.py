@@ -264,6 +264,9 @@ def test_the_notes_show_a_model_that_the_api_has():
     assert "IT NEEDS NO KEY" in notes
     assert f"deployment/{helm.only(helm.objects(), 'Deployment', '-operator')['metadata']['name']}" in notes
     assert model["apiVersion"] == names.API_VERSION
+    asked = re.search(r'"model": "([^"]+)"', notes)
+    assert asked
+    assert asked[1] == "/".join((model["metadata"]["namespace"], model["metadata"]["name"])), "wherever kubectl looks"
     spec = yaml.safe_load(crd_files()["moorage.dev_models.yaml"])["spec"]["versions"][0]["schema"]
     assert set(model["spec"]) <= set(spec["openAPIV3Schema"]["properties"]["spec"]["properties"])
 

@@ -123,9 +123,16 @@ def test_scaling_up_waits_for_the_steps_before_it():
     assert world.children[("Deployment", "tiny")]["wanted"] == 1
 
 
-def test_a_model_put_to_sleep_in_the_middle_of_a_rollout_is_settled():
-    world = World(model(benchmark={"enabled": False})).answer_resolve(GGUF).download_done()
+def test_a_first_start_is_no_rollout():
+    world = World(model()).answer_resolve(GGUF).download_done()
+    assert world.condition("UpToDate") == ("Unknown", "Pending", "no server has run yet")
     world.pod(ready=False)
+    assert world.condition("UpToDate") == ("Unknown", "Pending", "no server has run yet")
+    assert world.pod(ready=True).token().condition("UpToDate")[1] == "UpToDate"
+
+
+def test_a_model_put_to_sleep_in_the_middle_of_a_rollout_is_settled():
+    world = World(model(benchmark={"enabled": False})).ready()
     live = world.children[("Deployment", "tiny")]
     live.update(updated=0)
     world.settle()

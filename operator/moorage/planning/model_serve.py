@@ -281,10 +281,10 @@ def _up_to_date(step: ModelPass, live: Manifest, problem: Trouble | None) -> Non
     if _rolling(live) and problem and live["ready"]:
         what = f"the new version does not start ({problem.message}); the previous one keeps serving"
         step.draft.set(C.UP_TO_DATE, FALSE, Reason.ROLLOUT_FAILED, what)
-    elif _rolling(live) or _pending(step):
-        step.draft.set(C.UP_TO_DATE, FALSE, Reason.PROGRESSING, "the new version is being rolled out")
     elif step.replicas and not live["ready"] and not step.status.template:
         step.draft.set(C.UP_TO_DATE, UNKNOWN, Reason.PENDING, "no server has run yet")
+    elif _rolling(live) or _pending(step):
+        step.draft.set(C.UP_TO_DATE, FALSE, Reason.PROGRESSING, "the new version is being rolled out")
     elif live["image"] != newest:
         what = f"image {newest} is available; annotate {names.RESTART_AT} to roll it out"
         step.draft.set(C.UP_TO_DATE, FALSE, Reason.ROLLOUT_AVAILABLE, what)
