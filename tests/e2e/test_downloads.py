@@ -125,12 +125,13 @@ def test_a_download_that_dies_on_its_node_goes_on_where_it_was(slow_hub: Machine
     machine.apply("ModelDownload", name, {"source": HARBOR})
     machine.until("modeldownload", name, lambda d: percent(d) >= 40)
     pods = machine.kubectl("get", "pods", "-l", f"moorage.dev/download={name}", "-o", "name").split()
+    [process] = processes_of(name)
     if "killed" in how:
-        [process] = processes_of(name)
         os.kill(process, signal.SIGKILL)
     else:
         machine.kubectl("delete", *pods, "--force", "--grace-period=0")
-    hurry(machine)
+    machine.until("modeldownload", name, lambda _: process not in processes_of(name))
+    hurry(machine)  # the next one, and not the one that dies
     seen = []
 
     def over(download: dict) -> bool:
