@@ -5,6 +5,7 @@ After a change that is meant: `UPDATE_GOLDEN=1 pytest tests/unit/test_chart_rend
 
 import os
 import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,25 @@ def test_a_changed_setting_restarts_the_operator_and_nothing_else_does():
 
     assert checksum({"operator": {"workers": 5}}) != checksum({})
     assert checksum({"metrics": {"serviceMonitor": {"enabled": True}}}) == checksum({})
+
+
+def test_a_new_version_of_the_chart_alone_starts_no_pod_anew(tmp_path: Path):
+    """With the same images: who pins them by digest decides himself when pods start anew."""
+    digest = f"x@sha256:{64 * chr(97)}"
+    values = {"agent": {"enabled": True}, "images": {"moorage": digest, "llamaCpp": digest}}
+
+    def pods(chart: Path) -> dict[str, Any]:
+        made = yaml.safe_load_all(helm.helm("template", "moorage", str(chart), values=values))
+        return {
+            o["metadata"]["name"]: o["spec"]["template"] for o in made if o and o["kind"] in ("Deployment", "DaemonSet")
+        }
+
+    chart = shutil.copytree(helm.CHART, tmp_path / "moorage")
+    text = (chart / "Chart.yaml").read_text()
+    (chart / "Chart.yaml").write_text(re.sub(r"(?m)^(version|appVersion): .*$", r'\1: "99.0.0"', text))
+    before, after = pods(helm.CHART), pods(chart)
+    assert len(before) == 3
+    assert before == after
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/part-of: moorage
 {{- end }}
 
+{{/* Labels of pods: without versions, so that a new version of the chart alone starts no pod anew. */}}
+{{- define "moorage.podLabels" -}}
+app.kubernetes.io/name: {{ include "moorage.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: moorage
+{{- end }}
+
 {{/* What selects the operator's pods; never changes, for a Deployment's selector cannot. */}}
 {{- define "moorage.operatorSelector" -}}
 app.kubernetes.io/name: {{ include "moorage.name" . }}
