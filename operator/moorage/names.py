@@ -32,9 +32,11 @@ KEY_TOKENS = f"{GROUP}/tokens-per-minute"
 KEY_CONCURRENCY = f"{GROUP}/max-concurrency"
 KEY_EXPIRES = f"{GROUP}/expires-at"
 
-# Annotations on children: what was applied (equal hash: no request), what shaped the pod (equal: only replicas move).
+# Annotations on children: what was applied (equal hash: no request), and what shaped the pod: a hash that names it, and
+# digests of its parts that another version of Moorage can compare (equal: only replicas move).
 MANIFEST_HASH = f"{GROUP}/manifest-hash"
 INPUTS_HASH = f"{GROUP}/inputs-hash"
+INPUTS = f"{GROUP}/inputs"
 IMAGE_FROM = f"{GROUP}/image-from"  # "spec" where spec.image chose the engine image, absent where the chart did
 
 # Annotations by which a person asks for something once; the value is an RFC 3339 time, as in `kubectl rollout restart`.
@@ -80,6 +82,11 @@ def inputs(content: Any, asked: str, known: str | None) -> str:
     if asked:
         return f"{what}-{digest(asked, 4)}"
     return known if known and known.partition("-")[0] == what else what
+
+
+def acted_upon(known: str | None, asked: str) -> bool:
+    """Whether `known`, made by `inputs` in any version of Moorage, holds a person's request `asked` (empty: none)."""
+    return bool(known) and (not asked or str(known).partition("-")[2] == digest(asked, 4))
 
 
 def dns_label(name: str, limit: int = _DNS_LABEL_LIMIT) -> str:

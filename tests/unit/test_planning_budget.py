@@ -78,3 +78,57 @@ def test_a_stranger_of_the_same_name_is_left_alone():
 )
 def test_label_selectors_are_read_as_kubernetes_reads_them(selector, matches):
     assert labels_match(selector, {"a": "1"}) == matches
+
+
+def several(ready: int, *others: dict) -> World:
+    """A Model of which `ready` servers are ready and others are not, which lost those three minutes ago."""
+    world = World(model(replicas=ready + len(others), storage={"accessModes": ["ReadWriteMany"]}))
+    world.answer_resolve(GGUF).download_done()
+    for index in range(ready + len(others)):
+        world.pod_is(f"p{index}", ready=True, node=f"n{index}")
+    world.settle().token().later(3600)
+    for index, state in enumerate(others):
+        lost = {"readyAt": None, "created": world.now.isoformat(), **state}
+        world.pod_is(f"p{ready + index}", **lost)
+    return world.later(180).settle()
+
+
+def allowed(world: World) -> int:
+    """How many servers that are ready the disruption controller lets go, as it counts."""
+    wanted, budget = world.children[("Deployment", "tiny")]["wanted"], world.manifests[BUDGET]["spec"]
+    healthy = sum(p["ready"] for p in world.pods.values() if p["owner"] == "rs")
+    return max(healthy - (wanted - budget["maxUnavailable"]), 0)
+
+
+UNPLACED = {"node": "", "phase": "Pending", "unschedulable": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu"}
+
+
+@pytest.mark.parametrize(
+    "state", [UNPLACED, {"node": "n9", "restarts": 9}, {"node": "n9", "readyAt": "2026-01-01T01:00:06+00:00"}]
+)
+def test_a_server_that_may_still_come_keeps_the_others_and_one_that_does_not_come_does_not(state):
+    world = several(2, state)
+    assert allowed(world) == 0
+    assert 0 < (world.plan().requeue_after or 0) <= 1200
+    world.later(1200).settle()
+    assert allowed(world) == 1
+    world.pod_is("p2", ready=True, node="n9")
+    world.settle()
+    assert allowed(world) == 1, "of three that are ready one may go"
+
+
+def test_the_successor_of_a_server_that_went_is_waited_for_although_another_never_came():
+    world = several(2, UNPLACED).later(1200).settle()
+    assert allowed(world) == 1
+    world.pod_is("p1", **{**UNPLACED, "readyAt": None, "created": world.now.isoformat()})
+    assert allowed(world.settle()) == 0
+
+
+def test_a_server_that_no_quota_lets_in_is_not_waited_for_after_the_deadline():
+    world = several(1, UNPLACED)
+    del world.pods["p1"]
+    assert allowed(world.later(1200).settle()) == 0, "there is no pod whose age could be looked at"
+    live = world.children[("Deployment", "tiny")]
+    failed = {"status": "False", "reason": "ProgressDeadlineExceeded", "message": "x"}
+    live["conditions"] = {**live["conditions"], "Progressing": failed}
+    assert allowed(world.settle()) == 1

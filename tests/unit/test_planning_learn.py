@@ -367,11 +367,12 @@ def test_the_container_that_the_kernel_killed_is_host_memory():
     assert "killed for lack of host memory" in world.condition("Serving")[2]
 
 
-def test_a_newer_image_forgets_what_was_learned_about_the_old_one():
-    world = planned(contextLength=2048, maxSequences=1)
+@pytest.mark.parametrize(("policy", "forgets"), [("Rolling", True), ("OnDemand", False)])
+def test_a_newer_image_forgets_what_was_learned_about_the_old_one_when_it_is_used(policy, forgets):
+    world = planned(contextLength=2048, maxSequences=1, updatePolicy=policy)
     died(world, WEIGHTS)
     assert memory(world)["learned"]["outOfMemory"] == 1
     world.pods.clear()
     world.defaults = replace(DEFAULTS, llamacpp_nvidia_image="llamacpp-cuda:2")
     world.settle()
-    assert "outOfMemory" not in memory(world)["learned"]
+    assert ("outOfMemory" not in memory(world)["learned"]) == forgets

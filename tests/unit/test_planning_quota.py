@@ -2,7 +2,7 @@
 
 import pytest
 
-from moorage.planning.quota import amount, refusal
+from moorage.planning.quota import admitted, amount, refusal
 from tests.support.world import GGUF, World, gpu_node, model
 
 SERVER = {"requests": {"memory": "4500Mi"}, "limits": {"nvidia.com/gpu": "1"}}
@@ -113,7 +113,7 @@ def test_it_is_said_before_the_download_and_undone_when_the_quota_has_room():
     world = gpu_model()
     world.quotas = (quota(GPUS, GPUS),)
     world.settle()
-    world.answer_source()
+    world.settle().answer_source()
     assert world.condition("Placed")[:2] == ("False", "QuotaExceeded")
     assert world.condition("Placed")[2] == "4 of 4 nvidia.com/gpu in use (quota team-gpus)"
     assert (world.phase, world.download) == ("Blocked", None)
@@ -142,7 +142,7 @@ def test_models_on_the_cpu_are_asked_too():
     world = World(model())
     world.quotas = (quota({"requests.memory": "1Gi"}),)
     world.settle()
-    world.answer_source()
+    world.settle().answer_source()
     assert world.condition("Placed")[:2] == ("False", "QuotaExceeded")
 
 
@@ -151,3 +151,34 @@ def test_asleep_nothing_is_needed():
     world.quotas = (quota(GPUS, GPUS),)
     world.answer_resolve(GGUF).download_done()
     assert world.phase == "ScaledToZero"
+
+
+@pytest.mark.parametrize(
+    ("quotas", "told"),
+    [
+        ([quota(GPUS, {"requests.nvidia.com/gpu": "1"})], (3, "")),
+        (
+            [quota(GPUS, {"requests.nvidia.com/gpu": "2"})],
+            (2, "2 of 4 nvidia.com/gpu in use (quota team-gpus)"),
+        ),
+        ([quota({"requests.memory": "10Gi"})], (2, "0 of 10Gi requests.memory in use (quota team-gpus)")),
+        ([quota({"pods": "9"}), quota({"pods": "1"}, name="small")], (1, "0 of 1 pods in use (quota small)")),
+        ([quota({"requests.amd.com/gpu": "0"})], (3, "")),
+    ],
+)
+def test_how_many_servers_are_admitted(quotas, told):
+    assert admitted(3, SERVER, {}, None, quotas, []) == told
+
+
+@pytest.mark.parametrize(("replicas", "admits"), [(2, ""), (3, "; the namespace admits 2 of 3 servers: 2 of 4 ")])
+def test_the_servers_of_a_model_are_counted_together_before_the_download(replicas, admits):
+    """Those that are admitted serve; that there will be no more is known before gigabytes are fetched."""
+    world = World(model(replicas=replicas, accelerator={"vendor": "Auto", "memoryPerGPUOverride": "10Gi"}))
+    world.nodes = [gpu_node("only", 24_564, 8)]
+    world.quotas = (quota(GPUS, {"requests.nvidia.com/gpu": "2"}),)
+    world.settle().answer_source()
+    status, reason, message = world.condition("Placed")
+    assert (status, reason) == ("True", "Placed")
+    assert admits in message
+    assert ("the namespace admits" in message) == bool(admits)
+    assert world.condition("Downloaded")[1] == "Downloading"

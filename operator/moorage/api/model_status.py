@@ -162,6 +162,17 @@ class FailedMove(StatusPart):
     message: Sentence = Field(description="Why they did not come up.")
 
 
+class NextPlacement(StatusPart):
+    """Where servers of a new version are to go that has not started yet."""
+
+    count: Few | None = Field(default=None, description="Accelerators per replica.")
+    vendor: StatusWord | None = Field(default=None, description="Whose accelerators; None: CPUs.")
+    gpu_class: StatusWord | None = Field(default=None, description="Size of the chosen GPUs, such as 24Gi.")
+    gpu_memory_mib: Count | None = Field(default=None, description="Memory of one chosen GPU.")
+    per_gpu_mib: Annotated[list[Count], Cut(8)] = Field(default=[], description="GPU memory planned on each GPU.")
+    reason: Sentence | None = Field(default=None, description="Why there, or why there is no place.")
+
+
 class PlacementStatus(StatusPart):
     """Where the servers run, and why there."""
 
@@ -173,6 +184,10 @@ class PlacementStatus(StatusPart):
     nodes: Annotated[list[StatusWord], Cut(64)] = Field(default=[], description="Nodes of the servers.")
     rejected: Annotated[list[RejectedNodes], Cut(16)] = Field(
         default=[], description="Why not the other nodes, grouped; written when a decision is made."
+    )
+    next: NextPlacement | None = Field(
+        default=None,
+        description="Where a new version is to go, while what runs serves on; the rest tells of what runs.",
     )
     node_pool: StatusWord | None = Field(default=None, description="Node pool that a new node is waited for from.")
     waiting_since: Time | None = Field(default=None, description="Since when a pod waits for a node of that pool.")

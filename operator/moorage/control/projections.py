@@ -59,6 +59,7 @@ def deployment(obj: Manifest) -> Manifest | None:
         "image": spec["template"]["spec"]["containers"][0]["image"],
         "claim": next(iter(_claims(spec["template"]["spec"])), None),
         "placement": _placement(spec["template"]["spec"]),
+        "inputs": (obj["metadata"].get("annotations") or {}).get(names.INPUTS, ""),
         "restartAt": (obj["metadata"].get("annotations") or {}).get(names.RESTART_AT, ""),
         "progressDeadline": spec.get("progressDeadlineSeconds", 600),
         "moved": (obj["metadata"].get("annotations") or {}).get(names.MOVED, ""),

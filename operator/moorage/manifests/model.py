@@ -98,8 +98,8 @@ def service(owner: Manifest) -> Manifest:
     )
 
 
-def disruption_budget(owner: Manifest) -> Manifest:
-    """The PodDisruptionBudget that lets one server go at a time; those that are not ready may always go."""
+def disruption_budget(owner: Manifest, unavailable: int = 1) -> Manifest:
+    """The PodDisruptionBudget that lets so many servers be missing; those that are not ready may always go."""
     model = owner["metadata"]["name"]
     return stamped(
         {
@@ -107,7 +107,7 @@ def disruption_budget(owner: Manifest) -> Manifest:
             "kind": "PodDisruptionBudget",
             "metadata": metadata(names.model_child(model), owner, labels(model)),
             "spec": {
-                "maxUnavailable": 1,
+                "maxUnavailable": unavailable,
                 "unhealthyPodEvictionPolicy": "AlwaysAllow",
                 "selector": {"matchLabels": labels(model)},
             },

@@ -184,8 +184,12 @@ def _wanted(step: DownloadPass) -> int:
 
 
 def _request(step: DownloadPass, live: Manifest | None) -> str:
-    """What the claim asks for: never less than it does; more only where it can grow, else the server refuses it."""
-    if live and live["request"] and (quantity_bytes(live["request"]) >= _wanted(step) or not _expandable(step)):
+    """What the claim asks for: never less than it does; more only where it can grow, else the server refuses it.
+
+    Files that are there need no more room than they have, whatever this version of Moorage would give them.
+    """
+    fits = step.draft.true(C.DOWNLOADED) and not step.download.spec.storage.size
+    if live and live["request"] and (fits or quantity_bytes(live["request"]) >= _wanted(step) or not _expandable(step)):
         return str(live["request"])
     return step.download.spec.storage.size or jobs.quantity(_wanted(step))
 

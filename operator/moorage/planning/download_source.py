@@ -44,6 +44,8 @@ def _discard(step: DownloadPass) -> None:
 def resolve(step: DownloadPass) -> str | None:
     """Find out what the source is, once per inputs."""
     inputs = inputs_of(step.download)
+    if _only_named_otherwise(step):
+        step.status.inputs_hash = inputs
     if step.status.inputs_hash == inputs:
         _facts_again(step, inputs)
         return None
@@ -61,20 +63,37 @@ def resolve(step: DownloadPass) -> str | None:
     return _unresolved(step, answer if answer and answer.inputs == inputs else None)
 
 
+def _only_named_otherwise(step: DownloadPass) -> bool:
+    """Whether this very spec was resolved, and nobody asks anew: then only another version named its inputs."""
+    asked = step.download.metadata.annotations.get(names.REFRESH_AT, "")
+    seen = step.status.observed_generation == step.download.metadata.generation
+    resolved = step.draft.was_true(C.RESOLVED) or step.download.spec.source.persistent_volume_claim
+    return bool(seen and resolved and names.acted_upon(step.status.inputs_hash, asked))
+
+
 def _facts_again(step: DownloadPass, inputs: str) -> None:
     """Have the source asked for a header again that another version of Moorage kept; nothing waits for that.
 
-    Files in a claim are not at a source: there the Job reads them again.
+    By the commit that was downloaded, whatever `revision: main` is by now. Files in a claim are not at a source: there
+    the Job reads them again.
     """
-    source, answer = step.download.spec.source, step.seen.resolved
+    source, answer, commit = step.download.spec.source, step.seen.resolved, step.status.resolved_revision
     if texts.understood(step.status) or source.persistent_volume_claim:
         return
-    if answer is not None and answer.inputs == inputs and answer.value is not None:
+    again = f"{inputs}@{(commit or '')[:12]}"
+    if answer is not None and answer.inputs == again and answer.value is not None:
         step.status.facts = texts.facts_of(answer.value.get("facts"))
         return
-    step.ask.append(Resolve(inputs, source.dump(), tuple(step.download.spec.files)))
+    step.ask.append(Resolve(again, pinned(source.dump(), commit), tuple(step.download.spec.files)))
     if answer is not None:
         step.ask_credentials()
+
+
+def pinned(source: Manifest, commit: str | None) -> Manifest:
+    """`source` as it was when it was resolved to `commit`; a plain URL's file is known by its sum anyway."""
+    if "huggingFace" not in source or not commit:
+        return source
+    return {**source, "huggingFace": {**source["huggingFace"], "revision": commit}}
 
 
 def _unresolved(step: DownloadPass, answer: Answer | None) -> str:

@@ -51,6 +51,7 @@ def explain(seen: ObservedModel) -> Told:
     quota = model_place.admission(step, found) if found.candidate else None
     coming = found.candidate is not None and found.reason is not Reason.NO_NODE_CAME
     decision = {**_plain("QuotaExceeded", quota)} if quota else _decision(found)
+    decision["message"] += "" if quota else model_place.admits(step, found)
     return {
         **told,
         "memory": _memory(step, found.candidate.gpus if found.candidate else asked.count or 1),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from moorage import names
 from moorage.engines.base import DEFAULT_CONTEXT, Asked, Engine, Serving
 from moorage.engines.choice import choose
 from moorage.errors import InvalidSpec
@@ -35,25 +36,50 @@ def asked_of(step: ModelPass) -> Asked:
     source = step.source
     return Asked(
         spec=step.model.spec,
-        header=source.header or "",
-        projector=source.projector or "",
+        header="" if step.unread else source.header or "",
+        projector="" if step.unread else source.projector or "",
         trained_context=source.context_length or 0,
         size_bytes=source.size_bytes or 0,
         tool_parser=source.tool_call_parser or "",
         remote_code_allowed=step.seen.defaults.remote_code_allowed,
-        image=_image(step),
+        image=image_of(step),
         pooled=model_capabilities.pooling(step),
     )
 
 
-def _image(step: ModelPass) -> str:
-    """The image to plan for: the spec's, else the one that runs (an upgrade of the chart waits), else the chart's."""
-    spec, runs, name = step.model.spec, step.status.engine, engine_of(step).name
-    if spec.image or (runs and runs.image and runs.name == name):
-        return spec.image or (runs.image if runs else None) or ""
-    placed = step.status.placement.vendor if step.status.placement else None
-    asked = "Nvidia" if spec.accelerator.vendor == "Auto" else spec.accelerator.vendor
-    return step.seen.defaults.engine_image(name, placed or asked)
+def image_of(step: ModelPass) -> str:
+    """The image that servers made now run: one that runs stays until a person or the update policy says otherwise."""
+    spec, live = step.model.spec, step.seen.deployment
+    if spec.image or live is None or live.get("owner") != step.model.metadata.uid:
+        return newest_image(step)
+    asked = live["imageFrom"] == "spec" or spec.update_policy == "Rolling" or restart_of(step) != live["restartAt"]
+    return newest_image(step) if asked or not _serves_same(step) else str(live["image"])
+
+
+def newest_image(step: ModelPass) -> str:
+    """The image that the spec names, else the chart's."""
+    return step.model.spec.image or step.seen.defaults.engine_image(engine_of(step).name, vendor_of(step))
+
+
+def vendor_of(step: ModelPass) -> str:
+    """Whose accelerators the servers use, or will as far as that is known: Nvidia, AMD, None."""
+    asked, placed = step.model.spec.accelerator.vendor, step.status.placement
+    if asked != "Auto":
+        return asked
+    return placed.vendor if placed and placed.vendor in ("Nvidia", "AMD") else "Nvidia"
+
+
+def _serves_same(step: ModelPass) -> bool:
+    """Whether the image that runs is of the engine and for the accelerators that are wanted now."""
+    engine, ran = step.status.engine, step.ran[0]
+    same_engine = engine is None or engine.name in (None, engine_of(step).name)
+    return same_engine and (ran is None or ran.vendor in (None, vendor_of(step)))
+
+
+def restart_of(step: ModelPass) -> str:
+    """The newest request to restart; one that was taken back asks for nothing, so the one carried out stays."""
+    asked, live = step.model.metadata.annotations.get(names.RESTART_AT, ""), step.seen.deployment
+    return asked or (live.get("restartAt", "") if live else "")
 
 
 def smaller_quantizations(step: ModelPass) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from moorage.engines.failures import OutOfMemory, Ran, out_of_memory
 from moorage.placement import memory as gpu_memory
 from moorage.placement.gpu_report import SILENT_MS, used_by_pod
 from moorage.planning import text
-from moorage.planning.model_engine import engine_of, serving_of
+from moorage.planning.model_engine import engine_of, image_of, serving_of
 from moorage.planning.model_pass import ModelPass
 from moorage.planning.startup import moment
 from moorage.planning.types import Manifest
@@ -90,6 +90,7 @@ def inputs_of(step: ModelPass) -> str:
     spec, source, defaults = step.model.spec, step.source, step.seen.defaults
     engine, serving = engine_of(step), serving_of(step)
     image = spec.image or [defaults.engine_image(engine.name, vendor) for vendor in ("Nvidia", "AMD")]
+    image = image_of(step) if step.seen.deployment else image  # a newer image of the chart waits, what runs goes on
     options = spec.model_dump(mode="json", include=_SHAPING, exclude_none=True, exclude_defaults=True)
     shape = [serving.context_length, serving.max_sequences, serving.kv_cache_type, options]
     files = [file for file in (source.main_file, source.projector_file) if file]

@@ -30,7 +30,7 @@ def memory(step: ModelPass, gpus: int) -> MemoryStatus:
         past = (before.observed_mib, before.learned) if gpus else (None, None)
         guess = MemoryStatus(host_mib=1024, confidence=Confidence.GUESS, reasons=[NO_HEADER])
         return guess.model_copy(update={"observed_mib": past[0], "learned": past[1]})
-    host = found.host_mib + engine_of(step).process_mib
+    host = found.host_mib + process_mib(step)
     sure = Confidence(found.confidence.value)
     if not gpus:
         return MemoryStatus(host_mib=host, confidence=sure, reasons=list(found.reasons))
@@ -50,6 +50,32 @@ def memory(step: ModelPass, gpus: int) -> MemoryStatus:
         observed_mib=before.observed_mib,
         learned=before.learned,
     )
+
+
+def differs(step: ModelPass, gpus: int) -> str:
+    """What a start would be planned with today, where that is not what the servers that run were planned with.
+
+    Raises InvalidSpec where the engine would refuse the settings today.
+    """
+    found, ran = need(step, gpus), step.status.memory
+    if found is None or ran is None or _surer(ran, found):
+        return ""
+    now = [planned(step, gpus, mib) for mib in found.per_gpu_mib] if gpus else [found.host_mib + process_mib(step)]
+    before = ran.per_gpu_mib if gpus else [ran.host_mib or 0]
+    planned_now, planned_then = text.size(sum(now) * MIB), text.size(sum(before) * MIB)
+    if planned_now == planned_then or not sum(before):
+        return ""
+    return f"this version of Moorage would plan {planned_now}, not {planned_then}; that takes effect at the next start"
+
+
+def _surer(ran: MemoryStatus, found: MemoryNeed) -> bool:
+    """Whether less is known now than it was: a header is about to be read again."""
+    return found.confidence.value == Confidence.GUESS.value != ran.confidence
+
+
+def process_mib(step: ModelPass) -> int:
+    """Host memory of the server itself."""
+    return engine_of(step).process_mib
 
 
 def vram(status: MemoryStatus | None) -> str | None:

@@ -6,7 +6,7 @@ from moorage import names
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.conditions import Reason
 from moorage.api.model import Model
-from moorage.api.model_status import ModelStatus, SourceStatus
+from moorage.api.model_status import MemoryStatus, ModelStatus, PlacementStatus, SourceStatus
 from moorage.placement.inventory import Reservation
 from moorage.placement.request import Decision
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN, Draft
@@ -60,6 +60,11 @@ class ModelPass:
     requeue: float | None = None
     lame: bool = False  # serves, but one of its servers does not start
     surge: int = 0  # further servers, until they can take the place of those whose node is about to go
+    ran: tuple[PlacementStatus | None, MemoryStatus | None] = (None, None)  # what the last pass said of what runs
+    unread: bool = False  # the header in status is another version's, and is being read again
+    stands: bool = False  # the servers that there are were made for what is wanted now
+    stays: bool = False  # and all of them have their place
+    estimate: str = ""  # what a start would be planned with today, where that differs
     moving: str = ""  # marks the servers that get a replacement by a rollout, because their node is about to go
     leaving: str = ""  # what there is to say of servers on such a node
     decision: Decision | None = None
@@ -68,6 +73,10 @@ class ModelPass:
     look_around: bool = False
     resolved: bool = False  # its source was, in this very pass
     admitted: bool = False  # among the loaded Models of its namespace
+
+    def __post_init__(self) -> None:
+        """Note what the last pass left; steps replace the parts of a status and do not write into them."""
+        self.ran = (self.status.placement, self.status.memory)
 
     @property
     def source(self) -> SourceStatus:
@@ -86,6 +95,11 @@ class ModelPass:
         """Server pods that count: none of a benchmark, none that is going; remains of dead ones only if none lives."""
         pods = [p for p in self.seen.pods if p["labels"].get(names.COMPONENT) == "server" and not p.get("deleting")]
         return [p for p in pods if p["phase"] not in ("Failed", "Succeeded")] or pods
+
+    @property
+    def serves(self) -> bool:
+        """Whether a server is ready: what another one lacks is no reason to start that one anew."""
+        return any(pod["ready"] for pod in self.servers)
 
     def done(self, kind: C, reason: Reason, message: str) -> None:
         """Say that the step of `kind` is complete."""

@@ -4,18 +4,20 @@ from moorage import names
 from moorage.api.common import quantity_bytes
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.conditions import Reason
-from moorage.api.model_status import MemoryStatus, PlacementStatus, RejectedNodes
+from moorage.api.model_status import MemoryStatus, NextPlacement, PlacementStatus, RejectedNodes
 from moorage.errors import InvalidSpec
 from moorage.manifests.model import resources
 from moorage.placement.decide import decide
 from moorage.placement.inventory import Inventory
 from moorage.placement.request import Candidate, Decision, Request
-from moorage.planning import model_remedies, moving, node_pools, quota, text
+from moorage.placement.text import listed, plural
+from moorage.planning import model_inputs, model_remedies, moving, node_pools, quota, text
 from moorage.planning.model_engine import AS_WRITTEN, Changes, asked_of, engine_of
 from moorage.planning.model_learn import exhausted, history, learn, planned
-from moorage.planning.model_memory import memory, need
+from moorage.planning.model_memory import differs, memory, need
 from moorage.planning.model_pass import ModelPass
 from moorage.planning.model_scale import Sleep
+from moorage.planning.types import Manifest
 from moorage.planning.volumes import growable, mountable, one_node
 
 MIB = 1024 * 1024
@@ -26,31 +28,79 @@ NO_GPU_REMEDY = "; set accelerator.vendor: None to run on the CPU"
 def place(step: ModelPass) -> str | None:
     """Choose GPU class and count, or the CPU where the spec says so.
 
-    Pods that are bound keep what they have: nodes that come and go do not move them. Until then every pass decides
-    anew, with what the cluster has now, and holds the chosen GPUs for this Model.
+    Pods that are bound keep what they have as long as they are what is wanted: neither nodes that come and go nor
+    another estimate of this version of Moorage move them. Until then every pass decides anew, with what the cluster has
+    now, and holds the chosen GPUs for this Model.
     """
-    if step.model.spec.accelerator.vendor == "None":
-        return _on_cpu(step)
+    try:
+        return _on_cpu(step) if step.model.spec.accelerator.vendor == "None" else _on_gpus(step)
+    except InvalidSpec as error:
+        return step.stop(C.ACCEPTED, Reason.INVALID_SPEC, error.message)
+
+
+def _on_gpus(step: ModelPass) -> str | None:
     learn(step)
     if why := exhausted(step):
         return _exhausted(step, why)
-    try:
-        plans = candidates(step)
-    except InvalidSpec as error:
-        return step.stop(C.ACCEPTED, Reason.INVALID_SPEC, error.message)
+    placed, further = step.status.placement, False
+    if placed and placed.count and _stand(step):
+        if step.stays:
+            return _stay(step, placed, placed.count)
+        further = step.serves
+    plans = candidates(step)
     inputs = _inputs(step, plans)
-    placed = step.status.placement
-    runs = placed is not None and placed.inputs_hash == inputs and _bound(step)
-    if placed and runs and step.draft.was_true(C.PLACED):
-        if (elsewhere := moving.away(step, plans)) is not None:
-            step.decision = elsewhere
-            return _take(step, elsewhere, inputs)
-        step.draft.confirm(C.PLACED)
-        return remember_memory(step, placed.count or 0)
     if placed and placed.inputs_hash != inputs:
         node_pools.forget(placed)
-    step.decision = decision(step, plans, replacing=runs or step.model.spec.rollout.strategy != "Surge")
-    return _take(step, step.decision, inputs)
+    if further:
+        step.decision = moving.of_same_template(step, step.replicas, replacing=True)
+    else:
+        step.decision = decision(step, plans, replacing=step.model.spec.rollout.strategy != "Surge")
+    refused = _take(step, step.decision, inputs)
+    if further:
+        tell_what_runs(step)
+    return refused
+
+
+def _stand(step: ModelPass) -> bool:
+    """Whether the servers that there are are what is wanted; notes it, and whether all of them have a place."""
+    step.stands = model_inputs.stands(step)
+    step.stays = step.stands and _bound(step)
+    return step.stands
+
+
+def _stay(step: ModelPass, placed: PlacementStatus, gpus: int) -> str | None:
+    """Leave bound servers where they are, and what was planned for them as it was."""
+    step.estimate = differs(step, gpus)
+    if (elsewhere := moving.away(step)) is not None:
+        step.decision = elsewhere
+        return _take(step, elsewhere, _inputs(step, candidates(step)))
+    if step.draft.was_true(C.PLACED) and placed.next is None:
+        step.draft.confirm(C.PLACED)
+        return None
+    node_pools.forget(placed)
+    placed.next, placed.rejected = None, []
+    size = f" of {placed.gpu_class}" if placed.gpu_class else ""
+    placed.reason = f"{plural(gpus, f'{placed.vendor} GPU')}{size} on {listed(_nodes(step))}"
+    step.done(C.PLACED, Reason.PLACED, placed.reason)
+    return None
+
+
+def tell_what_runs(step: ModelPass, *, coming: bool = False) -> None:
+    """Have the status tell of the servers that run, as the last pass did; with `coming` the decision stands beside it.
+
+    What was looked for and is waited for (nodes, pools) stays that of the decision.
+    """
+    (ran, memory), decided = step.ran, step.status.placement
+    if ran is None or ran.vendor is None or decided is None or decided is ran:
+        return
+    wanted = step.status.memory or MemoryStatus()
+    place = ("count", "vendor", "gpu_class", "gpu_memory_mib", "reason")
+    new = NextPlacement(per_gpu_mib=wanted.per_gpu_mib, **{name: getattr(decided, name) for name in place})
+    update: dict[str, object] = {name: getattr(ran, name) for name in place}
+    step.status.placement = decided.model_copy(update=update | {"next": new if coming else None})
+    if memory is not None:
+        past = {"observed_mib": wanted.observed_mib, "learned": wanted.learned}
+        step.status.memory = memory.model_copy(update=past)
 
 
 def _exhausted(step: ModelPass, why: str) -> str:
@@ -74,10 +124,15 @@ def _on_cpu(step: ModelPass) -> str | None:
     step.status.placement = PlacementStatus(
         count=0, vendor="None", reason=why, nodes=before.nodes, failed_move=before.failed_move
     )
-    if refused := remember_memory(step, 0) or admission(step):
+    _stand(step)
+    if step.stays and step.status.memory:
+        step.estimate = differs(step, 0)
+    elif refused := remember_memory(step, 0):
+        return refused
+    if refused := admission(step):
         return refused
     moving.away_from_cpu(step)
-    step.done(C.PLACED, Reason.NO_ACCELERATOR_NEEDED, why)
+    step.done(C.PLACED, Reason.NO_ACCELERATOR_NEEDED, why + admits(step))
     return None
 
 
@@ -178,7 +233,7 @@ def _take(step: ModelPass, found: Decision, inputs: str) -> str | None:
             _asleep(step, found)
             return None
         _seek_remedies(step, found, before, inputs)
-        if past := history(step):  # its pods would only fail again on the GPUs that they have
+        if (past := history(step)) and not step.serves:  # its pods would only fail again on the GPUs that they have
             lasting = found.reason in (Reason.NO_GPU_FITS, Reason.UNKNOWN_GPU_MEMORY)
             return _give_up(step, Reason.INSUFFICIENT_MEMORY if lasting else found.reason, past + found.message)
         remedy = "" if step.seen.inventory and step.seen.inventory.has_gpus else NO_GPU_REMEDY
@@ -192,7 +247,7 @@ def _take(step: ModelPass, found: Decision, inputs: str) -> str | None:
     if refused := remember_memory(step, found.candidate.gpus) or admission(step, found):
         return refused
     if found.placed:
-        step.done(C.PLACED, found.reason, found.message + _too_low(step))
+        step.done(C.PLACED, found.reason, found.message + _too_low(step) + admits(step, found))
     elif asleep:
         _asleep(step, found)
     else:
@@ -213,7 +268,8 @@ def presses(step: ModelPass, found: Decision) -> bool:
 def _seek_remedies(step: ModelPass, found: Decision, before: PlacementStatus | None, inputs: str) -> None:
     """Once for each decision, and not in a pass that is about to be made again with the neighbours in sight."""
     again = step.seen.around is None and presses(step, found)
-    new = step.resolved or before is None or (before.reason, before.inputs_hash) != (found.message, inputs)
+    told = before and (before.next or before).reason
+    new = step.resolved or before is None or (told, before.inputs_hash) != (found.message, inputs)
     if new and not again:
         step.status.remedies = model_remedies.of_settings(step)
 
@@ -251,16 +307,34 @@ def _asleep(step: ModelPass, found: Decision) -> None:
 
 def admission(step: ModelPass, found: Decision | None = None) -> str | None:
     """Say whether the namespace does not admit a server; asked only as long as there is no pod of the Model."""
-    pods = [p for p in step.seen.pods if p["labels"].get(names.COMPONENT) == "server"]
-    if not step.replicas or any(p["phase"] not in ("Failed", "Succeeded") for p in pods):
+    if not _asks(step):
         return None
+    why = quota.refusal(*_charged(step, found), step.seen.quotas, step.seen.limit_ranges)
+    return step.stop(C.PLACED, Reason.QUOTA_EXCEEDED, why) if why else None
+
+
+def admits(step: ModelPass, found: Decision | None = None) -> str:
+    """The end of a sentence where the namespace admits some of the servers only; empty where it admits all."""
+    if not _asks(step) or step.replicas < 2:
+        return ""
+    number, why = quota.admitted(step.replicas, *_charged(step, found), step.seen.quotas, step.seen.limit_ranges)
+    return f"; the namespace admits {number} of {step.replicas} servers: {why}" if why else ""
+
+
+def _asks(step: ModelPass) -> bool:
+    """Whether servers are wanted and none is charged to the namespace yet."""
+    pods = [p for p in step.seen.pods if p["labels"].get(names.COMPONENT) == "server"]
+    return step.replicas > 0 and all(p["phase"] in ("Failed", "Succeeded") for p in pods)
+
+
+def _charged(step: ModelPass, found: Decision | None) -> tuple[Manifest, dict[str, int], str | None]:
+    """What one server asks for: resources, devices by class, its priority class."""
     spec, gpus = step.model.spec, found.candidate.gpus if found and found.candidate else 0
     devices = {found.resource: gpus} if found and found.dra else {}
     host_mib = (step.status.memory and step.status.memory.host_mib) or 1024
     resource = found.resource if found and not found.dra else ""
     asked = resources(spec.resources or {}, host_mib, resource, gpus if resource else 0)
-    why = quota.refusal(asked, devices, spec.priority_class_name, step.seen.quotas, step.seen.limit_ranges)
-    return step.stop(C.PLACED, Reason.QUOTA_EXCEEDED, why) if why else None
+    return asked, devices, spec.priority_class_name
 
 
 def remember_memory(step: ModelPass, gpus: int) -> str | None:

@@ -9,19 +9,29 @@ from moorage.api.conditions import ModelCondition as C
 from moorage.api.model_status import EngineReport, EngineStatus
 from moorage.manifests import model as manifests
 from moorage.placement.affinity import merged
-from moorage.planning import budget, devices, model_capabilities, model_gate, moving, node_pools, text, volumes
+from moorage.placement.text import listed
+from moorage.planning import (
+    budget,
+    devices,
+    model_capabilities,
+    model_gate,
+    model_inputs,
+    moving,
+    node_pools,
+    text,
+    volumes,
+)
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
-from moorage.planning.model_engine import asked_of, engine_of
+from moorage.planning.model_engine import asked_of, engine_of, image_of, newest_image, restart_of, vendor_of
 from moorage.planning.model_learn import partly_on_cpu, unseen
 from moorage.planning.model_memory import memory
 from moorage.planning.model_pass import ModelPass
-from moorage.planning.model_place import candidates, decision, remember_memory
+from moorage.planning.model_place import candidates, decision, remember_memory, tell_what_runs
 from moorage.planning.model_start import start_of
-from moorage.planning.pods import Trouble, first_trouble
+from moorage.planning.pods import DEADLINE, Trouble, first_trouble
 from moorage.planning.startup import startup_of
 from moorage.planning.types import Manifest, Patch, PlannedEvent, Ref, WarmUp
 
-DEADLINE = "ProgressDeadlineExceeded"
 RESOURCES = {"Nvidia": "nvidia.com/gpu", "AMD": "amd.com/gpu"}
 WARM_UP_PATIENCE = 7
 """Failed warm-ups that are not worth a word: nodes take some seconds to learn of a Service's new pod."""
@@ -34,12 +44,12 @@ def serve(step: ModelPass) -> str | None:
         if child is not None and not _ours(step, child):
             return _not_ours(step, kind, child)
     gpus = (step.status.placement.count if step.status.placement else 0) or 0
-    if refused := remember_memory(step, gpus):  # the header of files in a volume is known only by now
+    # The header of files in a volume is known only by now.
+    if not step.stays and (refused := remember_memory(step, gpus)):
         return refused
-    image = _image(step, live)
+    image = image_of(step)
     if not image:
-        title = engine_of(step).title
-        what = f"the chart names no {title} image for {_vendor(step) or 'this'} GPUs; set spec.image"
+        what = f"the chart names no {engine_of(step).title} image for {vendor_of(step)} GPUs; set spec.image"
         return step.stop(C.SERVING, Reason.IMAGE_REQUIRED, what)
     _deployment(step, live, image)  # first, because its pod takes longest
     step.apply.append(manifests.service(step.seen.model))
@@ -60,26 +70,53 @@ def _not_ours(step: ModelPass, kind: str, child: Manifest) -> str:
 
 
 def _deployment(step: ModelPass, live: Manifest | None, image: str) -> None:
-    inputs = inputs_of(step, image)
-    changed = live is None or live["inputsHash"] != inputs or node_pools.misplaced(step, live)
+    why = model_inputs.changes(step) if live else ()
+    changed = live is None or bool(why) or node_pools.misplaced(step, live)
     if found := model_gate.held(step, changed=changed, surge=_surge(step)):
         _hold(step, live, found, changed=changed)
         return
-    asked = _restart(step)
-    notes = {names.INPUTS_HASH: inputs} | ({names.RESTART_AT: asked} if asked else {})
-    notes |= {names.IMAGE_FROM: "spec"} if step.model.spec.image else {}
-    notes |= {names.MOVED: moved} if (moved := moving.moved(step)) else {}
-    if live is None or changed:
-        pod, surge = _pod(step, image), _surge(step)
-        step.apply.append(manifests.deployment(step.seen.model, pod, replicas=step.replicas, notes=notes, surge=surge))
-    elif live["wanted"] != step.replicas + step.surge:
+    anew = _anew(step, live, image, why) if live is None or changed or _wakes(step, live) else None
+    if anew is not None and not (live and live["manifestHash"] == anew["metadata"]["annotations"][names.MANIFEST_HASH]):
+        step.apply.append(anew)
+        if why and live and live["wanted"]:
+            step.tell.append(PlannedEvent("Normal", "RollingOut", f"servers start anew: {listed(why, 4)} changed"))
+    elif live is not None and live["wanted"] != step.replicas + step.surge:
         if step.surge and live["wanted"] < step.replicas + step.surge:
             step.tell.append(PlannedEvent("Normal", "Moving", step.leaving))
         _scale(step, live, step.replicas + step.surge)
     before, engine = step.status.engine or EngineStatus(), engine_of(step)
     version = before.version if before.image == image else None
-    why = f"{engine.files} are served by {engine.title}"
-    step.status.engine = EngineStatus(name=engine.name, image=image, version=version, reason=why, report=before.report)
+    why_engine = f"{engine.files} are served by {engine.title}"
+    step.status.engine = EngineStatus(
+        name=engine.name, image=image, version=version, reason=why_engine, report=before.report
+    )
+
+
+def _wakes(step: ModelPass, live: Manifest) -> bool:
+    """Whether it starts from nothing, and so can take what this version of Moorage would start."""
+    return not live["wanted"] and step.replicas > 0 and not step.servers
+
+
+def _anew(step: ModelPass, live: Manifest | None, image: str, why: tuple[str, ...]) -> Manifest:
+    """The Deployment as this version of Moorage makes it."""
+    notes, surge = _notes(step, None if live is None or why else live["inputsHash"]), _surge(step)
+    pod = _pod(step, image)
+    return manifests.deployment(step.seen.model, pod, replicas=step.replicas, notes=notes, surge=surge)
+
+
+def _notes(step: ModelPass, kept: str | None) -> dict[str, str]:
+    """The Deployment's annotations; `kept` is the name of its inputs as another version of Moorage may have given it.
+
+    What is measured and warmed up is known by that name.
+    """
+    notes = {
+        names.INPUTS_HASH: kept or model_inputs.identity(step),
+        names.INPUTS: model_inputs.note(step),
+        names.RESTART_AT: restart_of(step),
+        names.IMAGE_FROM: "spec" if step.model.spec.image else "",
+        names.MOVED: moving.moved(step),
+    }
+    return {key: value for key, value in notes.items() if value}
 
 
 def _hold(step: ModelPass, live: Manifest | None, found: model_gate.Held, *, changed: bool) -> None:
@@ -114,51 +151,6 @@ def _scaled(step: ModelPass) -> bool:
     return any(p.ref.kind == "Deployment" for p in step.patch)
 
 
-def _image(step: ModelPass, live: Manifest | None) -> str:
-    """The engine image: a running one stays until a person or the update policy says otherwise."""
-    spec = step.model.spec
-    newest = _newest(step)
-    if spec.image or live is None or live["imageFrom"] == "spec" or spec.update_policy == "Rolling":
-        return newest
-    return newest if _restart(step) != live["restartAt"] else str(live["image"])
-
-
-def _newest(step: ModelPass) -> str:
-    return step.model.spec.image or step.seen.defaults.engine_image(engine_of(step).name, _vendor(step))
-
-
-def _restart(step: ModelPass) -> str:
-    """The newest request to restart; one that was taken back asks for nothing, so the one carried out stays."""
-    asked, live = step.model.metadata.annotations.get(names.RESTART_AT, ""), step.seen.deployment
-    return asked or (live.get("restartAt", "") if live else "")
-
-
-def _vendor(step: ModelPass) -> str | None:
-    return step.status.placement.vendor if step.status.placement else None
-
-
-def inputs_of(step: ModelPass, image: str) -> str:
-    """Hash of everything that shapes the pod: an upgrade of Moorage that renders it otherwise does not change it."""
-    shapeless = {"replicas", "benchmark", "description", "tags", "purpose", "request", "rollout", "update_policy"}
-    shapeless |= {"storage", "source", "scaling", "preemption", "served_names", "allowed_namespaces", "capabilities"}
-    spec = step.model.spec.model_dump(mode="json", exclude=shapeless, exclude_none=True, exclude_defaults=True)
-    source, placed = step.source, step.status.placement
-    where = [source.claim_name, source.path, source.main_file, source.resolved_revision]
-    gpus: list[object] = [placed.vendor, placed.count] if placed else []
-    if placed and engine_of(step).fills_gpu:
-        gpus.append(placed.gpu_memory_mib)
-    # Only what there is: who never needed room, or never moved, keeps the hash that he has.
-    pooling = model_capabilities.pooling(step)
-    further = [mark for mark in (_room(step), moving.moved(step), source.projector_file, pooling) if mark]
-    return names.digest([spec, where, gpus, image, _restart(step), *further])
-
-
-def _room(step: ModelPass) -> str:
-    """The memory that one GPU has to have by what was learned; a pod is made anew when it changes."""
-    learned = step.status.memory.learned if step.status.memory else None
-    return f"{learned.least_gpu_mib}Mi" if learned and learned.least_gpu_mib else ""
-
-
 def _surge(step: ModelPass) -> bool:
     """Whether a new pod starts before the old one stops: always on CPUs; on GPUs only where the spec asks for it,
     because a spare GPU cannot be counted on."""
@@ -181,16 +173,20 @@ def _pod(step: ModelPass, image: str) -> manifests.ServerPod:
         "affinity": volumes.beside(merged(spec.affinity, chosen.affinity) if chosen else spec.affinity, volume),
         "priorityClassName": spec.priority_class_name,
     }
-    meta, asked = spec.pod_metadata, _restart(step)
+    meta, asked = spec.pod_metadata, restart_of(step)
     annotations = dict(meta.annotations) if meta else {}
-    marks = {names.RESTART_AT: asked, names.LEAST_GPU_MEMORY: _room(step), names.MOVED: moving.moved(step)}
+    marks = {
+        names.RESTART_AT: asked,
+        names.LEAST_GPU_MEMORY: model_inputs.room_of(step),
+        names.MOVED: moving.moved(step),
+    }
     return manifests.ServerPod(
         image=image,
         engine=engine_of(step).container(asked_of(step), start_of(step)),
         claim=step.source.claim_name or "",
         chat_template=spec.chat_template.config_map_key_ref if spec.chat_template else None,
         memory_request_mib=(step.status.memory or memory(step, gpus)).host_mib or 1024,
-        **devices.asked(step, chosen, RESOURCES.get(_vendor(step) or "", "")),
+        **devices.asked(step, chosen, RESOURCES.get(vendor_of(step), "")),
         gpus=gpus,
         runtime_class=spec.accelerator.runtime_class_name,
         pull_secrets=(*(s["name"] for s in spec.image_pull_secrets), *step.seen.defaults.image_pull_secrets),
@@ -216,6 +212,9 @@ def watch(step: ModelPass) -> str | None:
         return None
     step.status.replicas, step.status.ready_replicas = live["replicas"], live["ready"]
     step.delete += [] if _rolling(live) or _pending(step) else devices.outdated(step, live)
+    running = any(p["node"] for p in step.servers) and not _pending(step)
+    if running and (step.moving or not step.stands):
+        tell_what_runs(step, coming=True)
     _where(step)
     budget.limit_evictions(step, live)
     step.draft.set(C.ACTIVE, *_active(step))
@@ -275,7 +274,7 @@ def _rolling(live: Manifest) -> bool:
 
 
 def _up_to_date(step: ModelPass, live: Manifest, problem: Trouble | None) -> None:
-    newest = _newest(step)
+    newest = newest_image(step)
     if step.held_version:
         return
     if _rolling(live) and problem and live["ready"]:
@@ -289,7 +288,12 @@ def _up_to_date(step: ModelPass, live: Manifest, problem: Trouble | None) -> Non
         what = f"image {newest} is available; annotate {names.RESTART_AT} to roll it out"
         step.draft.set(C.UP_TO_DATE, FALSE, Reason.ROLLOUT_AVAILABLE, what)
     else:
-        step.draft.set(C.UP_TO_DATE, TRUE, Reason.UP_TO_DATE, "the running pods match the spec")
+        step.draft.set(
+            C.UP_TO_DATE,
+            TRUE,
+            Reason.UP_TO_DATE,
+            "; ".join(filter(None, ("the running pods match the spec", step.estimate))),
+        )
 
 
 def _not_serving(step: ModelPass, problem: Trouble | None) -> str:

@@ -10,11 +10,12 @@ from moorage.api.model_status import QuantizationStatus, SizeClass, SourceStatus
 from moorage.engines.choice import AUTO, ENGINES, mismatch, understood
 from moorage.errors import InvalidSpec
 from moorage.manifests.common import stamped
-from moorage.planning import node_pools, text
+from moorage.planning import model_inputs, node_pools, text
+from moorage.planning.download_source import pinned
 from moorage.planning.draft import TRUE
 from moorage.planning.model_pass import PERSON, ModelPass
 from moorage.planning.pods import Trouble
-from moorage.planning.types import Credentials, Manifest, Resolve
+from moorage.planning.types import Answer, Credentials, Manifest, Resolve
 from moorage.sources.choice import CONFIG, MAX_FILES, OTHER_WEIGHTS
 from moorage.sources.urls import without_query
 
@@ -74,17 +75,18 @@ def _wanted(step: ModelPass) -> Manifest:
 def accept(step: ModelPass) -> str | None:
     """Resolve the source once; what was found stays in status with the hash of what it was found for."""
     spec, inputs = step.model.spec.source, inputs_of(step)
+    if _only_named_otherwise(step):
+        step.source.inputs_hash = inputs
     beside = spec.persistent_volume_claim or spec.download_ref  # its download reads the files, not the Model
-    if step.source.inputs_hash == inputs and (_understood(step.source) or (beside and _header_again(step))):
-        if step.source.format and (why := mismatch(step.model.spec.engine.value, step.source.format)):
-            return step.stop(C.ACCEPTED, Reason.UNSUPPORTED_FORMAT, why)
-        if step.draft.true(C.ACCEPTED):
-            step.draft.confirm(C.ACCEPTED)
-        else:
-            step.done(C.ACCEPTED, Reason.ACCEPTED, accepted_text(step.source))
-        return None
-    if step.source.inputs_hash == inputs and beside:
-        return step.wait(C.ACCEPTED, f"ModelDownload {step.source.download_name} reads the header of its files again")
+    if step.source.inputs_hash == inputs:
+        known = _understood(step.source) or (_header_again(step) if beside else _read_again(step, inputs))
+        step.unread = not known
+        if known or (step.serves and model_inputs.stands(step)):
+            return _accepted(step)
+        if beside:
+            text_ = f"ModelDownload {step.source.download_name} reads the header of its files again"
+            return step.wait(C.ACCEPTED, text_)
+        return _unresolved(step, step.seen.resolved, _again(step, inputs))
     if beside:
         _take(step, inputs, {})
         step.done(C.ACCEPTED, Reason.ACCEPTED, accepted_text(step.source))
@@ -93,6 +95,12 @@ def accept(step: ModelPass) -> str | None:
     if answer is not None and answer.inputs == inputs and answer.value is not None:
         return _accept_facts(step, inputs, answer.value)
     step.ask.append(Resolve(inputs, _wanted(step)))
+    return _unresolved(step, answer, inputs)
+
+
+def _unresolved(step: ModelPass, answer: Answer | None, inputs: str) -> str:
+    """Wait for the answer to `inputs`, or say why there is none."""
+    spec = step.model.spec.source
     if answer is None or answer.inputs != inputs:
         return step.wait(C.ACCEPTED, "asking the source for its files")
     if spec.secrets or spec.config_maps:
@@ -100,9 +108,48 @@ def accept(step: ModelPass) -> str | None:
     return step.stop(C.ACCEPTED, answer.reason, answer.message)
 
 
+def _accepted(step: ModelPass) -> str | None:
+    """Say that what was resolved still holds; a message where the spec asks for another engine by now."""
+    if step.source.format and (why := mismatch(step.model.spec.engine.value, step.source.format)):
+        return step.stop(C.ACCEPTED, Reason.UNSUPPORTED_FORMAT, why)
+    if step.draft.true(C.ACCEPTED):
+        step.draft.confirm(C.ACCEPTED)
+    else:
+        step.done(C.ACCEPTED, Reason.ACCEPTED, accepted_text(step.source))
+    return None
+
+
+def _only_named_otherwise(step: ModelPass) -> bool:
+    """Whether this very spec was resolved, and nobody asks anew: then only another version named its inputs.
+
+    To resolve it again would be another commit, where the spec names a branch.
+    """
+    seen = step.status.observed_generation == step.model.metadata.generation and step.draft.was_true(C.ACCEPTED)
+    return seen and names.acted_upon(step.source.inputs_hash, step.model.metadata.annotations.get(names.REFRESH_AT, ""))
+
+
 def _understood(source: SourceStatus) -> bool:
     """Whether the header that is kept is one that this version of Moorage can compute with."""
     return understood(source.format, source.header, source.projector)
+
+
+def _again(step: ModelPass, inputs: str) -> str:
+    """What names the question for the headers of the very files that were downloaded."""
+    return f"{inputs}@{(step.source.resolved_revision or '')[:12]}"
+
+
+def _read_again(step: ModelPass, inputs: str) -> bool:
+    """Take the header of the files that were resolved, read once more; ask for it, and False, until it is there.
+
+    By the commit that the download is pinned to and by its files: whatever `revision: main` is by now.
+    """
+    answer, again = step.seen.resolved, _again(step, inputs)
+    if answer is None or answer.inputs != again or answer.value is None:
+        step.ask.append(Resolve(again, pinned(_wanted(step), step.source.resolved_revision), tuple(step.source.files)))
+        return False
+    step.source.header = step.source.projector = None
+    take_header(step.source, answer.value.get("facts") or {})
+    return True
 
 
 def _header_again(step: ModelPass) -> bool:

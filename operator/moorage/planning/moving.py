@@ -55,18 +55,19 @@ def going(node: NodeState) -> bool:
     return node.unschedulable or any(taint.key in GOING for taint in node.taints)
 
 
-def away(step: ModelPass, plans: tuple[Candidate, ...]) -> Decision | None:
+def away(step: ModelPass) -> Decision | None:
     """See to servers whose node is about to go; a decision where the one server there can move by a rollout only."""
     live, leaving = _begin(step)
     if live is None or not leaving:
         return None
+    plans = model_place.candidates(step)
     if _unsettled(step, live):
         _hold_place(step, plans, leaving)
         return None
     other: list[Decision] = []
 
     def places(wanted: int) -> tuple[int, str]:
-        found = _of_same_template(step, plans, live, wanted)
+        found = of_same_template(step, wanted, replacing=False)
         if found.reason in (Reason.PLACED, Reason.WAITING_FOR_NODE):  # a pod that waits is what autoscalers act on
             step.reserve = found.reservations(model_place.owner(step))
             return len(found.nodes), ""
@@ -158,12 +159,12 @@ def _failed(step: ModelPass, live: Manifest, new: list[Manifest]) -> str:
         return ""
     now, failed = step.seen.now, placed.failed_move
     late = [p for p in new if not p["ready"]]
-    patience = max(live["progressDeadline"], step.seen.defaults.node_deadline_seconds)
+    limit = patience(step, live)
     refused = live["conditions"].get("ReplicaFailure", {}) if _begun(step, live) else {}
     told = refused["message"] if refused.get("status") == "True" else ""  # a quota or a policy: there is no pod at all
-    if not told and late and min(_age(step, p) for p in late) > patience:
+    if not told and late and min(_age(step, p) for p in late) > limit:
         found = first_trouble(late)
-        told = found.message if found else f"no replacement was ready within {text.duration(patience)}"
+        told = found.message if found else f"no replacement was ready within {text.duration(limit)}"
     if failed is None and told:
         failed = placed.failed_move = FailedMove(at=now, message=told)
         step.tell.append(PlannedEvent("Warning", "MoveFailed", f"no server moves for now: {told}"))
@@ -178,6 +179,11 @@ def _failed(step: ModelPass, live: Manifest, new: list[Manifest]) -> str:
     return f"its replacement did not come up: {failed.message}; tried again {again} after that"
 
 
+def patience(step: ModelPass, live: Manifest) -> float:
+    """Seconds that a start may take: as long as a rollout, or as a node that an autoscaler is to add."""
+    return float(max(live["progressDeadline"], step.seen.defaults.node_deadline_seconds))
+
+
 def _newest(pods: list[Manifest], count: int) -> list[Manifest]:
     """The last `count` of `pods` that were made."""
     return sorted(pods, key=lambda p: p.get("created") or "")[len(pods) - count :] if count < len(pods) else pods
@@ -189,9 +195,13 @@ def _age(step: ModelPass, pod: Manifest) -> float:
     return (step.seen.now - datetime.fromisoformat(made)).total_seconds() if made else 0.0
 
 
-def _of_same_template(step: ModelPass, plans: tuple[Candidate, ...], live: Manifest, wanted: int) -> Decision:
-    """Places for `wanted` further pods just like those that run: their GPUs, their number of them, their affinity."""
-    said, placed = json.loads(live["placement"] or "{}"), step.status.placement
+def of_same_template(step: ModelPass, wanted: int, *, replacing: bool) -> Decision:
+    """Places for `wanted` pods just like those that run: their GPUs, their number and plan of them, their affinity.
+
+    With `replacing` what those that run hold counts as free, and `wanted` are all of them.
+    """
+    live, placed, memory = step.seen.deployment or {}, step.status.placement, step.status.memory
+    said, gpus = json.loads(live.get("placement") or "{}"), (placed.count if placed else None) or 1
     exact = size_class(placed.gpu_memory_mib or 0) if placed and model_engine.engine_of(step).fills_gpu else 0
     claims = bool(said.get("claims"))
 
@@ -202,9 +212,10 @@ def _of_same_template(step: ModelPass, plans: tuple[Candidate, ...], live: Manif
     inventory = step.seen.inventory or Inventory(())
     nodes = tuple(replace(n, pools=tuple(filter(usable, n.pools))) for n in inventory.nodes)
     shapes = tuple(s for s in inventory.node_pools if usable(grown(s)))
+    plan = Candidate(gpus, max(memory.per_gpu_mib if memory else (), default=0))
     asked = replace(
-        model_place.request(step, plans, replacing=False),
-        count=placed.count if placed else None,
+        model_place.request(step, (plan,), replacing=replacing),
+        count=gpus,
         node_affinity=said.get("nodeAffinity"),
         replicas=wanted,
     )

@@ -8,6 +8,9 @@ from typing import Any
 from moorage.api.conditions import Reason
 from moorage.engines.failures import OutOfMemory, Ran, out_of_memory
 
+DEADLINE = "ProgressDeadlineExceeded"
+"""Why a Deployment's condition Progressing is False when a rollout took too long."""
+
 _PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 _OOM_EXIT = 137

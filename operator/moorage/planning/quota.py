@@ -42,11 +42,7 @@ def refusal(
     operator, values}]}, limit ranges {name, items} with the items as in core/v1.
     """
     ranges = sorted(limits, key=lambda r: str(r["name"]))
-    found = {kind: dict(resources.get(kind) or {}) for kind in ("requests", "limits")}
-    for limit_range in ranges:
-        for item in limit_range["items"]:
-            if item.get("type") == "Container":
-                _fill(found, item)
+    found = _admitted_as(resources, ranges)
     for limit_range in ranges:
         for item in limit_range["items"]:
             if item.get("type") in ("Container", "Pod") and (why := _outside(found, item, str(limit_range["name"]))):
@@ -56,6 +52,39 @@ def refusal(
         if _applies(quota, priority_class) and (why := _exceeded(asked, quota)):
             return why
     return None
+
+
+def admitted(
+    wanted: int,
+    resources: Plain,
+    devices: Plain,
+    priority_class: str | None,
+    quotas: Iterable[Plain],
+    limits: Iterable[Plain],
+) -> tuple[int, str]:
+    """How many of `wanted` such pods, none of which there is yet, the quotas let in; and why no more.
+
+    What is wrong with each single one is `refusal`'s business.
+    """
+    asked = _charged(_admitted_as(resources, sorted(limits, key=lambda r: str(r["name"]))), devices)
+    most, why = wanted, ""
+    for quota in sorted(quotas, key=lambda q: str(q["name"])):
+        for key, limit in sorted((quota.get("hard") or {}).items()) if _applies(quota, priority_class) else ():
+            used = (quota.get("used") or {}).get(key, 0)
+            fit = int((amount(limit) - amount(used)) // asked[key]) if asked.get(key) else most
+            if fit < most:
+                most, why = max(fit, 0), f"{used} of {limit} {_name(key)} in use (quota {quota['name']})"
+    return most, why
+
+
+def _admitted_as(resources: Plain, ranges: Iterable[Plain]) -> dict[str, dict[str, Any]]:
+    """The requests and limits of a container with those that limit ranges give it."""
+    found = {kind: dict(resources.get(kind) or {}) for kind in ("requests", "limits")}
+    for limit_range in ranges:
+        for item in limit_range["items"]:
+            if item.get("type") == "Container":
+                _fill(found, item)
+    return found
 
 
 def _fill(found: dict[str, dict[str, Any]], item: Plain) -> None:
@@ -110,13 +139,19 @@ def _exceeded(asked: Mapping[str, Decimal], quota: Plain) -> str | None:
     for key, most in sorted((quota.get("hard") or {}).items()):
         resource = key.partition(".")[2] if key.startswith(("requests.", "limits.")) else key
         if key in asked and amount(used.get(key, 0)) + asked[key] > amount(most):
-            told = resource if "/" in resource and not key.endswith(_DEVICES) else key.removesuffix(_DEVICES)
+            told = _name(key)
             need = "" if asked[key] == 1 and "/" in told else f"; the server needs {_told(resource, asked[key])}"
             return f"{used.get(key, 0)} of {most} {told} in use (quota {quota['name']}){need}"
         if key not in asked and key.startswith(("requests.", "limits.")) and resource in ("cpu", "memory"):
             field = f"spec.resources.{key}"
             return f"quota {quota['name']} counts {key}, so every pod has to say it; set {field}"
     return None
+
+
+def _name(key: str) -> str:
+    """What a quota's key counts, as people call it: nvidia.com/gpu, requests.memory."""
+    resource = key.partition(".")[2] if key.startswith(("requests.", "limits.")) else key
+    return resource if "/" in resource and not key.endswith(_DEVICES) else key.removesuffix(_DEVICES)
 
 
 def _applies(quota: Plain, priority_class: str | None) -> bool:
