@@ -406,3 +406,37 @@ def test_a_claim_whose_files_are_there_is_not_enlarged_by_another_rule(monkeypat
     world.settle()
     assert next(c for (kind, _), c in world.children.items() if kind == "PersistentVolumeClaim")["request"] == before
     assert world.download["status"]["phase"] == "Ready"
+
+
+def test_a_move_that_waits_for_memory_tells_where_the_server_still_is():
+    """vLLM's arguments hang on the size of its GPU, so a move to another size is a rollout."""
+    world = running(gpu_node("old", 24_564), gpu_node("new", 40_960), facts=SAFETENSORS)
+    before = world.model["status"]["placement"]
+    world.defaults = replace(world.defaults, memory_wait_seconds=600)
+    full = replace(gpu(used=40_000), total_mib=40_960, free_mib=500)
+    world.reports = {"old": replace(report(gpu()), node="old"), "new": replace(report(full), node="new")}
+    world.nodes[0] = {**world.nodes[0], "unschedulable": True}
+    world.settle()
+    placement = world.model["status"]["placement"]
+    assert "waiting for GPU memory: new" in world.condition("UpToDate")[2]
+    assert (placement["gpuClass"], placement["nodes"], placement["reason"]) == ("24Gi", ["old"], before["reason"])
+    assert placement["next"]["gpuClass"] == "40Gi"
+    world.nodes[0] = {**world.nodes[0], "unschedulable": False}
+    assert "next" not in world.settle().model["status"]["placement"], "it stays after all"
+    assert world.condition("UpToDate")[0] == "True"
+    world.nodes[0] = {**world.nodes[0], "unschedulable": True}
+    world.reports["new"] = replace(report(replace(gpu(), total_mib=40_960, free_mib=40_500)), node="new")
+    placement = world.settle().model["status"]["placement"]
+    assert (placement["gpuClass"], placement.get("next")) == ("40Gi", None)
+
+
+@pytest.mark.parametrize("facts", [LLAMA, SAFETENSORS], ids=["llama.cpp", "vllm"])
+def test_a_status_that_is_lost_costs_no_server(facts):
+    """After a restore from a backup, which keeps specs: all is found again, and what runs fits it."""
+    world = running(facts=facts)
+    before = world.manifests[("Deployment", "tiny")]
+    world.model["status"] = {}
+    world.resolved = None
+    world.answer_resolve(facts).token()
+    assert world.manifests[("Deployment", "tiny")] == before
+    assert world.phase == "Ready"
