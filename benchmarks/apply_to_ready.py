@@ -4,6 +4,7 @@ The whole way is real: hub, download Job, volume, Deployment, llama-server, warm
 watching the objects, so the operator cannot flatter itself. Writes benchmarks/results/apply_to_ready.md.
 """
 
+import argparse
 import asyncio
 import json
 import os
@@ -153,6 +154,7 @@ def table(runs: list[list[float]], load: float) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     demo = Demo(name="bench")
     try:
         for step in (demo.up, demo.load_images, demo.install, demo.hub):

@@ -4,6 +4,7 @@ No GPU is needed: `llama-fit-params` says what a device would have to hold. What
 context, fragmentation) is outside this figure. Writes benchmarks/results/memory.md.
 """
 
+import argparse
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     """Run everything (half a minute on two cores) and write the page."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     with running(devices=1) as llamacpp:
         rows = list(measured(llamacpp))
     RESULTS.write_text(HEADER + summary(rows) + table(rows))

@@ -6,6 +6,7 @@ multigpu20 and multigpu50); what the Models need is what llama.cpp takes for wel
 Writes benchmarks/results/placement.md.
 """
 
+import argparse
 import os
 import random
 import statistics
@@ -78,6 +79,7 @@ class Model:
 
 def main() -> None:
     """Measure, print, and write the page."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     lines = [_header(), *_speed(), "", *_packing()]
     text = "\n".join(lines) + "\n"
     RESULTS.parent.mkdir(exist_ok=True)

@@ -49,6 +49,10 @@ class Proxy:
         """Resident bytes."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
+    def files(self) -> int:
+        """Open files, sockets among them."""
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as found:
@@ -101,13 +105,15 @@ def compiled(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def moorage(folder: Path, engine: str, *, code: Path = ROOT / "operator", name: str = "Moorage") -> Iterator[Proxy]:
-    """Our gateway; its routes are `folder`/routes.yaml."""
+def moorage(
+    folder: Path, engine: str, *, code: Path = ROOT / "operator", name: str = "Moorage", source: tuple[str, ...] = ()
+) -> Iterator[Proxy]:
+    """Our gateway; its routes are `folder`/routes.yaml, unless options say where else the `source` of its table is."""
     folder.mkdir()
     file, port = folder / "routes.yaml", free_port()
     file.write_text(routes(engine))
     command = [python(), "-m", "moorage", "gateway", "--listen", f"127.0.0.1:{port}", "--admin", "127.0.0.1:0"]
-    options = ["--routes", str(file), "--drain-delay", "0"]
+    options = [*(source or ("--routes", str(file))), "--drain-delay", "0"]
     path = f"{code}:{sysconfig.get_path('purelib')}"
     with _process(name, [*command, *options], port, folder / "log", PYTHONPATH=path) as proxy:
         yield proxy

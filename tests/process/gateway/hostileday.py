@@ -83,6 +83,9 @@ class Day:
     acts: Counter[str] = field(default_factory=Counter)
     surprises: list[str] = field(default_factory=list)
     scrapes: int = 0
+    steady: int = 0  # requests of well-behaved clients
+    connections: int = 16  # of well-behaved clients
+    baseline: int = 0  # refusals before the day
 
     @property
     def done(self) -> int:
@@ -94,11 +97,15 @@ class Day:
         """Whether clients go on asking: until the total is reached, or something ended as it must not."""
         return self.done < self.total and not self.surprises
 
-    async def run(self, acts: "Sequence[Act]", steady: int = 16, rough: int = 64) -> None:
-        """So many well-behaved clients, and so many that do one of `acts` after the other."""
+    def begin(self) -> None:
+        """Put the first table in force."""
         self.apply(table(self.engine.address, 1))
+
+    async def run(self, acts: "Sequence[Act]", rough: int = 64) -> None:
+        """Well-behaved clients, and `rough` others that do one of `acts` after the other."""
+        self.begin()
         around = [asyncio.create_task(self._people()), asyncio.create_task(self._scrape())]
-        clients = [asyncio.create_task(self._steady()) for _ in range(steady)]
+        clients = [asyncio.create_task(self._steady()) for _ in range(self.connections)]
         clients += [asyncio.create_task(self._rough(acts, random.Random(number))) for number in range(rough)]
         try:
             await asyncio.gather(*clients)
@@ -121,9 +128,14 @@ class Day:
             outcome: int(sum(value for name, value in page.items() if f'outcome="{outcome}"' in name))
             for outcome in ("ok", "error", "cancelled")
         }
-        counted["refused"] = int(sum(page.get(_REFUSED % code, 0) for code in AT_THE_DOOR))
+        counted["refused"] = await self.refused() - self.baseline
         assert counted == dict(self.ended), f"the gateway counted {counted}, its clients {dict(self.ended)}"
         await eventually(lambda: not self.engine.open, idle + PATIENCE, "no connection to the engine is left")
+
+    async def refused(self) -> int:
+        """Refusals at the door so far."""
+        page = await self.scrape()
+        return int(sum(page.get(_REFUSED % code, 0) for code in AT_THE_DOOR))
 
     async def scrape(self) -> dict[str, float]:
         """The metrics page."""
@@ -224,6 +236,7 @@ class Steady(asyncio.Protocol):
             self._day.surprises.append(f"a well-behaved client got {self._buffer[:300]!r}")
         self._buffer = b""
         self._day.ended["ok"] += 1
+        self._day.steady += 1
         if self._day.going:
             self._transport.write(next(self._requests))
         else:
