@@ -24,6 +24,7 @@ from moorage.kube.resources import MODEL_ALIASES
 from tests.process.gateway.acts import ACTS
 from tests.process.gateway.hostileday import Day
 from tests.process.gateway.moody import MoodyEngine
+from tests.process.gateway.support import get
 from tests.support.bed import Bed
 
 HELD = 1000
@@ -216,7 +217,7 @@ async def day(folder: Path, moorage: Moorage, requests: int) -> list[str]:
             made = Day(
                 engine,
                 proxy.address,
-                _admin(folder / "day/log"),
+                await _admin(folder / "day/log"),
                 lambda text: _write(folder / "day/routes.yaml", text),
                 requests,
                 every=lambda done: sizes.append((done, proxy.rss() / 1e6)),
@@ -240,14 +241,20 @@ async def day(folder: Path, moorage: Moorage, requests: int) -> list[str]:
 async def _until_closed(made: Day) -> None:
     """Wait until the table with its keys is in force."""
     made.begin()
-    while (await load.ask(made.public, load.chat_body(1000)))[0] != 401:
+    status = 200
+    while status != 401:
         await asyncio.sleep(0.05)
+        async with made.client() as client:
+            await client.send(get("/v1/models"))
+            status = (await client.reply()).status
     made.baseline = await made.refused()
 
 
-def _admin(log: Path) -> tuple[str, int]:
-    found = re.search(r"admin on (\S+):(\d+)", log.read_text())
-    assert found, "the gateway's log does not say where it listens"
+async def _admin(log: Path) -> tuple[str, int]:
+    """Where the gateway says that its admin port is, which it does once it listens."""
+    async with asyncio.timeout(20):
+        while not (found := re.search(r"admin on (\S+):(\d+)", await asyncio.to_thread(log.read_text))):
+            await asyncio.sleep(0.05)
     return found[1], int(found[2])
 
 
