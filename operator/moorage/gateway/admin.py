@@ -42,15 +42,22 @@ class Admin:
 
 
 class _Scrape:
-    """A page in the making: a job (server) that takes turns with everybody's requests."""
+    """A page in the making: a job (server) that takes turns with everybody's requests.
+
+    It does not keep its handle in the event loop, which keeps it: page and connection would stay until somebody looks
+    for such circles.
+    """
 
     deadline = NEVER
 
     def __init__(self, client: ClientConnection, pieces: Iterator[bytes]) -> None:
         self._client, self._pieces, self._done = client, pieces, list[bytes]()
-        self._next = asyncio.get_running_loop().call_soon(self._step)
+        self._gone = False
+        asyncio.get_running_loop().call_soon(self._step)
 
     def _step(self) -> None:
+        if self._gone:
+            return
         try:
             piece = next(self._pieces, None)
         except Exception:
@@ -61,14 +68,14 @@ class _Scrape:
             self._client.answer(200, _TEXT, b"".join(self._done))
         else:
             self._done.append(piece)
-            self._next = asyncio.get_running_loop().call_soon(self._step)
+            asyncio.get_running_loop().call_soon(self._step)
 
     def on_deadline(self) -> None:
         """See server.Job: there is none."""
 
     def on_client_gone(self) -> None:
         """See server.Job."""
-        self._next.cancel()
+        self._gone = True
 
     def on_client_slow(self, slow: bool) -> None:
         """See server.Job: nothing is sent before all is made."""

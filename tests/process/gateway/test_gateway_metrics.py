@@ -1,10 +1,14 @@
 """The metrics page: whole, in Prometheus' format, and nobody waits for it."""
 
 import asyncio
+import gc
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from moorage.gateway.admin import _Scrape
+from moorage.gateway.server import ClientConnection
 from tests.process.gateway.support import OK, RawEngine, always, chat, model, serving
+from tests.support.eventually import eventually
 
 ROUTES = 205
 
@@ -37,3 +41,17 @@ async def test_requests_go_on_while_the_page_is_made():
             turns += 1
         assert asked.result().status == 200
         assert turns > 5 * ROUTES / 10, "the page is made in one go"
+
+
+async def test_a_scrape_leaves_nothing_for_the_garbage_collector():
+    """Pages of a thousand Models are a megabyte, and it comes by rarely."""
+    async with serving() as bed:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                assert (await bed.admin("/metrics")).status == 200
+            kept = lambda: [o for o in gc.get_objects() if isinstance(o, _Scrape | ClientConnection)]  # noqa: E731
+            await eventually(lambda: not kept(), what="connections and pages are gone")
+        finally:
+            gc.enable()
