@@ -138,6 +138,23 @@ async def test_a_forgotten_version_lists_again_and_drops_what_vanished(gone: Api
     assert mirror.reflector.lists == 2
 
 
+async def test_a_server_that_comes_back_without_its_past_is_listed_at_once():
+    """It forgets versions when it restarts; how long it was away no longer counts."""
+    long_away = Backoff(first=0.01, longest=600.0, failures=20)
+    client = ScriptedClient([[[item("a", 1)]], [[item("a", 1)]]], [[Gone("too old", status=410)]])
+    async with Mirror(client, backoff=long_away) as mirror:
+        await eventually(lambda: mirror.reflector.lists == 2)
+
+
+async def test_a_server_that_forgets_again_and_again_is_asked_less_and_less():
+    forgets = [[Gone("too old", status=410)] for _ in range(50)]
+    client = ScriptedClient([[[]] for _ in range(50)], forgets)
+    async with Mirror(client, backoff=Backoff(first=0.02, longest=600.0)) as mirror:
+        started = asyncio.get_running_loop().time()
+        await eventually(lambda: mirror.reflector.lists == 5)
+        assert asyncio.get_running_loop().time() - started >= (1 + 2 + 4 + 8) * 0.01
+
+
 async def test_a_list_that_breaks_in_the_middle_drops_nothing_and_is_no_sync():
     client = ScriptedClient([[[item("a", 1)], Unavailable("cut")], [[item("a", 1)], [item("b", 2)]]], [])
     synced_after_first = []

@@ -80,6 +80,7 @@ class Reflector(Generic[T]):
         self._backoff = backoff or Backoff()
         self._synced = asyncio.Event()
         self._version = ""
+        self._gone = False  # whether the last error was that the version is forgotten
 
     @property
     def synced(self) -> bool:
@@ -138,6 +139,9 @@ class Reflector(Generic[T]):
         return isinstance(error, Gone) or (error.status >= 500 and self._backoff.failures >= _REFUSALS_BEFORE_LIST)
 
     async def _wait(self, error: ApiError) -> None:
+        if isinstance(error, Gone) and not self._gone:
+            self._backoff.reset()  # a server that was away is back, and only has to be listed
+        self._gone = isinstance(error, Gone)
         delay = self._backoff.next(error.retry_after)
         level = logging.INFO if isinstance(error, Gone) or str(error) == self.last_error else logging.WARNING
         self.last_error = str(error)
