@@ -169,6 +169,8 @@ async def test_it_is_not_ready_before_it_knows_the_cluster_and_goes_on_without_i
             assert (await gateway.ask(get("/readyz"), admin=True)).status == 503
             assert (await gateway.ask(get("/healthz"), admin=True)).status == 200
             assert gateway.times == [], "no table of half a cluster"
+            early = await gateway.ask(post({"model": "chat", "messages": []}))
+            assert (early.status, early.error["code"]) == (503, "starting"), "who hears 404 does not try again"
             proxy.remove(slices)
             await eventually(lambda: gateway.reached("chat") == ["a"], PATIENCE, "the alias")
             assert (await gateway.ask(get("/readyz"), admin=True)).status == 200

@@ -41,13 +41,12 @@ class Gateway:
         self.address: Address = ("", 0)
         self.admin_address: Address = ("", 0)
         self._servers: list[asyncio.Server] = []
-        self._routed = self._draining = False
+        self._draining = False
         self._sweeper: asyncio.TimerHandle | None = None
 
     def apply(self, snapshot: Snapshot) -> None:
         """Put a routing table in force, at once and for every request that has not been sent yet."""
         self.proxy.swap(snapshot)
-        self._routed = True
 
     async def start(self, listen: Address, admin: Address, tls: ssl.SSLContext | None = None) -> None:
         """Listen on both addresses, for clients with `tls` if given; port 0 picks a free one. Raises OSError."""
@@ -95,7 +94,7 @@ class Gateway:
     def _unready(self) -> str:
         if self._draining:
             return "draining"
-        return "" if self._routed else "no routing table yet"
+        return "" if self.proxy.routed else "no routing table yet"
 
     def _sweep(self) -> None:
         try:

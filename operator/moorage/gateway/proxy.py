@@ -35,10 +35,13 @@ _REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 
 
 class Proxy:
-    """The handler of the public listener. `snapshot` is the routing table in force; `swap` replaces it."""
+    """The handler of the public listener. `snapshot` is the routing table in force; `swap` replaces it.
+
+    Until the first one is `routed`, nobody hears that a name does not exist: clients believe that, and give up.
+    """
 
     def __init__(self, settings: Settings, stats: Stats, demand: Demand) -> None:
-        self.snapshot = Snapshot()
+        self.snapshot, self.routed = Snapshot(), False
         self.fleet = Fleet(lambda address: EngineEndpoint(address, settings), demand)
         self.demand = demand
         self.stats = stats
@@ -52,7 +55,7 @@ class Proxy:
 
     def swap(self, snapshot: Snapshot) -> None:
         """Put another routing table in force. Requests under way keep the one they began with."""
-        self.snapshot = snapshot
+        self.snapshot, self.routed = snapshot, True
         self._listing = {}
         self._set_meters(snapshot)
         self.health.apply(snapshot)
@@ -67,6 +70,8 @@ class Proxy:
             return refusals.UNKNOWN_PATH
         elif request.method != b"GET":
             return refusals.ONLY_GET
+        if not self.routed:
+            return refusals.STARTING
         if self.snapshot.closed:
             scheme, _, secret = request.headers.get(b"authorization", b"").partition(b" ")
             request.key = self.snapshot.find_key(secret.strip()) if scheme.lower() == b"bearer" else None

@@ -129,6 +129,7 @@ TOO_MANY_CONNECTIONS = Refusal(503, "too_many_connections", "Too many connection
 UNSUPPORTED_CODING = Refusal(501, "unsupported_transfer_encoding", "Only chunked transfer coding is supported.")
 UNSUPPORTED_CONTENT = Refusal(415, "unsupported_content_encoding", "Compressed request bodies are not supported.")
 UNEXPECTED = Refusal(417, "expectation_failed", "Only Expect: 100-continue is supported.")
+STARTING = Refusal(503, "starting", "The gateway does not know its models yet; try again.", 1)
 SHUTTING_DOWN = Refusal(503, "shutting_down", "The gateway is shutting down; try again.", 1)
 ENGINE_UNREACHABLE = Refusal(502, "engine_unreachable", "The model's server could not be reached.", 1)
 ENGINE_BROKE = Refusal(502, "engine_error", "The model's server broke off its answer.")
