@@ -74,6 +74,9 @@ class Desk:
         return found[:2] if found else None
 
 
+A, B = ({"modelRef": {"name": name}} for name in "ab")
+
+
 def test_two_ready_targets():
     desk = Desk(pointing_at("a=90", "b=10"), a=model(), b=model())
     desk.plan()
@@ -101,12 +104,21 @@ def test_a_target_that_is_not_ready(found: dict[str, Any], why: str):
     assert (desk.message, desk.alias["status"]["summary"]["ready"]) == (why, "0/1")
 
 
-def test_a_model_that_sleeps_because_it_is_idle_is_ready():
-    asleep = model(phase="ScaledToZero")
-    asleep["status"]["desiredReplicas"] = 0
-    desk = Desk(pointing_at("a"), a=asleep)
+@pytest.mark.parametrize(
+    ("spec", "awake", "message", "ready"),
+    [
+        (pointing_at("a"), (), "a sleeps until asked for", "1/1"),
+        (pointing_at("a", fallbacks=[B]), "b", "b stands in as a fallback; a sleeps until asked for", "1/1"),
+        (pointing_at("b", fallbacks=[A]), "b", "b answers; a sleeps until asked for", "1/1"),
+        (pointing_at("a=1", "b=1"), (), "a, b sleep until asked for", "2/2"),
+    ],
+)
+def test_a_model_that_sleeps_because_it_is_idle_is_ready(spec: dict[str, Any], awake: str, message: str, ready: str):
+    models = {name: model(phase="Ready" if name in awake else "ScaledToZero") for name in "ab"}
+    desk = Desk(spec, **models)
     desk.plan()
-    assert desk.says("Ready") == ("True", "Ready")
+    assert desk.condition("Ready") == ("True", "Ready", message)
+    assert (desk.message, desk.alias["status"]["summary"]["ready"]) == (message, ready)
 
 
 def test_a_fallback_that_stands_in():

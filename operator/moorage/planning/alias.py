@@ -38,6 +38,7 @@ class _Leg:
     reason: Reason | None = None
     problem: str = ""
     ready: bool = False
+    asleep: bool = False  # ready, but only for those who wait a moment
     why_not: str = ""
     serves: str = ""
 
@@ -112,7 +113,8 @@ def _leg(seen: ObservedAlias, alias: ModelAlias, ref: ModelRef) -> _Leg:
     if lack := shortfall(alias.spec.requires, offered, shown):
         return _Leg(ref, shown, Reason.TARGET_FALLS_SHORT, lack, why_not=why_not)
     serves = pooled(known_of(offered.capabilities or ())) or ""
-    return _Leg(ref, shown, ready=not why_not, why_not=why_not, serves=serves)
+    asleep = not why_not and model.status.phase == "ScaledToZero"
+    return _Leg(ref, shown, ready=not why_not, asleep=asleep, why_not=why_not, serves=serves)
 
 
 def offer_of(model: Model) -> Offer:
@@ -170,19 +172,25 @@ _GRAVEST = (Reason.TARGET_NOT_FOUND, Reason.TARGET_NOT_PERMITTED, Reason.TARGET_
 
 def _ready(draft: Draft, targets: list[_Leg], legs: list[_Leg], problem: str) -> str:
     """Set Ready: whether requests are answered; returns the message for the column."""
-    ready = [leg.shown for leg in legs if leg.ready]
     waiting = "; ".join(leg.why_not for leg in legs if leg.why_not)
-    if not ready:
+    if not any(leg.ready for leg in legs):
         lost = all(leg.reason for leg in legs)
         text = "; ".join(filter(None, [problem, waiting]))
         draft.set(C.READY, FALSE, (lost and legs[0].reason) or Reason.TARGET_NOT_READY, text)
         return text
-    text = f"{', '.join(ready)} {'answers' if len(ready) == 1 else 'answer'}"
-    if not any(leg.ready for leg in targets):
-        text = f"{ready[0]} stands in as a fallback"
-    text = "; ".join(filter(None, [text, waiting]))
+    awake = [leg for leg in legs if leg.ready and not leg.asleep]
+    text = _they(awake, "answers", "answer")
+    if awake and awake[0] not in targets:
+        text = f"{awake[0].shown} stands in as a fallback"
+    sleeping = _they([leg for leg in legs if leg.asleep], "sleeps until asked for", "sleep until asked for")
+    text = "; ".join(filter(None, [text, sleeping, waiting]))
     draft.set(C.READY, TRUE, Reason.READY, text)
     return "; ".join(filter(None, [problem, text]))
+
+
+def _they(legs: list[_Leg], one: str, several: str) -> str:
+    """`a answers`, or `a, b answer`; empty where it is nobody."""
+    return f"{', '.join(leg.shown for leg in legs)} {one if len(legs) == 1 else several}" if legs else ""
 
 
 def _failed_over(
