@@ -31,7 +31,8 @@ class Machine:
         spec.setdefault("source", {"huggingFace": {"repo": repo}})
         spec.setdefault("accelerator", {"vendor": "None"})
         spec.setdefault("benchmark", {"enabled": False})
-        self.apply("Model", name, spec)
+        annotations = spec.pop("annotations", {})
+        self.apply("Model", name, spec, annotations=annotations)
 
     def patch(self, name: str, spec: dict[str, Any]) -> None:
         self.kubectl("patch", "model", name, "--type=merge", "-p", json.dumps({"spec": spec}))

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -129,6 +130,13 @@ def soon(good: Callable[[], object], what: Callable[[], object], timeout: float 
         time.sleep(0.01)
 
 
+def answered_by(gateway: Address, name: str, model: str) -> None:
+    """Ask until `model` answers to `name`; whoever does before, every request is answered."""
+    deadline = time.monotonic() + 120
+    while (found := gateway.chat(name))[1].get("model") != model:
+        assert (found[0], time.monotonic() < deadline) == (200, True), found
+
+
 def retarget(machine: Machine, seen: Load, target: str) -> None:
     """Point the alias `moving` elsewhere, and wait until nobody but `target` answers."""
     change = {"spec": {"targets": [{"modelRef": {"name": target}}]}}
@@ -196,8 +204,9 @@ def test_a_gateway_pod_that_goes_takes_no_request_with_it(machine: Machine, gate
     assert seen.failed == []
 
 
-def switch(machine: Machine, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "moorage", "switch", *words, "--kubeconfig", str(machine.demo.cluster.kubeconfig)]
+def moorage(machine: Machine, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command as a person types it, to its end."""
+    command = [sys.executable, "-m", "moorage", *words, "--kubeconfig", str(machine.demo.cluster.kubeconfig)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
@@ -210,7 +219,7 @@ def test_a_switch_under_load_fails_no_request(machine: Machine, gateway: Address
     gateway.until("swapped", 200)
     with load(gateway, "swapped") as seen:
         soon(lambda: seen.answers, lambda: seen.failed)
-        done = switch(machine, "swapped", "after", "-o", "json")
+        done = moorage(machine, "switch", "swapped", "after", "-o", "json")
         moved = time.monotonic()
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["toSleep"] == ["before"]
@@ -224,39 +233,74 @@ def test_a_switch_under_load_fails_no_request(machine: Machine, gateway: Address
     assert seen.failed == []
 
 
+class LongAnswer:
+    """A streamed answer of `name`, served by `model`, that takes about twenty seconds, as far as a context goes."""
+
+    def __init__(self, gateway: Address, name: str, model: str) -> None:
+        began = time.monotonic()
+        assert gateway.chat(model, max_tokens=50, ignore_eos=True)[0] == 200
+        self.tokens = min(int(50 / (time.monotonic() - began) * 20), 3900)
+        question = {"model": name, "max_tokens": self.tokens, "ignore_eos": True, "stream": True}
+        question |= {"messages": [{"role": "user", "content": "Hi"}], "stream_options": {"include_usage": True}}
+        request = urllib.request.Request(gateway.url + "/v1/chat/completions", json.dumps(question).encode())
+        self._told = urllib.request.urlopen(request, timeout=120)
+        self._lines = [next(self._told)]
+
+    def end(self, at_least: float = 2) -> set[str]:
+        """Read on to the end, which has to be whole and to take so many seconds more; who answered."""
+        began = time.monotonic()
+        with self._told:
+            self._lines += self._told
+        longer = time.monotonic() - began
+        assert self._lines[-2] == b"data: [DONE]\n", self._lines[-2:]
+        assert longer > at_least, f"the answer took only {longer:.1f} s more, so this proves nothing"
+        chunks = [json.loads(line[6:]) for line in self._lines if line.startswith(b"data: {")]
+        assert chunks[-1]["usage"]["completion_tokens"] == self.tokens
+        print(f"\nthe answer went on for {longer:.1f} s, {len(chunks)} chunks in all")
+        return {chunk["model"] for chunk in chunks}
+
+
 def test_an_answer_that_runs_is_not_cut_when_its_server_stops(machine: Machine, gateway: Address):
     """Unloading, sleep, a smaller number of servers and rollouts all end like this: the pod is deleted."""
     machine.model("leaving", "moorage/harbor-llama-GGUF")
     machine.until_condition("leaving", "Ready", "True")
     gateway.until("leaving", 200)
-    deleted = (
-        "get",
-        "pods",
-        "-l",
-        "moorage.dev/model=leaving",
-        "-o",
-        "jsonpath={.items[*].metadata.deletionTimestamp}",
-    )
-    began = time.monotonic()
-    assert gateway.chat("leaving", max_tokens=50, ignore_eos=True)[0] == 200
-    tokens = min(int(50 / (time.monotonic() - began) * 20), 3900)  # for twenty seconds, as far as its context goes
-    question = {"model": "leaving", "max_tokens": tokens, "ignore_eos": True, "stream": True}
-    body = json.dumps(question | {"messages": [{"role": "user", "content": "Hi"}]}).encode()
-    with urllib.request.urlopen(
-        urllib.request.Request(gateway.url + "/v1/chat/completions", body), timeout=120
-    ) as told:
-        chunks = iter(told)
-        next(chunks)
-        machine.kubectl("scale", "model", "leaving", "--replicas=0")
-        machine.until("model", "leaving", lambda m: m["status"].get("phase") == "ScaledToZero")
-        soon(lambda: machine.kubectl(*deleted), lambda: machine.get("model", "leaving")["status"])
-        stopped = time.monotonic()
-        rest = list(chunks)
-        longer = time.monotonic() - stopped
-    assert rest[-2] == b"data: [DONE]\n", rest[-2:]
-    assert longer > 2, f"the answer took only {longer:.1f} s more, so this proves nothing"
-    print(f"\nthe answer went on for {longer:.1f} s after the pod was to stop, {len(rest) // 2} chunks in all")
+    deleted = ("get", "pods", "-l", "moorage.dev/model=leaving")
+    moment = ("-o", "jsonpath={.items[*].metadata.deletionTimestamp}")
+    answer = LongAnswer(gateway, "leaving", "leaving")
+    machine.kubectl("scale", "model", "leaving", "--replicas=0")
+    machine.until("model", "leaving", lambda m: m["status"].get("phase") == "ScaledToZero")
+    soon(lambda: machine.kubectl(*deleted, *moment), lambda: machine.get("model", "leaving")["status"])
+    answer.end()
     machine.until("model", "leaving", lambda m: not m["status"].get("replicas"))
+
+
+def test_a_long_answer_ends_where_it_began_though_its_alias_is_switched_and_a_rollback_wakes_its_model(
+    machine: Machine, gateway: Address
+):
+    machine.model("verbose", "moorage/harbor-llama-GGUF")
+    machine.model("brief")
+    for name in ("verbose", "brief"):
+        machine.until_condition(name, "Ready", "True")
+    alias(machine, "talk", "verbose")
+    gateway.until("talk", 200)
+    answer = LongAnswer(gateway, "talk", "verbose")
+    done = moorage(machine, "switch", "talk", "brief", "-o", "json")
+    assert json.loads(done.stdout)["toSleep"] == ["verbose"], done.stderr
+    assert {gateway.chat("talk")[1]["model"] for _ in range(10)} == {"brief"}
+    assert answer.end() == {"verbose"}
+    ended = datetime.now(UTC).replace(microsecond=0)
+    slept = machine.until("model", "verbose", lambda m: m["status"]["phase"] == "ScaledToZero")
+    assert datetime.fromisoformat(slept["status"]["scaling"]["asleepSince"]) >= ended, "it had an answer to end"
+    machine.until("model", "verbose", lambda m: not m["status"].get("replicas"))
+
+    past = machine.until("modelalias", "talk", lambda a: a["status"]["revision"] == 2)["status"]["history"]
+    assert [[t["modelRef"]["name"] for t in revision["targets"]] for revision in past] == [["brief"], ["verbose"]]
+    assert past[0]["reason"].startswith("moorage switch talk brief")
+    done = moorage(machine, "rollback", "talk", "-o", "json")
+    assert json.loads(done.stdout)["to"] == 1, done.stderr
+    answered_by(gateway, "talk", "verbose")
+    machine.until_condition("verbose", "Ready", "True")
 
 
 FAILURES = {
@@ -273,7 +317,7 @@ def test_a_switch_to_a_model_that_fails_stays_on_the_old_one_and_says_so(machine
     alias(machine, "steadfast", "good")
     gateway.until("steadfast", 200)
     with load(gateway, "steadfast", threads=2) as seen:
-        done = switch(machine, "steadfast", "broken", "--timeout", "4m")
+        done = moorage(machine, "switch", "steadfast", "broken", "--timeout", "4m")
     print(f"\n{done.stderr}{len(seen.answers)} requests meanwhile, {len(seen.failed)} failed")
     assert done.returncode == 4, "it failed, and nobody had to wait for the end of --timeout"
     last = done.stderr.strip().splitlines()[-1]

@@ -3,12 +3,14 @@
 import concurrent.futures
 import json
 import time
+from datetime import UTC, datetime
 
 import pytest
 
 from e2e.demo import SYSTEM
+from moorage import names
 from tests.e2e.conftest import Machine, condition
-from tests.e2e.test_gateway import Address, gateway
+from tests.e2e.test_gateway import Address, alias, answered_by, gateway, soon
 
 __all__ = ["gateway"]  # the fixture
 
@@ -17,9 +19,15 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 def asleep(machine: Machine, name: str) -> dict[str, object]:
     """The Model once it sleeps and its server is gone."""
-    found = machine.until("model", name, lambda m: m["status"].get("phase") == "ScaledToZero")
+    found = machine.until("model", name, lambda m: (m.get("status") or {}).get("phase") == "ScaledToZero")
     machine.until("model", name, lambda m: not m["status"].get("replicas"))
     return found
+
+
+def sleeper(machine: Machine, name: str) -> None:
+    """A Model that a person put to sleep before it ever had a server; a request wakes it like any other."""
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    machine.model(name, annotations={names.SLEEP_AT: now})
 
 
 def test_the_first_request_wakes_a_sleeping_model_and_is_answered(machine: Machine, gateway: Address):
@@ -42,6 +50,25 @@ def test_the_first_request_wakes_a_sleeping_model_and_is_answered(machine: Machi
     machine.told("sleeper", "Woken")
     machine.told("sleeper", "Unloaded")
     asleep(machine, "sleeper")  # and sleeps again
+
+
+def test_a_fallback_serves_while_the_sleeping_target_is_woken_by_the_same_request(machine: Machine, gateway: Address):
+    sleeper(machine, "regular")
+    asleep(machine, "regular")
+    alias(machine, "staffed", "regular", fallbacks=[{"modelRef": {"name": "tiny-llama"}}])
+    told = "tiny-llama stands in as a fallback; regular sleeps until asked for"
+    machine.until("modelalias", "staffed", lambda a: (a.get("status") or {}).get("summary", {}).get("message") == told)
+    soon(lambda: gateway.ask("/v1/models/staffed")[0] == 200, lambda: "the gateways do not know the alias")
+    began = time.monotonic()
+    status, answer = gateway.chat("staffed")
+    took = time.monotonic() - began
+    assert (status, answer["model"]) == (200, "tiny-llama")
+    machine.until("model", "regular", lambda m: m["status"]["phase"] == "Ready")  # and nobody has asked again
+    woken = time.monotonic() - began
+    print(f"the fallback answered after {took:.2f} s, the target was Ready after {woken:.1f} s")
+    assert took < woken
+    answered_by(gateway, "staffed", "regular")
+    assert {gateway.chat("staffed")[1]["model"] for _ in range(5)} == {"regular"}
 
 
 def test_totals_outlive_gateways_and_operator(machine: Machine, gateway: Address):
