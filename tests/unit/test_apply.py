@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from moorage.control.apply import Applier, Refused
+from moorage.control.apply import MIRRORED_SECONDS, Applier, Refused
 from moorage.control.store import MODEL, Key, Store
 from moorage.errors import Forbidden
 from moorage.manifests.common import stamped
@@ -53,7 +53,7 @@ async def test_a_budget_that_is_refused_keeps_nothing_else_from_being_done():
     budget = stamped({**SERVICE, "apiVersion": "policy/v1", "kind": "PodDisruptionBudget"})
     events: Any = Told()
     plan = Plan(apply=(budget,), events=(PlannedEvent("Normal", "Loaded", "serving"),))
-    assert await Applier(stub, Store(), stub, events).apply(Key(MODEL, "n", "m"), {}, plan)
+    assert await Applier(stub, Store(), stub, events).apply(Key(MODEL, "n", "m"), {}, plan) is None
     assert events.told == ["Loaded"]
 
 
@@ -107,13 +107,29 @@ async def test_children_go_before_words_while_many_wait():
     owner = {"metadata": {"name": "m", "namespace": "n", "resourceVersion": "1"}}
     key, told = Key(MODEL, "n", "m"), (PlannedEvent("Normal", "Loading", "loading"),)
     plan = Plan(apply=(SERVICE,), status={"phase": "Loading"}, events=told)
-    assert await applier.apply(key, owner, plan) is False
+    assert await applier.apply(key, owner, plan) == 0.0
     assert stub.taken == ["Service"]
     assert events.told == []
-    assert await applier.apply(key, owner, Plan(status={"phase": "Loading"}, events=told)) is True, "nothing to make"
+    assert await applier.apply(key, owner, Plan(status={"phase": "Loading"}, events=told)) is None, "nothing to make"
     assert stub.taken == ["Service", "status"]
     crowd[0] = False
-    assert await applier.apply(key, owner, plan) is True
+    assert await applier.apply(key, owner, plan) is None
+
+
+@pytest.mark.parametrize("wait", [True, False])
+async def test_words_that_may_wait_are_written_with_what_the_mirror_shows(wait: bool):
+    stub: Any = Taking()
+    events: Any = Told()
+    owner = {"metadata": {"name": "m", "namespace": "n", "resourceVersion": "1"}}
+    told = (PlannedEvent("Normal", "Loading", "loading"),)
+    plan = Plan(apply=(DEPLOYMENT, SERVICE), status={"phase": "Loading"}, events=told, words_wait=wait)
+    applier, key = Applier(stub, Store(), stub, events), Key(MODEL, "n", "m")
+    first = await applier.apply(key, owner, plan)
+    assert first == (MIRRORED_SECONDS if wait else None)
+    assert stub.taken == ["Deployment", "Service"] + ([] if wait else ["status"])
+    assert events.told == ([] if wait else ["Loading"])
+    assert await applier.apply(key, owner, plan) is None, "there was nothing more to make"
+    assert stub.taken[2:] == ["status"] if wait else ["status", "status"]
 
 
 async def test_pods_go_before_services_while_many_wait():
@@ -127,7 +143,7 @@ async def test_pods_go_before_services_while_many_wait():
         done = await applier.apply(key, owner, plan)
         seen.append((done, tuple(stub.taken)))
     assert seen == [
-        (False, ("Deployment",)),
-        (False, ("Deployment", "Service")),
-        (True, ("Deployment", "Service", "status")),
+        (0.0, ("Deployment",)),
+        (0.0, ("Deployment", "Service")),
+        (None, ("Deployment", "Service", "status")),
     ]

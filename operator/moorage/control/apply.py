@@ -36,6 +36,9 @@ Its ClusterIP allocator holds a lock while it writes the address (pkg/registry/c
 crowd all workers would wait in that line and start nobody's pod.
 """
 
+MIRRORED_SECONDS = 2.0
+"""By then the mirror has shown what was made, and its owner was planned again; if not, the status tells without it."""
+
 
 class Applier:
     """Applies manifests, patches, deletions, status and Events of plans; what needs no request makes none."""
@@ -51,12 +54,13 @@ class Applier:
         self._kube, self._store, self._children, self._events = kube, store, children, events
         self._crowded = crowded
 
-    async def apply(self, key: Key, owner: Manifest, plan: Plan) -> bool:
+    async def apply(self, key: Key, owner: Manifest, plan: Plan) -> float | None:
         """Write what `plan` asks for: deletions, children and patches, Services, then the status and its Events.
 
-        False where the rest waits for another pass: while many others wait (`crowded`), pods go before Services and
-        children before words; by the time that the words' turn comes there is more to say at once. Where a child could
-        not be written neither is the status, and nothing is told: raises Refused or the ApiError.
+        Returns None when all is done, else the seconds after which another pass is to see to the rest. While many others
+        wait (`crowded`), pods go before Services and children before words; by the time that the words' turn comes there
+        is more to say at once. A plan may let its words wait for the mirror in any case, for the same reason. Where a
+        child could not be written neither is the status, and nothing is told: raises Refused or the ApiError.
         """
         for ref in plan.delete:
             await self._delete(ref)
@@ -65,15 +69,17 @@ class Applier:
             *(self._patch(p) for p in plan.patch),
         )
         if made and self._crowded():
-            return False
-        made = await self._together(*(self._child(m) for m in plan.apply if m["kind"] == LAST))
+            return 0.0
+        made |= await self._together(*(self._child(m) for m in plan.apply if m["kind"] == LAST))
         if made and self._crowded():
-            return False
+            return 0.0
+        if made and plan.words_wait:
+            return MIRRORED_SECONDS
         if plan.status is not None:
             await self.status(key, owner, plan.status)
         for event in plan.events:
             self._events.record(owner, "Warning" if event.type == "Warning" else "Normal", event.reason, event.message)
-        return True
+        return None
 
     async def _together(self, *writes: Awaitable[bool]) -> bool:
         """All `writes` at once; whether any took a request. Raises what time may mend first, if anything failed."""

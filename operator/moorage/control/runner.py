@@ -56,12 +56,12 @@ class Runner:
         log.debug("%s: %s", key, plan.why)
         pause = self._ask(key, plan)
         try:
-            done = await self._applier.apply(key, obj, plan)
+            rest = await self._applier.apply(key, obj, plan)
         except Refused as error:
             await self._refused(key, obj, plan, error)
             return REFUSED_AGAIN_SECONDS
-        if not done:
-            return 0.0  # behind those that wait now
+        if rest is not None:
+            return rest
         self._forget(key, plan)
         if self._store.links(key) != links:
             return 0.0  # what it names has changed: the next step can be taken at once

@@ -1,6 +1,6 @@
 """A status in the making: conditions set one by one, Events for those that changed, texts that fit their columns."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -72,15 +72,18 @@ class Draft:
         found = get_condition(self._old, kind)
         return found is not None and found.status == TRUE
 
-    def events(self, table: EventTable) -> tuple[PlannedEvent, ...]:
-        """One Event for each condition whose status or reason changed and that `table` has a word for."""
+    def events(self, table: EventTable, endings: Container[str] = ()) -> tuple[PlannedEvent, ...]:
+        """One Event for each condition whose status or reason changed and that `table` has a word for.
+
+        The words of `endings` need something that ended: they are not said of a condition's first state.
+        """
         found = []
         for new in self.conditions:
             old = get_condition(self._old, new.type)
             if old is not None and (old.status, old.reason) == (new.status, new.reason):
                 continue
             word = table.get((new.type, new.status, new.reason), table.get((new.type, new.status, "*")))
-            if word:
+            if word and not (old is None and word in endings):
                 bad = (new.status == FALSE and new.reason not in _NORMAL) or new.reason == Reason.NAME_CONFLICT
                 event_reason = new.reason if word == "*" else word
                 found.append(PlannedEvent("Warning" if bad else "Normal", event_reason, new.message))

@@ -54,6 +54,9 @@ EVENTS = {
     (C.BENCHMARKED, TRUE, Reason.COMPLETED): "BenchmarkCompleted",
 }
 
+ENDINGS = {"Downloaded", "Unloaded"}
+"""Told only of what began before: files that were there already, and a Model that never had a server, are no news."""
+
 
 def plan_model(seen: ObservedModel) -> Plan:
     """The next step of one Model."""
@@ -74,7 +77,7 @@ def plan_model(seen: ObservedModel) -> Plan:
         patch=tuple(step.patch),
         delete=tuple(step.delete),
         status=step.status.dump(),
-        events=(*step.tell, *draft.events(EVENTS)),
+        events=(*step.tell, *draft.events(EVENTS, ENDINGS)),
         ask=tuple(step.ask),
         reserve=step.reserve,
         requeue_after=step.requeue,
@@ -82,8 +85,14 @@ def plan_model(seen: ObservedModel) -> Plan:
         look_around=step.look_around,
         loaded=step.replicas > 0 and (step.admitted or seen.loaded),
         follow_load=model.spec.scaling.target_requests is not None,
+        words_wait=_first_on_cpu(step),
         why=message,
     )
+
+
+def _first_on_cpu(step: ModelPass) -> bool:
+    """Whether nothing would be forgotten that was decided: GPUs that were chosen, what earlier starts have taught."""
+    return step.seen.deployment is None and not (step.status.placement and step.status.placement.count)
 
 
 def _has_servers(seen: ObservedModel) -> bool:

@@ -282,7 +282,7 @@ def _up_to_date(step: ModelPass, live: Manifest, problem: Trouble | None) -> Non
         step.draft.set(C.UP_TO_DATE, FALSE, Reason.ROLLOUT_FAILED, what)
     elif step.replicas and not live["ready"] and not step.status.template:
         step.draft.set(C.UP_TO_DATE, UNKNOWN, Reason.PENDING, "no server has run yet")
-    elif _rolling(live) or _pending(step):
+    elif _pending(step) or (_rolling(live) and (live["wanted"] or live["replicas"])):
         step.draft.set(C.UP_TO_DATE, FALSE, Reason.PROGRESSING, "the new version is being rolled out")
     elif live["image"] != newest:
         what = f"image {newest} is available; annotate {names.RESTART_AT} to roll it out"

@@ -153,7 +153,8 @@ class Plan:
     again even if nothing changes, `ask` the facts that the next pass needs, `reserve` the GPUs held for pods to come,
     `follow_load` whether every change of the requests in flight matters. `evict` names the Models (`namespace/label`)
     that are to sleep for it, `loaded` says whether it takes one of its namespace's places. `look_around`: it has no
-    room, and should be planned once more with its neighbours in sight.
+    room, and should be planned once more with its neighbours in sight. `words_wait`: the next pass would say all of
+    `status` again, so where something is made it need not be written before the mirror shows that.
     """
 
     apply: tuple[Manifest, ...] = ()
@@ -168,6 +169,7 @@ class Plan:
     evict: tuple[str, ...] = ()
     loaded: bool = False
     look_around: bool = False
+    words_wait: bool = False
     why: str = ""
 
 
