@@ -131,6 +131,14 @@ def test_a_first_start_is_no_rollout():
     assert world.pod(ready=True).token().condition("UpToDate")[1] == "UpToDate"
 
 
+def test_a_model_that_is_born_asleep_is_settled_at_once():
+    world = World(model(replicas=0, benchmark={"enabled": False})).answer_resolve(GGUF).download_done()
+    world.children[("Deployment", "tiny")].update(observedGeneration=0, updated=0)
+    world.settle()
+    assert world.condition("UpToDate")[:2] == ("True", "UpToDate")
+    assert world.condition("Reconciling")[0] == "False"
+
+
 def test_a_model_put_to_sleep_in_the_middle_of_a_rollout_is_settled():
     world = World(model(benchmark={"enabled": False})).ready()
     live = world.children[("Deployment", "tiny")]

@@ -108,3 +108,41 @@ async def test_an_error_may_say_how_long_its_pauses_grow(monkeypatch: pytest.Mon
     queue.add("a")
     await eventually(lambda: len(runs) > 2)
     task.cancel()
+
+
+async def test_the_background_lets_others_go_first_and_comes_to_an_end_all_the_same():
+    runs: list[str] = []
+
+    async def handle(key: str) -> None:
+        runs.append(key)
+
+    queue = KeyedQueue(handle, workers=1)
+    for i in range(3):
+        queue.add(f"old-{i}", background=True)
+    for i in range(9):
+        queue.add(f"new-{i}")
+    assert queue.depth == 12
+    task = await running(queue)
+    await eventually(lambda: len(runs) == 12)
+    told = [f"new-{i}" for i in range(9)]
+    assert [r for r in runs if r.startswith("new")] == told
+    assert runs == [*told[:4], "old-0", *told[4:8], "old-1", told[8], "old-2"]
+    task.cancel()
+
+
+async def test_a_key_of_the_background_that_changes_moves_up_and_runs_once():
+    runs: list[str] = []
+
+    async def handle(key: str) -> None:
+        runs.append(key)
+
+    queue = KeyedQueue(handle, workers=1)
+    for key in ("a", "b", "c"):
+        queue.add(key, background=True)
+    queue.add("c")
+    queue.add("c", background=True)
+    task = await running(queue)
+    await eventually(lambda: len(runs) == 3)
+    await asyncio.sleep(0)
+    assert runs == ["c", "a", "b"]
+    task.cancel()

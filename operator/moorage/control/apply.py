@@ -57,10 +57,10 @@ class Applier:
     async def apply(self, key: Key, owner: Manifest, plan: Plan) -> float | None:
         """Write what `plan` asks for: deletions, children and patches, Services, then the status and its Events.
 
-        Returns None when all is done, else the seconds after which another pass is to see to the rest. While many others
-        wait (`crowded`), pods go before Services and children before words; by the time that the words' turn comes there
-        is more to say at once. A plan may let its words wait for the mirror in any case, for the same reason. Where a
-        child could not be written neither is the status, and nothing is told: raises Refused or the ApiError.
+        Returns None when all is done, else the seconds after which another pass is to see to the rest. While many
+        others wait (`crowded`), pods go before Services and children before words; by the time that the words' turn
+        comes there is more to say at once. A plan may let its words wait for the mirror anyway, for the same reason.
+        Where a child could not be written neither is the status, and nothing is told: raises Refused or the ApiError.
         """
         for ref in plan.delete:
             await self._delete(ref)

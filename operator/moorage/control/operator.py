@@ -40,7 +40,7 @@ SYNC_SECONDS = 120.0
 USAGE_SECONDS = 5.0
 AGENTS_SECONDS = 3.0
 API_PAUSE_SECONDS = 30.0
-PAGE = 100  # objects of our kinds, parsed at once: 50 KiB each until they are stored
+PAGE = 50  # objects of our kinds, parsed at once: 50 KiB each until they are stored, which is memory kept for good
 CROWD_PER_WORKER = 2
 WARM_UP_FIRST_PAUSE = 0.1  # a Service takes a moment to know a pod that just became ready
 
@@ -181,7 +181,8 @@ class Operator:
             self._wake(dependent)
 
     def _wake(self, key: Key) -> None:
-        self.queue.add(key)
+        """Have `key` looked at; while the cluster is being listed, behind whatever changes from then on."""
+        self.queue.add(key, background=not self.ready)
 
     def _credentials_changed(self, key: Key) -> None:
         self._resolving.retry(key)
@@ -253,7 +254,7 @@ class Operator:
             except ApiError as error:
                 log.warning("resync: %s", error)
             for key in self.store.all_keys():
-                self._wake(key)
+                self.queue.add(key, background=True)
 
 
 def _longest_pause(error: Exception) -> float:

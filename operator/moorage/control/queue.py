@@ -9,11 +9,14 @@ import contextlib
 import heapq
 import itertools
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
+
+TURN_OF_BACKGROUND = 5
+"""While others wait, each fifth key that is run is one of the background, so that it comes to an end at all times."""
 
 BACKOFF_FIRST = 1.0
 BACKOFF_LIMIT = 300.0
@@ -46,22 +49,33 @@ class KeyedQueue(Generic[K]):
         self._on_error = on_error
         self._longest = longest
         self._ready: deque[K] = deque()
+        self._background: OrderedDict[K, None] = OrderedDict()
         self._dirty: set[K] = set()
         self._running: set[K] = set()
         self._failures: dict[K, int] = {}
         self._delayed: list[tuple[float, int, K]] = []
         self._due: dict[K, float] = {}
         self._sequence = itertools.count()
+        self._taken = itertools.count(1)
         self._wake_worker = asyncio.Event()
         self._wake_timer = asyncio.Event()
 
-    def add(self, key: K) -> None:
-        """Have `key` run as soon as a worker is free; adding it again before then changes nothing."""
+    def add(self, key: K, *, background: bool = False) -> None:
+        """Have `key` run as soon as a worker is free; adding it again before then changes nothing.
+
+        In the `background` it lets those go first that are added without; such an addition moves it up to them.
+        """
+        if key in self._background and not background:
+            del self._background[key]
+            self._ready.append(key)
         if key in self._dirty:
             return
         self._dirty.add(key)
         if key not in self._running:
-            self._ready.append(key)
+            if background:
+                self._background[key] = None
+            else:
+                self._ready.append(key)
             self._wake_worker.set()
 
     def add_after(self, key: K, seconds: float) -> None:
@@ -84,7 +98,7 @@ class KeyedQueue(Generic[K]):
     @property
     def depth(self) -> int:
         """Keys that wait for a worker or are being run (delayed keys do not count)."""
-        return len(self._ready) + len(self._running)
+        return len(self._ready) + len(self._background) + len(self._running)
 
     async def run(self) -> None:
         """Run workers and the timer until cancelled."""
@@ -95,10 +109,16 @@ class KeyedQueue(Generic[K]):
 
     async def _worker(self) -> None:
         while True:
-            while not self._ready:
+            while not self._ready and not self._background:
                 self._wake_worker.clear()
                 await self._wake_worker.wait()
-            await self._run_one(self._ready.popleft())
+            await self._run_one(self._next())
+
+    def _next(self) -> K:
+        turn = next(self._taken) % TURN_OF_BACKGROUND == 0
+        if self._background and (turn or not self._ready):
+            return self._background.popitem(last=False)[0]
+        return self._ready.popleft()
 
     async def _run_one(self, key: K) -> None:
         self._dirty.discard(key)

@@ -60,7 +60,7 @@ class Reflector(Generic[T]):
         label_selector: str | None = None,
         field_selector: str | None = None,
         optional: bool = False,
-        page: int = 250,
+        page: int = 50,
         silence_seconds: float = SILENCE_SECONDS,
         backoff: Backoff | None = None,
     ) -> None:
