@@ -8,7 +8,8 @@ import pytest
 from moorage import names
 from moorage.planning import refused
 from moorage.planning.types import Resolve
-from tests.support.world import GGUF, World, claim, model
+from tests.support.town import Town
+from tests.support.world import GGUF, World, claim, gpu_node, model
 
 
 def bench_pod(world: World, **state: object) -> None:
@@ -281,3 +282,15 @@ def test_the_license_is_what_the_repository_states_or_else_the_file(
     facts = {**GGUF["facts"], **({"license": written} if written else {})}
     world = World(model()).answer_resolve({**GGUF, "license": stated, "facts": facts})
     assert world.model["status"]["source"].get("license") == shown
+
+
+def test_words_wait_for_the_first_servers_on_a_cpu_and_for_nothing_else():
+    """GPUs that were chosen are remembered at once."""
+    town = Town(gpu_node("g1", 24564))
+    town.add("gpu")
+    town.add("cpu", accelerator={"vendor": "None"})
+    for name in ("gpu", "cpu"):
+        plan = town.look(name)
+        assert "Deployment" in {manifest["kind"] for manifest in plan.apply}
+        assert plan.words_wait == (name == "cpu")
+    assert not town.look("cpu").words_wait, "its Deployment is there now"

@@ -91,8 +91,9 @@ def plan_model(seen: ObservedModel) -> Plan:
 
 
 def _first_on_cpu(step: ModelPass) -> bool:
-    """Whether nothing would be forgotten that was decided: GPUs that were chosen, what earlier starts have taught."""
-    return step.seen.deployment is None and not (step.status.placement and step.status.placement.count)
+    """Whether the first servers are made, and no GPUs were chosen for them, which only the status would remember."""
+    made = any(manifest["kind"] == "Deployment" for manifest in step.apply)
+    return made and step.seen.deployment is None and not (step.status.placement and step.status.placement.count)
 
 
 def _has_servers(seen: ObservedModel) -> bool:
