@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import kopf
 from aiohttp import web
-from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory  # the type of kopf.operator's `memories`
 
 from moorage import names
 from moorage.control.endpoints import ReportsPort, serve, serve_reports
@@ -46,14 +45,6 @@ class NoDiff(kopf.DiffBaseStorage):
 
     def store(self, **_: Any) -> None:
         """Nothing is written."""
-
-
-class NoMemories(ResourceMemories):
-    """Nothing is remembered of an object: no handler here resumes, retries or has a memo. A record is 2.5 KiB."""
-
-    async def recall(self, raw_body: kopf.RawBody, **told: Any) -> ResourceMemory:
-        """A record that is dropped after the event."""
-        return await super().recall(raw_body, **{**told, "ephemeral": True})
 
 
 def configure(settings: kopf.OperatorSettings) -> None:
@@ -150,7 +141,6 @@ async def run(
             registry=registry(operator, kubeconfig, listen, reports),
             clusterwide=True,
             standalone=True,
-            memories=NoMemories(),
             stop_flag=stop,
         )
     except Exception as error:  # kopf wraps what a start failed for, and runs no cleanup then
