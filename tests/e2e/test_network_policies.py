@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from e2e.demo import ROOT, SYSTEM, Demo, unmet
+from e2e.demo import ROOT, SYSTEM, Demo, DemoError, unmet
 from moorage import names
 from moorage.usage import PATH as REPORTS_PATH
 from tests.e2e import callers
@@ -53,9 +53,9 @@ class Yard:
         self.demo.helm(*chart, "--set-json", f"networkPolicy={json.dumps(values)}", "--wait", "--timeout", "4m")
 
     def listed(self, kind: str, namespace: str, selector: str) -> list[dict[str, Any]]:
-        found = self.demo.kubectl("-n", namespace, "get", kind, "-l", selector, "-o", "json")
-        items: list[dict[str, Any]] = json.loads(found)["items"]
-        return items
+        """What stays: not the pods of another test that are on their way out."""
+        found = json.loads(self.demo.kubectl("-n", namespace, "get", kind, "-l", selector, "-o", "json"))["items"]
+        return [item for item in found if "deletionTimestamp" not in item["metadata"]]
 
     def server(self, model: str) -> str:
         """HOST:PORT of the Model's only server, past its Service."""
@@ -71,15 +71,20 @@ class Yard:
         found = json.loads(self.demo.kubectl("-n", namespace, "get", "service", name, "-o", "json"))["spec"]
         return f"{found['clusterIP']}:{found['ports'][0]['port']}"
 
+    def words(self, *addresses: str) -> dict[str, set[str]]:
+        """What each caller finds at these addresses, all together."""
+        return {name: set(caller.dial(*addresses)) for name, caller in self.pods.items()}
+
     def admitted(self, *addresses: str) -> set[str]:
         """Who connects to all of these addresses; whoever connects to some of them only fails the test."""
-        found = {name: set(caller.dial(*addresses)) for name, caller in self.pods.items()}
+        found = self.words(*addresses)
         assert all(words in ({"open"}, {"refused"}) for words in found.values()), found
         return {name for name, words in found.items() if words == {"open"}}
 
-    def until_admitted(self, wanted: set[str], *addresses: str) -> None:
+    def until_admitted(self, who: set[str], *addresses: str) -> None:
+        wanted = {name: {"open"} if name in who else {"refused"} for name in self.pods}
         deadline = time.monotonic() + 60
-        while (found := self.admitted(*addresses)) != wanted:
+        while (found := self.words(*addresses)) != wanted:
             assert time.monotonic() < deadline, found
             time.sleep(0.2)
 
@@ -119,6 +124,11 @@ def test_a_server_is_reached_by_the_scraper_and_by_no_stranger(closed: Yard):
     server = closed.server("tiny-llama")
     assert closed.admitted(server, closed.service(HOME, "tiny-llama")) == {f"{MONITORING}/prometheus"}
     assert closed.pods[f"{MONITORING}/prometheus"].ask(f"http://{server}/metrics") == 200
+
+
+def test_the_api_servers_proxy_is_a_stranger_too(closed: Yard, machine: Machine):
+    with pytest.raises(DemoError, match="no route to host"):
+        machine.chat("tiny-llama")
 
 
 def test_a_new_model_is_downloaded_warmed_up_probed_and_measured(closed: Yard, machine: Machine):
