@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,48 @@ def test_the_server_knows_every_field_of_the_chart(api_cluster: TestCluster, res
     assert len(done.stdout.splitlines()) == len(found)
     warnings = [line for line in done.stderr.splitlines() if 'container "agent"' not in line]
     assert warnings == [], "the agent alone is more than restricted"
+
+
+def test_a_release_of_an_older_chart_is_upgraded_with_its_values_and_leaves_nothing_but_crds(
+    api_cluster: TestCluster, tmp_path: Path
+):
+    """An older chart that knew few of the values, and `helm upgrade --reuse-values`, which takes no newer default."""
+    release = f"r{uuid.uuid4().hex[:6]}"
+    older = tmp_path / "moorage"
+    shutil.copytree(helm.CHART, older)
+    (older / "values.schema.json").unlink()
+    values = {
+        "gateway": {"enabled": True, "requireKeys": True},
+        "operator": {"workers": 7},
+        "fullnameOverride": release,
+    }
+    (older / "values.yaml").write_text(yaml.safe_dump({**values, "crds": {"enabled": False}}))
+
+    def run(*args: str) -> str:
+        return helm.helm(*args, "--namespace", release, kubeconfig=api_cluster.kubeconfig)
+
+    def left() -> set[str]:
+        kinds = "all,secrets,configmaps,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,pdb,netpol"
+        options = ("--selector", f"app.kubernetes.io/instance={release}", "--all-namespaces", "--output", "name")
+        return set(api_cluster.kubectl("get", f"{kinds},validatingadmissionpolicies", *options).stdout.split())
+
+    api_cluster.kubectl("create", "namespace", release)
+    try:
+        run("install", release, str(older))
+        run("upgrade", release, str(helm.CHART), "--reuse-values", "--set", "gateway.replicas=3")
+        found = json.loads(
+            api_cluster.kubectl("-n", release, "get", "deployment", f"{release}-gateway", "-o", "json").stdout
+        )
+        args = found["spec"]["template"]["spec"]["containers"][0]["args"]
+        assert found["spec"]["replicas"] == 3
+        assert args[args.index("--hold-max-pending") + 1] == "100"
+        assert "workers: 7" in api_cluster.kubectl("-n", release, "get", "configmap", "-o", "yaml").stdout
+        assert left()
+    finally:
+        run("uninstall", release, "--wait")
+        remaining = left()
+        api_cluster.kubectl("delete", "namespace", release, "--wait=false")
+    assert remaining == set()
 
 
 def test_the_token_of_usage_reports_outlives_an_upgrade_and_a_deleted_one_is_made_anew(api_cluster: TestCluster):
