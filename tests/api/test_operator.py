@@ -262,11 +262,11 @@ async def test_events_tell_what_happened(bed: Bed, operator: Operator):
 
     async def told() -> bool:
         events, _ = await bed.kube.list(EVENTS, bed.namespace)
-        return {"Downloaded", "Loaded"} <= {e["reason"] for e in events if e["involvedObject"]["kind"] == "Model"}
+        return "Loaded" in {e["reason"] for e in events if e["involvedObject"]["kind"] == "Model"}
 
     await bed.eventually(told)
     events, _ = await bed.kube.list(EVENTS, bed.namespace)
-    assert [e["message"] for e in events if e["reason"] == "LoadFailed"] == []
+    assert [e["message"] for e in events if e["reason"] in ("LoadFailed", "Downloaded")] == [], "its files were there"
 
 
 async def test_pods_carry_no_token_and_run_restricted(bed: Bed, operator: Operator, kwok_cluster: TestCluster):
