@@ -75,6 +75,10 @@ class EngineConnection(asyncio.Protocol):
         self._spoilt = True
         self._transport.abort()
 
+    def let_go(self) -> None:
+        """Drop the parser, which holds this object: of a connection that was not made nobody says that it is lost."""
+        self._parser = None
+
     def pause(self) -> None:
         """Read no further: the client does not keep up."""
         if not self._transport.is_closing():
@@ -115,7 +119,7 @@ class EngineConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop: the end of a body that has no other end, or a cut."""
         self._endpoint.forget(self)
-        self._parser = None  # the parser holds this object
+        self.let_go()
         if self._receiver is None:
             return
         if exc is None and self._headers_done and not self._framed:
@@ -215,11 +219,14 @@ class Dial:
 
     def __init__(self, endpoint: "EngineEndpoint", head: bytes, body: bytes, receiver: Receiver) -> None:
         self._connection: EngineConnection | None = None
+        self._task: asyncio.Task[None] | None = None
         self._task = asyncio.get_running_loop().create_task(self._run(endpoint, head, body, receiver))
 
     def abort(self) -> None:
         """See Call."""
-        self._task.cancel()
+        task, self._task = self._task, None  # the one keeps the other once it is cancelled, and with it the request
+        if task is not None:
+            task.cancel()
         if self._connection is not None:
             self._connection.abort()
 
@@ -234,18 +241,21 @@ class Dial:
             self._connection.resume()
 
     async def _run(self, endpoint: "EngineEndpoint", head: bytes, body: bytes, receiver: Receiver) -> None:
-        loop = asyncio.get_running_loop()
+        loop, connection = asyncio.get_running_loop(), EngineConnection(endpoint)
         try:
             async with asyncio.timeout(endpoint.settings.connect_timeout):
-                _, self._connection = await loop.create_connection(
-                    lambda: EngineConnection(endpoint), endpoint.host, endpoint.port
-                )
+                await loop.create_connection(lambda: connection, endpoint.host, endpoint.port)
+        except asyncio.CancelledError:
+            connection.let_go()
+            raise
         except (OSError, TimeoutError) as error:
+            connection.let_go()
             endpoint.avoid_until = time.monotonic() + endpoint.settings.avoid_seconds
             receiver.on_broken(str(error) or "no connection in time", False)
             return
-        if self._connection.usable:
-            self._connection.send(head, body, receiver)
+        self._connection = connection
+        if connection.usable:
+            connection.send(head, body, receiver)
         else:
             receiver.on_broken("the engine closed the connection", False)
 
