@@ -13,7 +13,7 @@ from moorage.engines.vllm import VllmEngine
 from moorage.manifests import model as manifests
 from moorage.planning import download_job
 from moorage.planning.types import Resolve
-from tests.support.world import GGUF, SAFETENSORS, World, gpu_node, model
+from tests.support.world import GGUF, SAFETENSORS, World, claim, gpu_node, model
 from tests.unit.test_planning_gate import gpu, report
 from tests.unit.test_planning_place import big_header
 
@@ -440,3 +440,18 @@ def test_a_status_that_is_lost_costs_no_server(facts):
     world.answer_resolve(facts).token()
     assert world.manifests[("Deployment", "tiny")] == before
     assert world.phase == "Ready"
+
+
+def test_files_in_a_volume_decide_about_the_first_server_already():
+    """Their header is known only when they are read; the server that is made then keeps its place for good."""
+    world = World(model(source={"persistentVolumeClaim": {"claimName": "files"}}, accelerator={"vendor": "Auto"}))
+    world.nodes = [gpu_node("gpu-1", 8_188), gpu_node("gpu-2", 24_564)]
+    world.children[("PersistentVolumeClaim", "files")] = claim("files")
+    facts = {"format": "GGUF", "mainFile": "llama.gguf", "quantization": "Q4_K_M", "header": HEADER}
+    told = {"reason": "Complete", "bytes": 5 << 30, "commit": "prefilled", "manifestDigest": "d1", "facts": facts}
+    world.settle()
+    assert world.model["status"]["placement"]["gpuClass"] == "8Gi", "nothing is known yet"
+    world.job_ends(0, json.dumps(told), complete=True)
+    assert world.model["status"]["placement"]["gpuClass"] == "24Gi"
+    world.pod(ready=True, node="gpu-2", gpus=GPU).token()
+    assert (world.phase, live(world)["generation"]) == ("Ready", 1), "made once"

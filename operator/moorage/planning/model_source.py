@@ -10,7 +10,7 @@ from moorage.api.model_status import QuantizationStatus, SizeClass, SourceStatus
 from moorage.engines.choice import AUTO, ENGINES, mismatch, understood
 from moorage.errors import InvalidSpec
 from moorage.manifests.common import stamped
-from moorage.planning import model_inputs, node_pools, text
+from moorage.planning import model_inputs, model_place, node_pools, text
 from moorage.planning.download_source import pinned
 from moorage.planning.draft import TRUE
 from moorage.planning.model_pass import PERSON, ModelPass
@@ -274,7 +274,16 @@ def download(step: ModelPass) -> str | None:
     if wanted and _content(found.spec) != _content(wanted):
         text_ = f"ModelDownload {found.metadata.name} holds something else than this Model wants; delete or rename it"
         return step.stop(C.DOWNLOADED, Reason.NAME_TAKEN, text_)
-    return _follow(step, found)
+    known = _sized_by(step.source)
+    if told := _follow(step, found):
+        return told
+    # What files in a volume need is known only by now, and a server that runs keeps the place that it was given.
+    return model_place.place(step) if _sized_by(step.source) != known and not step.stays else None
+
+
+def _sized_by(source: SourceStatus) -> tuple[object, ...]:
+    """What a need is computed from."""
+    return (source.format, source.header, source.projector, source.size_bytes)
 
 
 def _spec(step: ModelPass) -> DownloadSpec | None:
