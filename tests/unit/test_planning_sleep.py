@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from moorage import names
+from moorage.planning.types import Answer, WarmUp
 from moorage.planning.usage import InstanceUse
-from tests.support.world import World, gpu_node, model
+from tests.support.world import GGUF, World, gpu_node, model
 
 SLEEPER: dict[str, Any] = {"scaling": {"scaleToZeroAfter": "10m"}, "benchmark": {"enabled": False}}
 
@@ -40,6 +41,16 @@ def test_an_idle_model_sleeps_and_keeps_its_files():
     assert world.download is not None
     assert "replicas" not in world.model["spec"], "the spec is the person's"
     assert [r for _, r in world.events].count("Unloaded") == 1
+
+
+def test_a_model_that_nobody_ever_asks_for_is_looked_at_again_when_it_may_sleep():
+    world = World(model(**SLEEPER)).answer_resolve(GGUF).download_done().pod(ready=True)
+    ask = next(a for a in world.asked if isinstance(a, WarmUp))
+    world.warmed = Answer(ask.template, {"firstTokenMilliseconds": 12, "version": "b1"})
+    plan = world.plan()  # one pass alone: nothing else may ever happen to it
+    assert plan.status is not None
+    assert plan.status["phase"] == "Ready"
+    assert plan.requeue_after == 600
 
 
 def test_nothing_is_written_while_it_sleeps():

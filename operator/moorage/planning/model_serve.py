@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from moorage import names
 from moorage.api.capabilities import Capability
+from moorage.api.common import duration_seconds
 from moorage.api.conditions import ConditionStatus, Reason
 from moorage.api.conditions import ModelCondition as C
 from moorage.api.model_status import EngineReport, EngineStatus
@@ -360,6 +361,9 @@ def _serves(step: ModelPass, live: Manifest, problem: Trouble | None) -> None:
     words = _serving_text(step, live, problem)
     if unseen(step):
         step.wake_in(5)
+    after = step.model.spec.scaling.scale_to_zero_after
+    if after is not None and not step.draft.was_true(C.SERVING):
+        step.wake_in(duration_seconds(after))  # it may be that nobody ever asks for it, and nothing else happens to it
     if slow := partly_on_cpu(step):
         step.done(C.SERVING, Reason.PARTIALLY_OFFLOADED, f"{words}, but {slow}")
     else:
