@@ -414,6 +414,7 @@ def test_whatever_points_where_a_table_is_made_and_every_route_reaches_a_model(m
 
 MESSAGES = {
     "NoGPUFits": "needs 40.0Gi, the largest GPU has 24.0Gi (gpu-1); gpu-7 would do but is cordoned",
+    "NoNodeCame": "needs 19.6Gi; no node that it may use offers nvidia.com/gpu; gpu-9 would do but is cordoned",
     "NoGPUFree": "needs 40.0Gi; all 2 GPUs of 48Gi or more are taken (gpu-1: team-b/secret; gpu-2: team-c/other)",
 }
 
@@ -431,6 +432,11 @@ def blocked(phase: str, reason: str, ready: str = "False") -> ModelFacts:
     ("phase", "reason", "obstacle"),
     [
         ("Blocked", "NoGPUFits", ("insufficient_gpu_memory", "needs 40.0Gi, the largest GPU has 24.0Gi")),
+        (
+            "Blocked",
+            "NoNodeCame",
+            ("insufficient_gpu_memory", "needs 19.6Gi; no node that it may use offers nvidia.com/gpu"),
+        ),
         ("Placing", "NoGPUFree", ("insufficient_gpu_memory", "needs 40.0Gi; all 2 GPUs of 48Gi or more are taken")),
         ("Blocked", "AccessDenied", ("model_blocked", "the hub says no (403)")),
         ("Placing", "WaitingForRoom", None),

@@ -3,6 +3,7 @@
 Of what the mirrors keep nothing else decides: where the facts of an object stay the same, the routing table does.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ from moorage.planning.requirements import Offer, offer
 Manifest = dict[str, Any]
 ObjectKey = tuple[str, str]  # namespace, name
 
+_WITHOUT_NAMES = re.compile(r" \(|; \S+ would do but ")
+"""Behind these, sentences about GPUs name nodes and other people's Models: nothing for clients."""
 _NO_MEMORY = {
     Reason.NO_GPU_FITS,
     Reason.NO_GPU_FREE,
@@ -132,8 +135,7 @@ def _obstacle(status: Manifest) -> Obstacle | None:
         return None
     message = (status.get("summary") or {}).get("message") or ready.get("message") or reason
     if reason in _NO_MEMORY:
-        # What stands in brackets, and behind them, names nodes and other people's Models: nothing for clients.
-        return Obstacle("insufficient_gpu_memory", message.partition(" (")[0])
+        return Obstacle("insufficient_gpu_memory", _WITHOUT_NAMES.split(message)[0])
     return Obstacle("model_blocked", message)
 
 

@@ -287,15 +287,21 @@ def alias_route(alias: Alias, models: Mapping[str, Model]) -> Route:
         failover=alias.failover,
         textless=cards[0].textless if all(card.textless for card in cards) else "",
     )
-    suited = {kind: [card.suits(kind) for card in cards] for kind in Kind}
-    views = {kind: _view(route, weighted, kind) for kind, some in suited.items() if any(some) and not all(some)}
+    views = {kind: view for kind in Kind if (view := _view(route, weighted, kind)) is not route}
     return replace(route, views=views) if views else route
 
 
 def _view(route: Route, weighted: list[tuple[Target, int]], kind: Kind) -> Route:
-    """`route` less the Models that do not suit `kind`; with no target left the first fallback is one."""
-    suited = [(target, weight) for target, weight in weighted if target.model.card.suits(kind)]
-    fallbacks = [target for target in route.fallbacks if target.model.card.suits(kind)]
+    """`route` less the Models that do not suit `kind`; with no target left the first fallback is one.
+
+    Where none is known to suit, those are left that may: a server of something else would answer with nonsense.
+    """
+    cards = [target.model.card for target in (*route.targets, *route.fallbacks)]
+    suiting = [card for card in cards if card.suits(kind)] or [card for card in cards if not card.textless]
+    if len(suiting) in (0, len(cards)):
+        return route
+    suited = [(target, weight) for target, weight in weighted if target.model.card in suiting]
+    fallbacks = [target for target in route.fallbacks if target.model.card in suiting]
     if not suited:
         suited, fallbacks = [(fallbacks[0], 1)], fallbacks[1:]
     targets, weights = zip(*suited, strict=True)

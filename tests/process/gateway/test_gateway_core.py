@@ -160,12 +160,13 @@ KINDS = [(CHAT, "messages"), ("/v1/embeddings", "input"), ("/v1/rerank", "query"
 @pytest.mark.parametrize(
     ("cards", "fallbacks", "reached"),
     [
-        ({"a": CHATS, "b": VECTORS}, {}, ["a", "b", "a b"]),  # nobody reranks: the engines say so
-        ({"a": VECTORS, "b": CHATS}, {}, ["b", "a", "a b"]),
+        ({"a": CHATS, "b": VECTORS}, {}, ["a", "b", "a"]),  # nobody reranks: the engine that may says so
+        ({"a": VECTORS, "b": CHATS}, {}, ["b", "a", "b"]),
+        ({"a": CHATS, "c": RANKS}, {}, ["a", "a", "c"]),
         ({"a": CHATS, "b": VECTORS, "c": RANKS}, {}, ["a", "b", "c"]),
         ({"a": CHATS}, {"b": VECTORS}, ["a", "b", "a"]),
-        ({"a": VECTORS}, {"b": CHATS}, ["b", "a", "a"]),
-        ({"a": Card(), "b": VECTORS}, {}, ["a", "b", "a b"]),  # who nobody knows anything of may generate
+        ({"a": VECTORS}, {"b": CHATS}, ["b", "a", "b"]),
+        ({"a": Card(), "b": VECTORS}, {}, ["a", "b", "a"]),  # who nobody knows anything of may generate
         ({"a": VECTORS, "b": RANKS}, {}, ["unsupported_endpoint", "a", "b"]),
         ({"a": VECTORS}, {"b": VECTORS}, ["unsupported_endpoint", "a", "unsupported_endpoint"]),
     ],
