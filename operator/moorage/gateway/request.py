@@ -126,6 +126,11 @@ class RequestReader:
         """Whether nothing of a request has come yet; what came in one piece with the one before is not in the count."""
         return not (self._wire_bytes or self.in_body or self.current.url)
 
+    @property
+    def unanswered_bytes(self) -> int:
+        """What is kept of requests that are not answered yet, but for heads."""
+        return self._wire_bytes + sum(len(request.body) for request in self.complete)
+
     def close(self) -> None:
         """Let go of the parser, which holds this object."""
         self._parser = None

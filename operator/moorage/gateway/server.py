@@ -231,13 +231,14 @@ class ClientConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Called by the event loop: the client keeps up again."""
         self.blocked = False
+        job = self.job
         if self.state is _BUSY:
             self.deadline = NEVER
         elif self.state is _READ:
             self.deadline = time.monotonic() + self._settings.head_timeout
             self._advance()
-        if self.job is not None:
-            self.job.on_client_slow(False)
+        if job is not None:  # not one that begins here, which has not been told of a slow client
+            job.on_client_slow(False)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop."""
@@ -369,8 +370,7 @@ class ClientConnection(asyncio.Protocol):
         self.job = None
         self.committed = False
         self.request.body = b""  # an idle connection keeps none
-        if not (self._reader.complete or self._backlog or self._reader.in_body):
-            self._hold(-self._held)
+        self._hold(len(self._backlog) + self._reader.unanswered_bytes - self._held)
         if self._close:
             self.hang_up()
             return

@@ -410,6 +410,16 @@ async def test_many_large_requests_at_once_are_refused_before_they_fill_the_memo
         await eventually(lambda: bed.gateway.public.held == 0)
 
 
+async def test_what_a_client_had_answered_is_given_back_though_more_is_always_waiting():
+    request = post(chat(text="x" * 10_000))
+    async with RawEngine(always(OK)) as engine, serving([model("m", engine)]) as bed, bed.client() as client:
+        await client.send(request * 2)
+        for _ in range(30):
+            await client.send(request)
+            assert (await client.reply()).status == 200
+        assert bed.gateway.public.held <= 3 * len(request)
+
+
 async def test_what_a_client_that_leaves_had_sent_is_given_back():
     async with mock() as engine, serving([model("m", engine)]) as bed:
         async with bed.client() as client:
