@@ -13,7 +13,7 @@ values of the release as its own chart had them, so that whatever came to values
 {{- $value := index $values $name }}
 {{- if kindIs "invalid" $value }}
 {{- $_ := set $values $name $default }}
-{{- else if and (kindIs "map" $value) (not (has $name (list "resources" "nodeSelector"))) }}
+{{- else if and (kindIs "map" $value) (not (has $name (list "resources" "nodeSelector" "labels"))) }}
 {{- include "moorage.fill" (dict "values" $value "defaults" $default) }}
 {{- end }}
 {{- end }}
