@@ -40,11 +40,8 @@ async def test_an_alias_that_requires_tools_is_ready_once_a_model_is_known_to_ha
 
         await bed.kube.merge_patch(MODELS, bed.namespace, "m", {"spec": {"capabilities": ["chat", "tools"]}})
         await bed.until_condition("agent", "Ready", "True", resource=MODEL_ALIASES)
-        model = await bed.kube.get(MODELS, bed.namespace, "m")
-        assert model["status"]["capabilities"] == [
-            {"name": "chat", "evidence": "Declared"},
-            {"name": "tools", "evidence": "Declared"},
-        ]
+        told = [{"name": name, "evidence": "Declared"} for name in ("chat", "tools")]
+        await bed.until(MODELS, "m", lambda m: m["status"].get("capabilities") == told)
         await eventually(lambda: gateway.reached("agent") == ["m"], PATIENCE, "the route")
         listed = (await gateway.ask(get("/v1/models/agent"))).json
         assert listed["capabilities"] == ["chat", "tools"]

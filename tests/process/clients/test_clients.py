@@ -5,6 +5,7 @@ known things and calls tools.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import urllib.request
@@ -24,6 +25,17 @@ HERE = Path(__file__).parent
 SECRET = "sk-moorage-0123456789abcdef0123456789"
 UNLIMITED = "sk-moorage-unlimited-0123456789abcdef"  # as in speak_openai.py
 TALKS_SECONDS = 120
+
+
+@contextlib.asynccontextmanager
+async def ended(child: asyncio.subprocess.Process) -> AsyncIterator[None]:
+    """The child does not outlive the block, however that ends."""
+    try:
+        yield
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
 
 
 class Stand:
@@ -48,7 +60,8 @@ class Stand:
             str(self._python), str(HERE / script), self.url, scenario, SECRET,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=quiet,
         )  # fmt: skip
-        out, err = await asyncio.wait_for(child.communicate(), TALKS_SECONDS)
+        async with ended(child):
+            out, err = await asyncio.wait_for(child.communicate(), TALKS_SECONDS)
         assert child.returncode == 0, err.decode()[-3000:]
         return json.loads(out.decode().strip().splitlines()[-1])
 
@@ -212,7 +225,8 @@ async def test_curl(stand: Stand):
         f"{stand.url}/chat/completions", "-H", f"Authorization: Bearer {SECRET}",
         "-H", "Content-Type: application/json", "-d", body, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    out, _ = await asyncio.wait_for(child.communicate(), 60)
+    async with ended(child):
+        out, _ = await asyncio.wait_for(child.communicate(), 60)
     assert child.returncode == 0
     assert out.startswith(b"data: {")
     assert out.endswith(b"data: [DONE]\n\n")

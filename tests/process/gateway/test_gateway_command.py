@@ -27,7 +27,9 @@ from tests.process.gateway.support import (
     chat,
     get,
     mock,
+    model,
     post,
+    serving,
 )
 from tests.process.gateway.test_gateway_tls import certificate
 from tests.support.eventually import PATIENCE, eventually
@@ -199,23 +201,33 @@ async def test_who_comes_while_the_door_closes_is_refused_and_never_taken_and_th
             await late
 
 
-async def test_a_request_that_is_half_sent_is_waited_for_and_so_is_one_that_was_about_to_be(tmp_path):
+async def test_a_request_that_is_half_sent_is_waited_for(tmp_path):
     async with mock() as engine, command(routes(tmp_path, engine), "--drain-delay", "0.3") as gateway:
         async with Client.connected(gateway.public) as uploading:
             request = post(chat(max_tokens=2, text="x" * 10_000))
             await uploading.send(request[:5000])
             gateway.process.send_signal(signal.SIGTERM)
-            await eventually(lambda: "draining" in gateway.log)
-            async with Client.connected(gateway.public) as late:
-                await eventually(lambda: "no more connections" in gateway.log)
-                await asyncio.sleep(0.1)  # what the client needs to write its first request
-                assert (await late.ask(chat(max_tokens=2))).status == 200
+            await eventually(lambda: "no more connections" in gateway.log)
             with pytest.raises(ConnectionRefusedError):
                 async with Client.connected(gateway.public):
                     pass
             await uploading.send(request[5000:])
             assert (await uploading.reply()).status == 200
         assert await gateway.ended() == 0
+
+
+async def test_a_connection_that_was_just_made_is_given_time_for_its_first_request():
+    """In this process, where nobody who is busy can make the time that is given too short."""
+    async with RawEngine(always(OK)) as engine, serving([model("m", engine)], drain_quiet=30.0) as bed:
+        async with bed.client() as late, bed.client() as other:
+            assert (await other.ask(chat())).status == 200
+            ending = asyncio.create_task(bed.gateway.drain())
+            await eventually(lambda: not bed.gateway._servers[0].is_serving())
+            with pytest.raises(ConnectionRefusedError):
+                async with bed.client():
+                    pass
+            assert (await late.ask(chat())).status == 200
+        await ending
 
 
 async def test_a_change_of_the_file_counts_in_the_process_too(tmp_path):
