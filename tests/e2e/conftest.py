@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from e2e.cluster import Cluster
-from e2e.demo import Demo
+from e2e.demo import Demo, DemoError
 from tests.conftest import PREFIX
 
 
@@ -89,8 +89,20 @@ class Machine:
 
     def clear(self) -> None:
         for kind, name in reversed(self._applied):
-            self.kubectl("delete", kind, name, "--ignore-not-found", "--wait=false")
+            self._delete(kind, name)
         self._applied.clear()
+
+    def _delete(self, kind: str, name: str) -> None:
+        """A Model that an alias points at is protected, until the API server has noticed that the alias is gone."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self.kubectl("delete", kind, name, "--ignore-not-found", "--wait=false")
+                return
+            except DemoError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
 
 
 def condition(obj: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -234,12 +234,12 @@ def test_a_switch_under_load_fails_no_request(machine: Machine, gateway: Address
 
 
 class LongAnswer:
-    """A streamed answer of `name`, served by `model`, that takes about twenty seconds, as far as a context goes."""
+    """A streamed answer of `name`, served by `model`, that takes about twenty seconds, as far as a slot's context goes."""
 
-    def __init__(self, gateway: Address, name: str, model: str) -> None:
+    def __init__(self, gateway: Address, name: str, model: str, most: int = 3900) -> None:
         began = time.monotonic()
         assert gateway.chat(model, max_tokens=50, ignore_eos=True)[0] == 200
-        self.tokens = min(int(50 / (time.monotonic() - began) * 20), 3900)
+        self.tokens = min(int(50 / (time.monotonic() - began) * 20), most)
         question = {"model": name, "max_tokens": self.tokens, "ignore_eos": True, "stream": True}
         question |= {"messages": [{"role": "user", "content": "Hi"}], "stream_options": {"include_usage": True}}
         request = urllib.request.Request(gateway.url + "/v1/chat/completions", json.dumps(question).encode())

@@ -138,7 +138,7 @@ def test_serving_goes_on_while_the_api_server_is_away(machine: Machine, gateway:
     gateway.until("constant", 200)
     both = gateways(machine)
     assert len(both) == 2
-    running = LongAnswer(gateway, "harbor-llama", "harbor-llama")
+    running = LongAnswer(gateway, "harbor-llama", "harbor-llama", most=1900)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         with without_api_server(machine):
             waiting = pool.submit(ask, gateway, "drowsy")
