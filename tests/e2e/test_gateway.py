@@ -234,7 +234,7 @@ def test_a_switch_under_load_fails_no_request(machine: Machine, gateway: Address
 
 
 class LongAnswer:
-    """A streamed answer of `name`, served by `model`, that takes about twenty seconds, as far as a slot's context goes."""
+    """A streamed answer of `name`, served by `model`, that takes about twenty seconds if a context is long enough."""
 
     def __init__(self, gateway: Address, name: str, model: str, most: int = 3900) -> None:
         began = time.monotonic()

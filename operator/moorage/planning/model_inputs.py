@@ -15,6 +15,7 @@ from moorage.api.model import ModelSpec
 from moorage.planning import model_capabilities, moving
 from moorage.planning.model_engine import engine_of, image_of, restart_of
 from moorage.planning.model_pass import ModelPass
+from moorage.planning.types import Manifest
 
 SHAPELESS = {
     *("replicas", "benchmark", "description", "tags", "purpose", "request", "rollout", "update_policy"),
@@ -54,11 +55,21 @@ def changes(step: ModelPass) -> tuple[str, ...]:
     live = step.seen.deployment or {}
     if live.get("inputsHash") == identity(step):
         return ()
-    if not (made_for := live.get("inputs")):
+    if (made_for := _noted(live)) is None:
         return (UNKNOWN,)
     spec = step.model.spec.model_dump(mode="json", by_alias=True, exclude=SHAPELESS, exclude_defaults=True)
     said = {f"{_SPEC}{path}" for path, _ in _flat(spec)}
-    return tuple(_TOLD.get(key, key.removeprefix(_SPEC)) for key in _differing(json.loads(made_for), step, said))
+    return tuple(_TOLD.get(key, key.removeprefix(_SPEC)) for key in _differing(made_for, step, said))
+
+
+def _noted(live: Manifest) -> dict[str, str] | None:
+    """The note on a Deployment; None where there is none that anybody of us wrote."""
+    try:
+        found = json.loads(live.get("inputs") or "null")
+    except ValueError:
+        return None
+    whole = isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+    return found if whole else None
 
 
 def stands(step: ModelPass) -> bool:
@@ -100,7 +111,7 @@ def _beside(step: ModelPass) -> dict[str, Any]:
     if placed and engine_of(step).fills_gpu:
         gpus.append(placed.gpu_memory_mib)
     return {
-        "source": source.inputs_hash,
+        "source": [source.inputs_hash, *_named_download(step)],
         "claim": source.claim_name,
         "path": source.path,
         "revision": source.resolved_revision,
@@ -116,6 +127,15 @@ def _beside(step: ModelPass) -> dict[str, Any]:
     }
 
 
+def _named_download(step: ModelPass) -> list[object]:
+    """What a person says in the ModelDownload that the spec names; one that Moorage makes says what the spec does."""
+    raw = step.seen.download
+    if not step.model.spec.source.download_ref or raw is None:
+        return []
+    noted = raw["metadata"].get("annotations") or {}
+    return [raw["spec"].get("source"), noted.get(names.REFRESH_AT, ""), noted.get(names.VERIFY_AT, "")]
+
+
 def room_of(step: ModelPass) -> str:
     """The memory that one GPU has to have by what was learned; a pod is made anew when it rises."""
     learned = step.status.memory.learned if step.status.memory else None
@@ -127,5 +147,5 @@ def _flat(part: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in part.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{path}{key}.")
-        elif value not in (None, [], ""):
+        elif value is not None and value != []:
             yield f"{path}{key}", value

@@ -1,5 +1,7 @@
 """The step Placed of a Model: how much memory it needs, and the GPUs that give it. Decided before the download."""
 
+import json
+
 from moorage import names
 from moorage.api.common import quantity_bytes
 from moorage.api.conditions import ModelCondition as C
@@ -32,6 +34,8 @@ def place(step: ModelPass) -> str | None:
     another estimate of this version of Moorage move them. Until then every pass decides anew, with what the cluster has
     now, and holds the chosen GPUs for this Model.
     """
+    if step.servers and not step.source.main_file:
+        return None  # the files of a volume are known when its download is, and decided about then
     try:
         return _on_cpu(step) if step.model.spec.accelerator.vendor == "None" else _on_gpus(step)
     except InvalidSpec as error:
@@ -42,23 +46,34 @@ def _on_gpus(step: ModelPass) -> str | None:
     learn(step)
     if why := exhausted(step):
         return _exhausted(step, why)
-    placed, further = step.status.placement, False
+    placed, further, unsaid = step.status.placement, False, False
     if placed and placed.count and _stand(step):
-        if step.stays:
+        unsaid = step.stays and bool(model_inputs.changes(step))
+        if step.stays and not unsaid:
             return _stay(step, placed, placed.count)
-        further = step.serves
+        further = step.serves and not step.stays
     plans = candidates(step)
     inputs = _inputs(step, plans)
     if placed and placed.inputs_hash != inputs:
         node_pools.forget(placed)
     if further:
         step.decision = moving.of_same_template(step, step.replicas, replacing=True)
+    elif unsaid:
+        step.decision = decision(step, _deployed(step, plans), replacing=True)
     else:
         step.decision = decision(step, plans, replacing=step.model.spec.rollout.strategy != "Surge")
     refused = _take(step, step.decision, inputs)
     if further:
         tell_what_runs(step)
     return refused
+
+
+def _deployed(step: ModelPass, plans: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+    """Of `plans` the one that the Deployment has, where the status that should tell of it was not written any more."""
+    live = step.seen.deployment or {}
+    gpus = json.loads(live.get("placement") or "{}").get("gpus", {})
+    number = sum(int(count) for count in gpus.values())
+    return tuple(plan for plan in plans if plan.gpus == number) or plans
 
 
 def _stand(step: ModelPass) -> bool:
@@ -125,7 +140,7 @@ def _on_cpu(step: ModelPass) -> str | None:
         count=0, vendor="None", reason=why, nodes=before.nodes, failed_move=before.failed_move
     )
     _stand(step)
-    if step.stays and step.status.memory:
+    if (step.stays or (step.stands and step.serves)) and step.status.memory:
         step.estimate = differs(step, 0)
     elif refused := remember_memory(step, 0):
         return refused
@@ -347,7 +362,12 @@ def remember_memory(step: ModelPass, gpus: int) -> str | None:
 
 
 def _bound(step: ModelPass) -> bool:
-    return bool(_nodes(step)) and len(_nodes(step)) >= step.replicas
+    """Whether as many servers of the wanted version as are wanted have a node; those of an older one do not count."""
+    live = step.seen.deployment or {}
+    if live.get("observedGeneration", 0) < live.get("generation", 0) and not step.draft.was_true(C.PLACED):
+        return False  # whose pods there are is not counted yet
+    older = max(live.get("replicas", 0) - live.get("updated", 0), 0)
+    return bool(_nodes(step)) and len(_nodes(step)) - older >= step.replicas
 
 
 def _nodes(step: ModelPass) -> list[str]:

@@ -45,8 +45,9 @@ def serve(step: ModelPass) -> str | None:
         if child is not None and not _ours(step, child):
             return _not_ours(step, kind, child)
     gpus = (step.status.placement.count if step.status.placement else 0) or 0
-    # The header of files in a volume is known only by now.
-    if not step.stays and (refused := remember_memory(step, gpus)):
+    # The header of files in a volume is known only by now; what runs keeps what was planned for it.
+    kept = step.stays or (step.stands and step.serves)
+    if not kept and (refused := remember_memory(step, gpus)):
         return refused
     image = image_of(step)
     if not image:
