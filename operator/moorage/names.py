@@ -37,6 +37,7 @@ KEY_EXPIRES = f"{GROUP}/expires-at"
 MANIFEST_HASH = f"{GROUP}/manifest-hash"
 INPUTS_HASH = f"{GROUP}/inputs-hash"
 INPUTS = f"{GROUP}/inputs"
+IMAGE_FOR = f"{GROUP}/image-for"  # engine and vendor of accelerators: LlamaCpp/AMD
 IMAGE_FROM = f"{GROUP}/image-from"  # "spec" where spec.image chose the engine image, absent where the chart did
 
 # Annotations by which a person asks for something once; the value is an RFC 3339 time, as in `kubectl rollout restart`.

@@ -63,6 +63,7 @@ def deployment(obj: Manifest) -> Manifest | None:
         "restartAt": (obj["metadata"].get("annotations") or {}).get(names.RESTART_AT, ""),
         "progressDeadline": spec.get("progressDeadlineSeconds", 600),
         "moved": (obj["metadata"].get("annotations") or {}).get(names.MOVED, ""),
+        "imageFor": (obj["metadata"].get("annotations") or {}).get(names.IMAGE_FOR, ""),
         "imageFrom": (obj["metadata"].get("annotations") or {}).get(names.IMAGE_FROM, ""),
         "conditions": {
             c["type"]: {"status": c["status"], "reason": c.get("reason", ""), "message": c.get("message", "")}

@@ -1,13 +1,16 @@
 """The engine of a Model, and what it is asked: the spec with what is known of the files."""
 
+import json
 from dataclasses import dataclass
 
 from moorage import names
 from moorage.engines.base import DEFAULT_CONTEXT, Asked, Engine, Serving
 from moorage.engines.choice import choose
 from moorage.errors import InvalidSpec
+from moorage.placement import vendors
 from moorage.planning import model_capabilities
 from moorage.planning.model_pass import ModelPass
+from moorage.planning.types import Manifest
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ def asked_of(step: ModelPass) -> Asked:
 
 def image_of(step: ModelPass) -> str:
     """The image that servers made now run: one that runs stays until a person or the update policy says otherwise."""
-    spec, live = step.model.spec, step.seen.deployment
-    if spec.image or live is None or live.get("owner") != step.model.metadata.uid:
+    spec, live = step.model.spec, _own(step)
+    if spec.image or live is None:
         return newest_image(step)
     asked = live["imageFrom"] == "spec" or spec.update_policy == "Rolling" or restart_of(step) != live["restartAt"]
     return newest_image(step) if asked or not _serves_same(step) else str(live["image"])
@@ -61,19 +64,60 @@ def newest_image(step: ModelPass) -> str:
     return step.model.spec.image or step.seen.defaults.engine_image(engine_of(step).name, vendor_of(step))
 
 
+def image_for(step: ModelPass) -> str:
+    """What the image of servers made now is for, as it is kept on their Deployment: engine/vendor."""
+    return f"{engine_of(step).name}/{vendor_of(step)}"
+
+
 def vendor_of(step: ModelPass) -> str:
-    """Whose accelerators the servers use, or will as far as that is known: Nvidia, AMD, None."""
+    """Whose accelerators the servers use, or will as far as that is known: Nvidia, AMD, None.
+
+    As long as no GPU is chosen they are those that the Deployment was made for, so that who waits keeps its image.
+    """
     asked, placed = step.model.spec.accelerator.vendor, step.status.placement
     if asked != "Auto":
         return asked
-    return placed.vendor if placed and placed.vendor in ("Nvidia", "AMD") else "Nvidia"
+    known = (placed.vendor if placed else "", _noted(step)[1], _vendor_of_template(step))
+    return next((vendor for vendor in known if vendor in vendors.ORDER), vendors.NVIDIA)
+
+
+def _own(step: ModelPass) -> Manifest | None:
+    """The Deployment that there is, if it is the Model's."""
+    live = step.seen.deployment
+    return live if live is not None and live.get("owner") == step.model.metadata.uid else None
 
 
 def _serves_same(step: ModelPass) -> bool:
-    """Whether the image that runs is of the engine and for the accelerators that are wanted now."""
+    """Whether the image that runs is of the engine and for the accelerators that are wanted now.
+
+    The Deployment says what it is for: the status may already tell of a new version that the mirror does not show yet.
+    """
+    engine, vendor = _noted(step) if any(_noted(step)) else _supposed(step)
+    return engine in ("", engine_of(step).name) and vendor in ("", vendor_of(step))
+
+
+def _noted(step: ModelPass) -> tuple[str, str]:
+    """Engine and vendor that the image of the live Deployment is for; empty where an older version did not say."""
+    live = _own(step)
+    engine, _, vendor = (live["imageFor"] if live else "").partition("/")
+    return engine, vendor
+
+
+def _supposed(step: ModelPass) -> tuple[str, str]:
+    """The same where it is not noted: the GPUs that the template asks for, else what the last pass said of what runs.
+
+    On the CPU a GPU of the template is one that a person asks for in `spec.resources`.
+    """
     engine, ran = step.status.engine, step.ran[0]
-    same_engine = engine is None or engine.name in (None, engine_of(step).name)
-    return same_engine and (ran is None or ran.vendor in (None, vendor_of(step)))
+    template = _vendor_of_template(step) if vendor_of(step) in vendors.ORDER else ""
+    return (engine.name if engine else "") or "", template or (ran.vendor if ran else "") or ""
+
+
+def _vendor_of_template(step: ModelPass) -> str:
+    """Whose GPUs the pods of the live Deployment ask a device plugin for; empty where they ask none."""
+    live = _own(step)
+    gpus = json.loads(live["placement"]).get("gpus", ()) if live and live.get("placement") else ()
+    return next((vendors.AMD if gpu == vendors.AMD_GPU else vendors.NVIDIA for gpu in gpus), "")
 
 
 def restart_of(step: ModelPass) -> str:

@@ -23,7 +23,7 @@ from moorage.planning import (
     volumes,
 )
 from moorage.planning.draft import FALSE, TRUE, UNKNOWN
-from moorage.planning.model_engine import asked_of, engine_of, image_of, newest_image, restart_of, vendor_of
+from moorage.planning.model_engine import asked_of, engine_of, image_for, image_of, newest_image, restart_of, vendor_of
 from moorage.planning.model_learn import partly_on_cpu, unseen
 from moorage.planning.model_memory import memory
 from moorage.planning.model_pass import ModelPass
@@ -115,6 +115,7 @@ def _notes(step: ModelPass, kept: str | None) -> dict[str, str]:
         names.INPUTS_HASH: kept or model_inputs.identity(step),
         names.INPUTS: model_inputs.note(step),
         names.RESTART_AT: restart_of(step),
+        names.IMAGE_FOR: image_for(step),
         names.IMAGE_FROM: "spec" if step.model.spec.image else "",
         names.MOVED: moving.moved(step),
     }
