@@ -132,3 +132,55 @@ def test_a_server_that_no_quota_lets_in_is_not_waited_for_after_the_deadline():
     failed = {"status": "False", "reason": "ProgressDeadlineExceeded", "message": "x"}
     live["conditions"] = {**live["conditions"], "Progressing": failed}
     assert allowed(world.settle()) == 1
+
+
+def failing_rollout(servers: int) -> World:
+    """All servers of the previous version are ready; the new one's first fails for longer than a start may take."""
+    world = World(model(replicas=servers, storage={"accessModes": ["ReadWriteMany"]}))
+    world.answer_resolve(GGUF).download_done()
+    for index in range(servers):
+        world.pod_is(f"p{index}", ready=True, node=f"n{index}")
+    world.settle().token().later(3600)
+    world.change(args=["--bad"]).settle()
+    world.pod_is("new", node="n9", restarts=9, created=world.now.isoformat(), readyAt=None)
+    live(world).update(replicas=servers + 1, updated=1)
+    return world.later(4000).settle()
+
+
+def live(world: World) -> dict:
+    return world.children[("Deployment", "tiny")]
+
+
+def too_slow(world: World) -> None:
+    """The Deployment controller says that the rollout took too long."""
+    failed = {"status": "False", "reason": "ProgressDeadlineExceeded", "message": "x"}
+    live(world)["conditions"] = {**live(world)["conditions"], "Progressing": failed}
+
+
+@pytest.mark.parametrize("servers", [2, 3])
+@pytest.mark.parametrize("told", [False, True], ids=["before the deadline", "after the deadline"])
+def test_a_new_version_that_fails_is_none_of_the_servers_that_are_wanted(servers, told):
+    """It is one more than wanted; who took it for a wanted one that is lost would let two of the others go at once."""
+    world = failing_rollout(servers)
+    if told:
+        too_slow(world)
+    assert allowed(world.settle()) == 1
+    del world.pods["p0"]
+    live(world).update(ready=servers - 1, replicas=servers)
+    assert allowed(world.settle()) == 0, "its successor is not there yet"
+    world.pod_is("p9", node="n7", created=world.now.isoformat(), readyAt=None)
+    live(world).update(replicas=servers + 1, updated=1)
+    assert allowed(world.settle()) == 0, "its successor loads"
+    assert 0 < (world.plan().requeue_after or 0) <= 1200
+    world.later(1200)
+    assert allowed(world.settle()) == 1, "its successor does not come either"
+
+
+def test_a_successor_that_has_just_begun_is_waited_for_after_the_deadline_of_a_rollout():
+    world = several(2, UNPLACED).later(1200)
+    too_slow(world)
+    assert allowed(world.settle()) == 1
+    world.pod_is("p1", **{**UNPLACED, "readyAt": None, "created": world.now.isoformat()})
+    assert allowed(world.settle()) == 0
+    world.later(1200)
+    assert allowed(world.settle()) == 1

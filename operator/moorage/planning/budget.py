@@ -36,11 +36,14 @@ def limit_evictions(step: ModelPass, live: Manifest) -> None:
 
 
 def _given_up(step: ModelPass, live: Manifest) -> int:
-    """Servers that are wanted and that nobody waits for any more."""
+    """Servers that are wanted and that nobody waits for any more.
+
+    One that a rollout has beyond those that are wanted is none of them: what fails there is a new version, and says
+    nothing of the servers of the previous one and of their successors, which keep the service.
+    """
     lacking: int = max(live["wanted"] - live["ready"], 0)
-    if live["conditions"].get("Progressing", {}).get("reason") == DEADLINE:
-        return lacking  # also where no pod can be made at all
-    late, patience = 0, moving.patience(step, live)
+    late, coming = 0, 0
+    patience = moving.patience(step, live)
     for pod in step.servers:
         since = pod.get("readyAt") or pod.get("created")
         if pod["ready"] or not since:
@@ -49,7 +52,12 @@ def _given_up(step: ModelPass, live: Manifest) -> int:
         if left > 0:
             step.wake_in(left)
         late += left <= 0
-    return min(late, lacking)
+        coming += left > 0
+    rolling = live["updated"] < live["replicas"]
+    if not rolling and live["conditions"].get("Progressing", {}).get("reason") == DEADLINE:
+        return max(lacking - coming, 0)  # also where no pod can be made at all
+    surplus: int = max(len(step.servers) - live["wanted"], int(rolling))  # also while the successor is still to be made
+    return min(max(late - surplus, 0), lacking)
 
 
 def _labels(step: ModelPass) -> dict[str, str]:
