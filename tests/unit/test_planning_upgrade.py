@@ -12,7 +12,7 @@ from moorage.engines.llamacpp import LlamaCppEngine
 from moorage.engines.vllm import VllmEngine
 from moorage.manifests import model as manifests
 from moorage.planning import download_job
-from moorage.planning.types import Resolve
+from moorage.planning.types import Answer, Resolve
 from tests.support.world import GGUF, SAFETENSORS, World, claim, gpu_node, model
 from tests.unit.test_planning_gate import gpu, report
 from tests.unit.test_planning_place import big_header
@@ -455,3 +455,55 @@ def test_files_in_a_volume_decide_about_the_first_server_already():
     assert world.model["status"]["placement"]["gpuClass"] == "24Gi"
     world.pod(ready=True, node="gpu-2", gpus=GPU).token()
     assert (world.phase, live(world)["generation"]) == ("Ready", 1), "made once"
+
+
+# -- a new version that is still to come -------------------------------------------------------------------------------
+
+OTHER = {"huggingFace": {"repo": "org/other", "quantization": "Q4_K_M"}}
+
+
+def waits(world: World, kind: str) -> bool:
+    """Whether UpToDate is not True, and its words are those of the condition that keeps the new version."""
+    told = ("False", "Progressing", f"the new version waits: {world.condition(kind)[2]}")
+    return world.condition("UpToDate") == told and world.condition("Serving")[0] == "True"
+
+
+def test_a_new_version_without_a_place_is_not_what_runs():
+    world = running(gpu_node("gpu-1", 24_564))
+    world.change(contextLength=32_768, maxSequences=16).settle()
+    assert waits(world, "Placed")
+    world.model["spec"] = {k: v for k, v in world.model["spec"].items() if k not in ("contextLength", "maxSequences")}
+    world.change().settle()
+    assert world.condition("UpToDate")[:2] == ("True", "UpToDate"), "a person took it back"
+
+
+def test_another_source_is_not_what_runs_while_it_is_resolved_and_downloaded():
+    world = running(gpu_node("gpu-1", 24_564))
+    world.change(source=OTHER)
+    world.resolved, world.asked = None, []
+    assert waits(world.settle(), "Accepted")
+    ask = next(a for a in world.asked if isinstance(a, Resolve))
+    world.resolved = Answer(ask.inputs, None, "HubUnreachable", "the hub does not answer", True)
+    assert waits(world.settle(), "Accepted")
+    world.resolved = Answer(ask.inputs, {**LLAMA, "commit": "e" * 40})
+    world.download = None
+    world._pass_model()
+    assert waits(world, "Downloaded")
+
+
+def test_a_request_to_resolve_again_is_awaited_too():
+    world = running(gpu_node("gpu-1", 24_564)).annotate(names.REFRESH_AT, "2026-01-02T00:00:00Z")
+    world.resolved, world.asked = None, []
+    assert waits(world.settle(), "Accepted")
+    ask = next(a for a in world.asked if isinstance(a, Resolve))
+    world.resolved = Answer(ask.inputs, LLAMA)
+    assert world.settle().condition("UpToDate")[:2] == ("True", "UpToDate"), "the same commit as before"
+
+
+def test_a_node_that_went_makes_no_new_version():
+    """What runs was made for this very spec; a lost server's place is another condition's to tell."""
+    world = running(gpu_node("gpu-1", 24_564), gpu_node("gpu-2", 24_564), servers=2)
+    world.nodes = world.nodes[:1]
+    world.pods["p2"].update(node="", ready=False, gpus={}, unschedulable="0/1 nodes are available")
+    live(world).update(ready=1)
+    assert world.settle().condition("UpToDate")[:2] == ("True", "UpToDate")

@@ -17,6 +17,7 @@ from moorage.planning import (
     model_capabilities,
     model_gate,
     model_inputs,
+    model_source,
     moving,
     node_pools,
     text,
@@ -278,6 +279,10 @@ def _rolling(live: Manifest) -> bool:
 
 def _up_to_date(step: ModelPass, live: Manifest, problem: Trouble | None) -> None:
     newest = newest_image(step)
+    made_for_this = step.source.inputs_hash == model_source.inputs_of(step) and model_inputs.stands(step)
+    unmet = (
+        c for k in (C.ACCEPTED, C.PLACED, C.DOWNLOADED, C.SERVING) if (c := step.draft.get(k)) and c.status != TRUE
+    )
     if step.held_version:
         return
     if _rolling(live) and problem and live["ready"]:
@@ -287,6 +292,8 @@ def _up_to_date(step: ModelPass, live: Manifest, problem: Trouble | None) -> Non
         step.draft.set(C.UP_TO_DATE, UNKNOWN, Reason.PENDING, "no server has run yet")
     elif _pending(step) or (_rolling(live) and (live["wanted"] or live["replicas"])):
         step.draft.set(C.UP_TO_DATE, FALSE, Reason.PROGRESSING, "the new version is being rolled out")
+    elif not made_for_this and (first := next(unmet, None)):
+        step.draft.set(C.UP_TO_DATE, FALSE, Reason.PROGRESSING, f"the new version waits: {first.message}")
     elif live["image"] != newest:
         what = f"image {newest} is available; annotate {names.RESTART_AT} to roll it out"
         step.draft.set(C.UP_TO_DATE, FALSE, Reason.ROLLOUT_AVAILABLE, what)
