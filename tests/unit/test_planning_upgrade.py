@@ -507,3 +507,30 @@ def test_a_node_that_went_makes_no_new_version():
     world.pods["p2"].update(node="", ready=False, gpus={}, unschedulable="0/1 nodes are available")
     live(world).update(ready=1)
     assert world.settle().condition("UpToDate")[:2] == ("True", "UpToDate")
+
+
+# -- a spec that only another version understands ----------------------------------------------------------------------
+
+
+def test_a_source_that_came_with_a_spec_nobody_understood_is_still_resolved(hashes_otherwise):
+    world = running(gpu_node("gpu-1", 24_564))
+    world.resolved, world.asked = None, []
+    world.change(source=OTHER, engine="Future").settle()
+    assert world.condition("Accepted")[:2] == ("False", "InvalidSpec")
+    assert world.condition("Stalled")[:2] == ("True", "InvalidSpec")
+    assert world.model["status"]["observedGeneration"] == world.model["metadata"]["generation"]
+    world.model["spec"]["engine"] = "Auto"  # as the version that understands it reads the very same generation
+    hashes_otherwise()
+    assert world.settle().condition("Accepted")[:2] == ("Unknown", "Progressing")
+    assert any(isinstance(ask, Resolve) for ask in world.plan().ask)
+
+
+def test_a_spec_that_nobody_understood_and_a_person_took_back_costs_nothing():
+    world = running(gpu_node("gpu-1", 24_564))
+    before, said = copy(world), world.condition("Accepted")
+    world.resolved = None
+    world.change(engine="Future").settle()
+    world.model["spec"] = {k: v for k, v in world.model["spec"].items() if k != "engine"}
+    world.change().settle()
+    assert undisturbed(world, before)
+    assert (world.condition("Accepted"), world.phase, world.plan().ask) == (said, "Ready", ())

@@ -10,12 +10,15 @@ from moorage.planning.types import Manifest, Plan
 
 
 def plan(obj: Manifest, now: datetime, error: InvalidSpec) -> Plan:
-    """Accepted=False and Stalled=True with the error's sentence; no child is touched.
+    """Stalled=True with the error's sentence, and Accepted=False of a Model; no child is touched.
 
-    The API server's schema refuses such objects, so this is for what an older CRD let through.
+    The API server's schema refuses such objects, so this is for what an older CRD let through. Another version of
+    Moorage may understand the very same generation, and must not take its source for one that was resolved.
     """
     old = obj.get("status") or {}
     draft = Draft(conditions_of(obj), obj["metadata"].get("generation", 0), now)
+    if obj.get("kind") == "Model":
+        draft.set("Accepted", FALSE, Reason.INVALID_SPEC, error.message)
     draft.set("Stalled", TRUE, Reason.INVALID_SPEC, error.message)
     draft.set("Ready", FALSE, Reason.INVALID_SPEC, error.message)
     status = {
