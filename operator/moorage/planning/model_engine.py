@@ -52,7 +52,7 @@ def asked_of(step: ModelPass) -> Asked:
 
 def image_of(step: ModelPass) -> str:
     """The image that servers made now run: one that runs stays until a person or the update policy says otherwise."""
-    spec, live = step.model.spec, _own(step)
+    spec, live = step.model.spec, own_deployment(step)
     if spec.image or live is None:
         return newest_image(step)
     asked = live["imageFrom"] == "spec" or spec.update_policy == "Rolling" or restart_of(step) != live["restartAt"]
@@ -81,7 +81,7 @@ def vendor_of(step: ModelPass) -> str:
     return next((vendor for vendor in known if vendor in vendors.ORDER), vendors.NVIDIA)
 
 
-def _own(step: ModelPass) -> Manifest | None:
+def own_deployment(step: ModelPass) -> Manifest | None:
     """The Deployment that there is, if it is the Model's."""
     live = step.seen.deployment
     return live if live is not None and live.get("owner") == step.model.metadata.uid else None
@@ -98,7 +98,7 @@ def _serves_same(step: ModelPass) -> bool:
 
 def _noted(step: ModelPass) -> tuple[str, str]:
     """Engine and vendor that the image of the live Deployment is for; empty where an older version did not say."""
-    live = _own(step)
+    live = own_deployment(step)
     engine, _, vendor = (live["imageFor"] if live else "").partition("/")
     return engine, vendor
 
@@ -115,7 +115,7 @@ def _supposed(step: ModelPass) -> tuple[str, str]:
 
 def _vendor_of_template(step: ModelPass) -> str:
     """Whose GPUs the pods of the live Deployment ask a device plugin for; empty where they ask none."""
-    live = _own(step)
+    live = own_deployment(step)
     gpus = json.loads(live["placement"]).get("gpus", ()) if live and live.get("placement") else ()
     return next((vendors.AMD if gpu == vendors.AMD_GPU else vendors.NVIDIA for gpu in gpus), "")
 

@@ -13,7 +13,7 @@ from typing import Any
 from moorage import names
 from moorage.api.model import ModelSpec
 from moorage.planning import model_capabilities, moving
-from moorage.planning.model_engine import engine_of, image_of, restart_of
+from moorage.planning.model_engine import engine_of, image_of, own_deployment, restart_of
 from moorage.planning.model_pass import ModelPass
 from moorage.planning.types import Manifest
 
@@ -74,10 +74,7 @@ def _noted(live: Manifest) -> dict[str, str] | None:
 
 def stands(step: ModelPass) -> bool:
     """Whether the servers that there are were made for what is wanted now, whatever GPUs they should get today."""
-    live = step.seen.deployment
-    if live is None or live.get("owner") != step.model.metadata.uid:
-        return False
-    return set(changes(step)) <= {_TOLD["gpus"]}
+    return own_deployment(step) is not None and set(changes(step)) <= {_TOLD["gpus"]}
 
 
 def _differing(before: Mapping[str, str], step: ModelPass, said: set[str]) -> Iterator[str]:

@@ -101,6 +101,11 @@ class ModelPass:
         """Whether a server is ready: what another one lacks is no reason to start that one anew."""
         return any(pod["ready"] for pod in self.servers)
 
+    @property
+    def keeps_plan(self) -> bool:
+        """Whether what was planned for the servers that there are holds, also for those that come beside them."""
+        return self.stays or (self.stands and self.serves)
+
     def done(self, kind: C, reason: Reason, message: str) -> None:
         """Say that the step of `kind` is complete."""
         self.draft.set(kind, TRUE, reason, message)

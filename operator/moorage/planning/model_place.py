@@ -140,7 +140,7 @@ def _on_cpu(step: ModelPass) -> str | None:
         count=0, vendor="None", reason=why, nodes=before.nodes, failed_move=before.failed_move
     )
     _stand(step)
-    if (step.stays or (step.stands and step.serves)) and step.status.memory:
+    if step.keeps_plan and step.status.memory:
         step.estimate = differs(step, 0)
     elif refused := remember_memory(step, 0):
         return refused

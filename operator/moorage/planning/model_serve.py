@@ -47,8 +47,7 @@ def serve(step: ModelPass) -> str | None:
             return _not_ours(step, kind, child)
     gpus = (step.status.placement.count if step.status.placement else 0) or 0
     # The header of files in a volume is known only by now; what runs keeps what was planned for it.
-    kept = step.stays or (step.stands and step.serves)
-    if not kept and (refused := remember_memory(step, gpus)):
+    if not step.keeps_plan and (refused := remember_memory(step, gpus)):
         return refused
     image = image_of(step)
     if not image:
