@@ -2,49 +2,22 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 
 from moorage.control.operator import Operator
 from moorage.kube.resources import DEPLOYMENTS, EVENTS, MODELS
 from moorage.names import FIELD_MANAGER
-from tests.conftest import TestCluster
+from tests.api.test_operator_faults import bed, operator, proxy
 from tests.support.apiproxy import ApiProxy, Seen
-from tests.support.bed import Bed, running_operator
+from tests.support.bed import Bed
 
 pytestmark = pytest.mark.api
+__all__ = ["bed", "operator", "proxy"]  # the fixtures
 
 AGENT = "moorage-operator"
 QUIET_SECONDS = 4.0
 """Longer than a pass that comes back by itself to see whether something was left to say."""
-
-
-@pytest.fixture
-async def bed(kwok_cluster: TestCluster) -> AsyncIterator[Bed]:
-    async with Bed.made(kwok_cluster.kubeconfig) as made:
-        await made.ready_download()
-        yield made
-
-
-@pytest.fixture
-async def proxy(kwok_cluster: TestCluster, tmp_path: Path) -> AsyncIterator[ApiProxy]:
-    async with ApiProxy(kwok_cluster.kubeconfig, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-async def operator(proxy: ApiProxy) -> AsyncIterator[Operator]:
-    """In a thread, because the proxy answers in this loop."""
-
-    def started() -> Iterator[Operator]:
-        with running_operator(proxy.kubeconfig) as made:
-            yield made
-
-    life = started()
-    yield await asyncio.to_thread(next, life)
-    await asyncio.to_thread(lambda: next(life, None))
 
 
 def asked(bed: Bed, proxy: ApiProxy) -> Counter[str]:
